@@ -1,0 +1,86 @@
+"""The project's environment variables, read once per process into one frozen object.
+
+`.env` in the project's root is read, real variables win. Relative paths resolve against the project's root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from finetune_assets.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's root: where `dagster.yaml`, `data/` and `.env` are."""
+
+LAUNCHERS = ("subprocess",)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where data come from, where results go, and when the weekly run starts."""
+
+    sources: tuple[str, ...]
+    home: Path
+    database_url: str
+    assistants: Path
+    user_key: str | None
+    first_week: date
+    retrain_cron: str
+    launcher: str
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
+        """Reads `variables` (default: `.env` of the root, overridden by the process's environment).
+
+        Raises SettingsError for a first week that is not a Monday, or an unknown launcher.
+        """
+        if variables is None:
+            env_file = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
+            variables = {**env_file, **os.environ}
+        home = _path(variables.get("FINETUNE_HOME") or "data/store")
+        return cls(
+            sources=tuple(_source(s.strip()) for s in (variables.get("FINETUNE_SOURCE") or "data/sample").split(",") if s.strip()),
+            home=home,
+            database_url=variables.get("FINETUNE_DATABASE_URL") or f"sqlite:///{home / 'ledger.db'}",
+            assistants=_path(variables.get("FINETUNE_ASSISTANTS") or str(ROOT / "finetune_assets" / "assistants")),
+            user_key=variables.get("FINETUNE_USER_KEY") or None,
+            first_week=_monday(variables.get("FINETUNE_FIRST_WEEK") or "2020-01-06"),
+            retrain_cron=variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1",
+            launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
+        )
+
+    @property
+    def dagster_storage(self) -> Path:
+        """Dagster's own database and logs: in the store, so that a store and its history go together."""
+        return self.home / "dagster"
+
+
+def _path(text: str) -> Path:
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else ROOT / path
+
+
+def _source(text: str) -> str:
+    return text if "://" in text else str(_path(text))
+
+
+def _monday(text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"FINETUNE_FIRST_WEEK={text!r} is not a date; write it as YYYY-MM-DD.") from None
+    if day.weekday() != 0:
+        raise SettingsError(f"FINETUNE_FIRST_WEEK={text} is a {day:%A}; weeks start on Mondays, so write the Monday before.")
+    return day
+
+
+def _launcher(text: str) -> str:
+    if text not in LAUNCHERS:
+        raise SettingsError(f"FINETUNE_LAUNCHER={text!r} is unknown; allowed: {', '.join(LAUNCHERS)}.")
+    return text

@@ -1,0 +1,74 @@
+"""Every error this project raises on purpose. A message names the thing, the value, the cause and the mend.
+
+    FinetuneError
+    ├── SettingsError            an environment variable or a YAML key that makes no sense
+    │   └── UnknownAssistant     no file and no tenant of that name
+    ├── SourceError              a source that cannot be read, or lacks a table or a column
+    ├── DataError                the data do not allow what was asked
+    │   ├── NothingSelected      an assistant whose `select` matches no conversation
+    │   ├── TooFewExamples       fewer training examples than `min_examples`
+    │   └── LeakError            a person, a conversation or a near-duplicate stands in two splits
+    ├── TrainingError            a training that could not be started or finished
+    │   ├── BudgetExceeded       the estimate is above the assistant's budget
+    │   └── ModelUnavailable     a base model that cannot be loaded
+    ├── LaunchError              a child process that ended badly
+    └── LedgerError              a row that is missing, claimed by another run, or contradicts what is stored
+
+Provider errors are translated once, in their trainer. `exit_code` is what the command line ends with.
+"""
+
+
+class FinetuneError(Exception):
+    """Root of the tree; `str(error)` is fit to be shown to a user."""
+
+    exit_code = 1
+
+
+class SettingsError(FinetuneError):
+    """A setting that makes no sense."""
+
+    exit_code = 2
+
+
+class UnknownAssistant(SettingsError):
+    """An assistant without a file and without a tenant of its name."""
+
+
+class SourceError(FinetuneError):
+    """A source that cannot be read."""
+
+
+class DataError(FinetuneError):
+    """The data do not allow what was asked."""
+
+
+class NothingSelected(DataError):
+    """The assistant's `select` matches no conversation."""
+
+
+class TooFewExamples(DataError):
+    """Fewer training examples than the assistant's `min_examples`."""
+
+
+class LeakError(DataError):
+    """The splits share a conversation, a user or a near-duplicate."""
+
+
+class TrainingError(FinetuneError):
+    """A training that could not be started or finished."""
+
+
+class BudgetExceeded(TrainingError):
+    """The estimate is above the assistant's budget; nothing was spent."""
+
+
+class ModelUnavailable(TrainingError):
+    """A base model that cannot be loaded."""
+
+
+class LaunchError(FinetuneError):
+    """A child process that ended badly."""
+
+
+class LedgerError(FinetuneError):
+    """A ledger row that is missing, claimed by another run, or contradicts what is stored."""

@@ -1,0 +1,294 @@
+"""The ledger on SQLite or Postgres: what was trained from what, which version is whose, and who serves.
+
+Each method is one transaction. Rows are claimed by compare-and-set updates, so that two processes never do the same work;
+`rollout_events` only grows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from filelock import FileLock
+from sqlalchemy.exc import IntegrityError
+
+from finetune_assets.errors import LedgerError
+from finetune_assets.registry.tables import (
+    JOB_STATUSES,
+    OPEN_STATUSES,
+    Job,
+    Rollout,
+    Version,
+    datasets,
+    jobs,
+    metadata,
+    now,
+    rollout_events,
+    rollouts,
+    runs,
+    versions,
+)
+
+RUN_STATUS = {"pending": "preparing", "running": "training", "succeeded": "completed", "failed": "failed", "cancelled": "failed"}
+"""Status of the platform's run for each status of our job: a cancelled job ends its run."""
+
+
+class Ledger:
+    """Reads and writes the ledger at a database URL; makes the tables on first use."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = _connect(url)
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self.engine.dispose()
+
+    # data sets and jobs
+
+    def record_dataset(self, assistant: str, tenant: str | None, folder: Path, manifest: dict[str, Any]) -> str:
+        """The id of a frozen data set's row, made if it is new."""
+        fingerprint = str(manifest["fingerprint"])
+        dataset_id = f"ds-{assistant}-{fingerprint[:16]}"
+        row = {
+            "id": dataset_id,
+            "tenant_id": tenant,
+            "name": f"{assistant} {fingerprint[:8]}",
+            "train_file_path": str(folder / "train.jsonl"),
+            "validation_file_path": str(folder / "validation.jsonl"),
+            "stats": manifest["counts"],
+            "created_at": now(),
+            "assistant": assistant,
+            "fingerprint": fingerprint,
+        }
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(sa.insert(datasets).values(row))
+        except IntegrityError:
+            pass  # the same content has the same id
+        return dataset_id
+
+    def open_job(self, job: dict[str, Any]) -> Job:
+        """The job of `job["spec_hash"]`: the newest one that has not failed, else a new attempt.
+
+        `job` holds id-less columns: assistant, tenant_id, dataset_id, dataset_fingerprint, provider, base_model,
+        hyperparameters, plan, spec_hash. So a repeated call attaches to what runs or is done, and never starts a second job.
+        """
+        while True:
+            known = self._jobs(jobs.c.spec_hash == job["spec_hash"])
+            if known and known[0].status not in ("failed", "cancelled"):
+                return known[0]
+            attempt = known[0].attempt + 1 if known else 1
+            job_id = f"job-{job['spec_hash'][:12]}-{attempt}"
+            row = {**job, "id": job_id, "attempt": attempt, "status": "pending", "created_at": now(), "release_attempt": 0}
+            run = {
+                "id": job_id.replace("job-", "run-", 1),
+                "tenant_id": job["tenant_id"],
+                "name": f"{job['assistant']} on {job['base_model']}",
+                "config": job["hyperparameters"],
+                "status": "preparing",
+                "dataset_id": job["dataset_id"],
+                "job_id": job_id,
+                "created_at": now(),
+            }
+            try:
+                with self.engine.begin() as connection:
+                    connection.execute(sa.insert(jobs).values(row))
+                    connection.execute(sa.insert(runs).values(run))
+            except IntegrityError:
+                continue  # somebody else opened this attempt in between: attach to theirs
+            return self.job(job_id)
+
+    def set_job(self, job_id: str, status: str, **columns: Any) -> Job:
+        """Sets a job's status and other columns, and the platform's run with it. Raises LedgerError for an unknown one."""
+        if status not in JOB_STATUSES:
+            raise LedgerError(f"Job {job_id}: status {status!r} is none of {', '.join(JOB_STATUSES)}.")
+        values = {"status": status, **columns}
+        if status not in OPEN_STATUSES:
+            values.setdefault("completed_at", now())
+        run = {"status": RUN_STATUS[status], "completed_at": values.get("completed_at"), "error": values.get("error")}
+        if "fine_tuned_model" in values:
+            run["fine_tuned_model"] = values["fine_tuned_model"]
+        with self.engine.begin() as connection:
+            if connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values)).rowcount != 1:
+                raise LedgerError(f"Job {job_id} is not in the ledger; `finetune jobs list` shows those that are.")
+            connection.execute(sa.update(runs).where(runs.c.job_id == job_id).values(run))
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        """One job. Raises LedgerError if there is none."""
+        found = self._jobs(jobs.c.id == job_id)
+        if not found:
+            raise LedgerError(f"Job {job_id} is not in the ledger; `finetune jobs list` shows those that are.")
+        return found[0]
+
+    def jobs(self, assistant: str | None = None) -> list[Job]:
+        """Jobs, newest first."""
+        return self._jobs(jobs.c.assistant == assistant if assistant else sa.true())
+
+    def unreleased(self) -> list[Job]:
+        """Succeeded jobs whose phase two has not ended, oldest first."""
+        return self._jobs((jobs.c.status == "succeeded") & jobs.c.released_at.is_(None))[::-1]
+
+    def claim_release(self, job_id: str, owner: str, previous: str | None = None) -> bool:
+        """Claims phase two of a job for `owner` if it is held by `previous` (null: by nobody). True if it is ours now."""
+        held = jobs.c.released_by.is_(None) if previous is None else jobs.c.released_by == previous
+        claim = (
+            sa.update(jobs)
+            .where((jobs.c.id == job_id) & held)
+            .values(released_by=owner, release_attempt=jobs.c.release_attempt + 1)
+        )
+        with self.engine.begin() as connection:
+            return connection.execute(claim).rowcount == 1
+
+    def release_done(self, job_id: str) -> None:
+        """Marks phase two of a job as ended."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(released_at=now()))
+
+    def _jobs(self, where: sa.ColumnElement[bool]) -> list[Job]:
+        query = sa.select(jobs).where(where).order_by(jobs.c.created_at.desc(), jobs.c.attempt.desc())
+        with self.engine.connect() as connection:
+            return [Job.of(row) for row in connection.execute(query).mappings()]
+
+    # versions
+
+    def mint_version(self, job: Job, content_hash: str, folder: Path) -> Version:
+        """The version of a trained model, numbered within its assistant; equal content is the same version.
+
+        `folder` is the parent folder of the assistant's versions. Raises LedgerError after a hundred lost races.
+        """
+        for _ in range(100):
+            known = self._versions((versions.c.assistant == job.assistant) & (versions.c.content_hash == content_hash))
+            if known:
+                return known[0]
+            number = max((version.number for version in self.versions(job.assistant)), default=0) + 1
+            name = f"v{number}-{content_hash[:8]}"
+            row = {
+                "assistant": job.assistant,
+                "number": number,
+                "version": name,
+                "content_hash": content_hash,
+                "job_id": job.id,
+                "dataset_fingerprint": job.dataset_fingerprint,
+                "base_model": job.base_model,
+                "path": str(folder / name),
+                "created_at": now(),
+            }
+            try:
+                with self.engine.begin() as connection:
+                    connection.execute(sa.insert(versions).values(row))
+            except IntegrityError:
+                continue  # another process took this number
+        raise LedgerError(f"No version number of {job.assistant} could be taken; is another process minting in a loop?")
+
+    def register(self, assistant: str, version: str, verdict: str, reasons: list[str], report: str) -> Version:
+        """Stores the verdict of exactly this version; a later benchmark of the same version replaces it and is an event."""
+        before = self.version(assistant, version)
+        where = (versions.c.assistant == assistant) & (versions.c.version == version)
+        values = {"verdict": verdict, "reasons": reasons, "report": report, "registered_at": now()}
+        with self.engine.begin() as connection:
+            connection.execute(sa.update(versions).where(where).values(values))
+        if before.verdict != verdict:
+            self._event(assistant, "verdict", version, before.verdict, f"benchmark says {verdict}", "registered_model")
+        return self.version(assistant, version)
+
+    def version(self, assistant: str, version: str) -> Version:
+        """One version. Raises LedgerError if there is none."""
+        found = self._versions((versions.c.assistant == assistant) & (versions.c.version == version))
+        if not found:
+            raise LedgerError(f"Version {version} of {assistant} is not in the ledger; `finetune status` shows those that are.")
+        return found[0]
+
+    def versions(self, assistant: str | None = None) -> list[Version]:
+        """Versions, newest first."""
+        return self._versions(versions.c.assistant == assistant if assistant else sa.true())
+
+    def _versions(self, where: sa.ColumnElement[bool]) -> list[Version]:
+        query = sa.select(versions).where(where).order_by(versions.c.number.desc())
+        with self.engine.connect() as connection:
+            return [Version.of(row) for row in connection.execute(query).mappings()]
+
+    # rollouts
+
+    def rollout(self, assistant: str) -> Rollout:
+        """An assistant's rollout; generation 0 and no champion before the first one."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(rollouts).where(rollouts.c.assistant == assistant)).mappings().first()
+        return Rollout(**row) if row else Rollout(assistant, None, 0, None)
+
+    def promote(self, assistant: str, version: str, expected_generation: int, reason: str, actor: str) -> Rollout:
+        """Makes a version champion if nobody changed the rollout since `expected_generation`.
+
+        Raises LedgerError if the version's stored verdict is not `serve`, or if the generation has moved on.
+        """
+        stored = self.version(assistant, version)
+        if stored.verdict != "serve":
+            raise LedgerError(f"Version {version} of {assistant} has the verdict {stored.verdict}; only `serve` becomes champion.")
+        before = self.rollout(assistant)
+        generation = expected_generation + 1
+        values = {"champion": version, "generation": generation, "updated_at": now()}
+        moved = f"The rollout of {assistant} moved on from generation {expected_generation}; read it again and decide anew."
+        event = _event_row(assistant, generation, "promoted", version, before.champion, (reason, actor))
+        try:
+            with self.engine.begin() as connection:
+                if expected_generation == 0:
+                    connection.execute(sa.insert(rollouts).values(assistant=assistant, **values))
+                else:
+                    same = (rollouts.c.assistant == assistant) & (rollouts.c.generation == expected_generation)
+                    if connection.execute(sa.update(rollouts).where(same).values(values)).rowcount != 1:
+                        raise LedgerError(moved)
+                connection.execute(sa.insert(rollout_events).values(event))
+        except IntegrityError:
+            raise LedgerError(moved) from None
+        return self.rollout(assistant)
+
+    def events(self, assistant: str) -> list[dict[str, Any]]:
+        """What happened to an assistant's versions and rollout, oldest first."""
+        query = sa.select(rollout_events).where(rollout_events.c.assistant == assistant).order_by(rollout_events.c.id)
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def _event(self, assistant: str, event: str, version: str, previous: str | None, reason: str, actor: str) -> None:
+        generation = self.rollout(assistant).generation
+        row = _event_row(assistant, generation, event, version, previous, (reason, actor))
+        with self.engine.begin() as connection:
+            connection.execute(sa.insert(rollout_events).values(row))
+
+
+def _event_row(
+    assistant: str, generation: int, event: str, version: str, previous: str | None, why: tuple[str, str]
+) -> dict[str, Any]:
+    return {
+        "assistant": assistant,
+        "generation": generation,
+        "event": event,
+        "version": version,
+        "previous": previous,
+        "reason": why[0],
+        "actor": why[1],
+        "created_at": now(),
+    }
+
+
+def _connect(url: str) -> sa.Engine:
+    """An engine whose tables exist. Raises LedgerError, without the password, if the database cannot be reached."""
+    parsed = sa.make_url(url)
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg2")
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        if parsed.get_backend_name() != "sqlite":
+            engine = sa.create_engine(parsed, pool_pre_ping=True)
+            metadata.create_all(engine)
+            return engine
+        path = Path(parsed.database or "ledger.db")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+        with FileLock(path.with_name(f".{path.name}.lock")):  # two processes making the same tables at once break one of them
+            metadata.create_all(engine)
+        return engine
+    except ModuleNotFoundError as error:
+        raise LedgerError(f"FINETUNE_DATABASE_URL={shown} needs {error.name}: pip install 'finetune-assets[postgres]'.") from None
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        raise LedgerError(f"FINETUNE_DATABASE_URL={shown} cannot be used: {error}. Check that it exists and is writable.") from None

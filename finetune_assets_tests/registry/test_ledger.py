@@ -1,0 +1,114 @@
+"""The ledger: one job a spec, one number a version, one claim a release, and promotion only of what the benchmark would serve."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from finetune_assets.errors import LedgerError
+from finetune_assets.registry import Job, Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    book = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    yield book
+    book.close()
+
+
+def spec(name: str = "s1") -> dict[str, object]:
+    return {
+        "assistant": "dental",
+        "tenant_id": None,
+        "dataset_id": "ds-1",
+        "dataset_fingerprint": "f" * 16,
+        "provider": "local",
+        "base_model": "data/base_model",
+        "hyperparameters": {"epochs": 1},
+        "plan": {},
+        "spec_hash": name,
+    }
+
+
+def finished(ledger: Ledger, name: str = "s1") -> Job:
+    return ledger.set_job(ledger.open_job(spec(name)).id, "succeeded")
+
+
+def test_the_same_spec_is_the_same_job_until_it_fails(ledger: Ledger) -> None:
+    job = ledger.open_job(spec())
+    assert ledger.open_job(spec()).id == job.id
+    ledger.set_job(job.id, "failed", error="out of memory")
+    again = ledger.open_job(spec())
+    assert (again.attempt, again.status) == (2, "pending")
+    ledger.set_job(again.id, "succeeded")
+    assert ledger.open_job(spec()).id == again.id
+
+
+def test_processes_that_open_at_once_get_one_job(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+
+    def open_one(_: int) -> str:
+        book = Ledger(url)
+        try:
+            return book.open_job(spec()).id
+        finally:
+            book.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(open_one, range(12)))) == 1
+
+
+def test_a_release_is_claimed_once(ledger: Ledger) -> None:
+    job = finished(ledger)
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda n: ledger.claim_release(job.id, f"run:{n}"), range(8)))
+    assert sum(won) == 1
+    owner = ledger.job(job.id).released_by
+    assert not ledger.claim_release(job.id, "run:x", previous="run:other")
+    assert ledger.claim_release(job.id, "run:x", previous=owner)
+    assert ledger.job(job.id).release_attempt == 2
+    assert [waiting.id for waiting in ledger.unreleased()] == [job.id]
+    ledger.release_done(job.id)
+    assert ledger.unreleased() == []
+
+
+def test_versions_are_numbered_and_equal_content_is_one_version(ledger: Ledger, tmp_path: Path) -> None:
+    job = finished(ledger)
+    first = ledger.mint_version(job, "a" * 64, tmp_path)
+    assert (first.version, first.path) == ("v1-aaaaaaaa", str(tmp_path / "v1-aaaaaaaa"))
+    assert ledger.mint_version(job, "a" * 64, tmp_path) == first
+    assert ledger.mint_version(job, "b" * 64, tmp_path).version == "v2-bbbbbbbb"
+
+
+def test_only_serve_becomes_champion_and_only_from_the_generation_seen(ledger: Ledger, tmp_path: Path) -> None:
+    version = ledger.mint_version(finished(ledger), "a" * 64, tmp_path).version
+    with pytest.raises(LedgerError, match="verdict None"):
+        ledger.promote("dental", version, 0, "because", "test")
+    ledger.register("dental", version, "cannot_tell", ["few rows"], "r.html")
+    with pytest.raises(LedgerError, match="cannot_tell"):
+        ledger.promote("dental", version, 0, "because", "test")
+    ledger.register("dental", version, "serve", ["better"], "r.html")
+    assert ledger.promote("dental", version, 0, "because", "test").champion == version
+    with pytest.raises(LedgerError, match="moved on"):
+        ledger.promote("dental", version, 0, "because", "test")
+    assert [event["event"] for event in ledger.events("dental")] == ["verdict", "verdict", "promoted"]
+
+
+def test_unknown_things_are_named(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="job-x"):
+        ledger.job("job-x")
+    with pytest.raises(LedgerError, match="v9"):
+        ledger.version("dental", "v9")
+    with pytest.raises(LedgerError, match="none of pending"):
+        ledger.set_job(ledger.open_job(spec()).id, "validating_files")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError, match="cannot be used") as raised:
+        Ledger(f"sqlite:///{tmp_path}/file/x/ledger.db")
+    assert "FINETUNE_DATABASE_URL" in str(raised.value)
+
+
+def test_the_password_is_not_shown() -> None:
+    with pytest.raises(LedgerError) as raised:
+        Ledger("postgresql://me:hunter2@127.0.0.1:1/x")
+    assert "hunter2" not in str(raised.value)
