@@ -1,0 +1,180 @@
+"""Names that somebody introduces ("me llamo Ana Pérez") or gives when asked for one, and the words that are no names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from finetune_assets.corpus.recognisers import END, GAP, START, Span
+
+MAX_ANSWER = 100  # characters of a text that may be a name and nothing else
+
+_I = re.IGNORECASE
+
+# Plain alternatives without look-around: `personal_data.LOOK` takes them up, for Polars.
+# After a strong introduction a name may be in lower case, after a weak one not.
+STRONG_INTRO = r"me llamo|mi nombre(?: completo)? es|a nombre de|my (?:full )?name(?: is|'s|’s)|meu nome [ée]|me chamo"
+WEAK_INTRO = r"under the name(?: of)?|in the name of|soy|[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?"
+_ASKING = (
+    r"(?:me|nos) (?:[a-zñáéíóú]{2,12} ){1,2}|[a-zñáéíóú]{1,12}(?:me|nos) |necesit(?:o|amos) |"
+    r"(?:cu[aá]l|qual) (?:es |ser[ií]a |[eé] )?"
+)
+ASK_NAME = (
+    rf"(?:{_ASKING})(?:(?:tu|su|o seu|seu) nom(?:br)?e|el nombre (?:completo|con el que|para|y|del titular|del paciente))|"
+    r"(?:tu|su|seu) nom(?:br)?e(?: completo)?(?:\?|,? por favor)|nombre y apellidos?|nome e sobrenome|"
+    r"(?:a|em) nom(?:br)?e de qui?[eé][nm]|(?:a|con|bajo|em|com) qu[eé] nom(?:br)?e|nom(?:br)?e para (?:la|el|a|o) [a-z]{4,8}\?|"
+    r"c[oó]mo (?:te llam[aá]s|se llama(?: usted)?\?|(?:voc[eê] )?se chama)|"
+    r"(?:what(?:'s|’s| is)|have|get|know|need|give me|tell me|confirm) your (?:full |first |last )?name|"
+    r"your (?:full |first |last )?name(?:\?|,? please)|(?:whose|under what|under which) name|"
+    r"name for the (?:reservation|booking|appointment)"
+)
+_ASK_NAME = re.compile(ASK_NAME, _I)
+
+_WORD = r"[^\W\d_][^\W\d_'’-]{0,30}(?:['’-][^\W\d_]{1,30}){0,2}"
+_TITLE_WORD = (
+    r"(?:señora?|sra?|srta|don|doña|dra?|doctora?|mr|mrs|ms|"
+    r"espos[oa]|herman[oa]|hij[oa]|madre|padre|mam[aá]|pap[aá])\.?"
+)
+_TITLE = rf"(?:(?:el|la|mi){GAP}(?=\w))?(?:{_TITLE_WORD}{GAP})?"
+_INTRO = re.compile(
+    rf"{START}(?:(?P<strong>{STRONG_INTRO})|(?P<weak>{WEAK_INTRO}))(?:{GAP}|:){{1,3}}"
+    rf"{_TITLE}(?!{_TITLE_WORD}{GAP}\n)(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",  # no name: title, placeholder
+    _I,
+)
+_ANSWER = re.compile(
+    rf"[^\w?¿\[]*(?:(?:s[ií]|claro|yes|sure|sim)[^\w?¿\[]{{1,3}})?(?:(?:soy|es|a nombre de|it'?s|sou){GAP})?"
+    rf"{_TITLE}(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",
+    _I,
+)
+_ANSWER_END = re.compile(r"[^\w?¿]*(?:(?:(?:muchas )?gracias|por ?favor|please|thanks|thank you|obrigad[oa])[^\w?¿]*)?", _I)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_PARTICLES = _words("de del la las los da do das dos di van von y e san santa")
+_PLACES = _words(
+    "madrid barcelona santiago lima bogotá méxico bolivia chile argentina españa perú sucre cochabamba tarija oruro potosí"
+)
+_STOP = _words(
+    """a al algo ahora porfa porfis plis pls xfa pf noche tarde alguien ante antes aqui aquí así aun aún bien buen buena buenas
+buenos busco cada calle cita como cómo con cual cuál cuando cuenta cuándo cuanto cuánto debo desde deseo dice donde
+dónde el él ella ellos en empresa entonces era eres es esa ese eso esta está este esto estoy favor gracias ha hace hago
+hasta hay he hola hora hoy hable hablo la las le les llamo lo los lunes martes más mañana me mesa mi mis muchas muy nada
+ni no nombre nos nosotros o otra otro para pero pido podría podrían puede pueden puedo por porque pues que qué quería
+queria quien quién quiere quiero quisiera reserva reservar reservo sábado se ser si sí sin sobre solo sólo soy su sus
+también tan te tengo tenía todo tu tú un una unas unos usted ustedes vengo vivo viernes voy vuestro y ya yo necesito
+necesitaba escribo gustaría encantaría solicito agendar paciente cliente nuevo nueva alérgico alérgica alergico alergica
+diabético diabética diabetico hipertenso hipertensa estudiante doctor doctora médico médica medico dentista enfermera
+enfermero abogado abogada profesor profesora ingeniero ingeniera maestro maestra celíaco celíaca celiaco vegano vegana
+vegetariano vegetariana intolerante mayor menor boliviano boliviana español española mexicano mexicana argentino
+argentina chileno chilena peruano peruana colombiano colombiana extranjero extranjera turista residente embarazada
+fumador fumadora jubilado jubilada titular socio socia hijo hija padre madre mamá papá esposo esposa hermano hermana
+amigo amiga vecino vecina dueño dueña gerente asistente persona mujer hombre joven primera primerizo siempre capaz
+consciente feliz fan usuario usuaria clínica clinica restaurante hotel banco bot ia virtual del asegurado asegurada
+particular am an and are at be been but can currently do for from going good great had has have here hi how i if in
+interested is it its just like looking mine my new not now of ok okay on only open or our out please ready really sad so
+sorry still sure thank thanks that the their them then there they thinking this to too trying under unable up us very
+wanting want was we well what when where which who will with would yes you your afraid allergic also alone already
+available back both busy calling done fine free glad happy hungry late lost off over planning running searching thirsty
+tired traveling travelling uncertain unsure using wondering american british spanish english a.i ai curious excited
+booked reserved based certain correct right wrong eu você voce uma um não nao com mais muito obrigado obrigada quero
+gostaria preciso e da na"""
+)
+# An answer that begins so is no name.
+_REPLIES = _words(
+    """claro perfecto perfecta vale dale listo lista correcto correcta exacto exacta exactamente confirmo confirmado
+confirmada confirmar cancelar cancela cancelo cancelado ninguno ninguna nadie espera espere momento disculpa disculpe
+disculpas perdón perdon depende igual mismo misma mío mía mio mia genial excelente adelante cambiar cambio nunca jamás
+quizás quizas tal vez verdad cierto saludos adiós adios chau chao bueno okey ajá aja obvio seguro ambos todos hoy mediodía
+jueves miércoles miercoles sabado olvídalo olvidalo déjalo dejalo después despues luego humano agente operador operadora
+ayuda consulta turno efectivo tarjeta familia urgente entendido entiendo anónimo anonimo acuerdo efectivamente buenísimo
+bárbaro vaya uy ah oh eh sure yep yeah yup nope nah cancel stop wait none nobody never nevermind mind perfect great exactly
+absolutely definitely maybe myself mine hello hey bye goodbye same whatever agent human someone anyone nothing dental
+appointment event meeting reservation booking any cool awesome alright confirm confirmed nice one two help monday tuesday
+wednesday thursday friday saturday sunday today tomorrow tonight reminder dinner lunch certo beleza tá ta bom isso pode
+ninguém tchau olá ola amanhã hoje tudo talvez mil muchísimas muchisimas holaa sip sipi dos tres cuatro cinco seis siete ocho
+diez doce ayer pésimo pesimo buenisimo cancelala cancélala cancelalo anulala anúlala anular excellent wonderful
+sweet later yesterday three four five six"""
+)
+# Also names, also ordinary words: a lone part is replaced only where it is written with a capital.
+_COMMON = _words(
+    """rosa luz cruz mar sol paz blanca flor flores reyes iglesias vega campos prado santos ángel angel dolores pilar mercedes
+consuelo león leon rubio moreno delgado bravo calvo cortés rico casas castillo torres rojas luna estrella clara domingo
+julio abril soledad esperanza gloria victoria alma amparo remedios milagros perla violeta margarita jazmín olivo mesa hierro
+ríos rios montes valle lagos fuentes guerra duro franco salvador cabello barba calle nieves cielo aurora alba fe gracia
+vidal bueno marín sierra salas pardo blanco prieto gallo lobo cordero pastor herrero zapatero romero parra will may mark
+grace hope rose bill art frank jack april june young king white brown black green long price cook baker rich bell park day
+summer dean miles chase drew ray dawn joy faith sky iris lily daisy ruby amber pat sue bob rob don gene dale glen wood wells
+rice fish"""
+)
+_ACCENTS = {c: f"[{pair}]" for pair in ("aá", "eé", "ií", "oó", "uúü") for c in pair + pair.upper()}
+
+
+def _name_words(words: list[re.Match[str]], strong: bool, shouting: bool) -> list[re.Match[str]]:
+    """The first words as far as they are a name: up to four, with their particles; a weak introduction asks for capitals."""
+    kept: list[re.Match[str]] = []
+    held: list[re.Match[str]] = []  # particles wait for the word that they lead to
+    full = lowered = 0  # words without particles; those of them in lower case
+    for word in words:
+        low, upper = word[0].casefold(), word[0][0].isupper()
+        capital = upper and not shouting  # capitals say nothing where all is in capitals
+        if kept and low in _PARTICLES and not upper:
+            held.append(word)
+            continue
+        if low in _STOP or full == 4 or not (capital or strong):
+            break
+        if held and (low in _PLACES or (capital and low in _PARTICLES)):
+            break
+        if not capital and (len(low) < 2 or lowered == 3 or (held and held[-1][0].casefold() in ("y", "e"))):
+            break
+        if not (strong or full) and low.endswith(("ing", "ísimo", "ísima")):  # "I am Looking"
+            break
+        kept += [*held, word]
+        held, full, lowered = [], full + 1, lowered + (not capital)
+    return kept
+
+
+def find_names(text: str) -> Iterator[Span]:
+    """Names right after an introduction, title and article aside."""
+    for m in _INTRO.finditer(text):
+        strong = m["strong"] is not None
+        first = m["name"].split()[0]
+        shouting = (m["strong"] or m["weak"]).isupper() and first.isupper() and len(first) > 1
+        words = _name_words(list(re.finditer(_WORD, m["name"])), strong, shouting)
+        if words and not (len(words) == 1 and len(words[0][0]) < 2):
+            yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
+
+
+def asks_name(text: str) -> bool:
+    """Whether the next text may be a bare name: "¿A nombre de quién?", "Your name, please"."""
+    return re.search(r"(?i)nombre|name|nome|llama|chama", text) is not None and _ASK_NAME.search(text) is not None
+
+
+def answered_name(text: str) -> Span | None:
+    """The name in an answer that holds nothing else: "Ana Pérez", "Sí, Ana Pérez, gracias"; not in "Claro" or "CANCELAR"."""
+    m = _ANSWER.match(text) if len(text) <= MAX_ANSWER else None
+    words = _name_words(list(re.finditer(_WORD, m["name"])), strong=False, shouting=False) if m else []
+    if m is None or not words or words[0][0].casefold() in _REPLIES:
+        return None
+    if len(words) == 1 and words[0][0].isupper():  # one letter, or shouted: hardly a name
+        return None
+    start, end = m.start("name") + words[0].start(), m.start("name") + words[-1].end()
+    return (start, end) if _ANSWER_END.fullmatch(text, end) else None
+
+
+def name_patterns(name: str) -> list[str]:
+    """What stands for a found name in the conversation's other texts: the whole name, and each part of it alone."""
+    words = name.split()
+    whole_name = r"\s+".join(map(_letters, words))
+    parts = [w for w in words if len(w) >= 3 and w.casefold() not in _PARTICLES | _STOP]
+    common = [rf"{w[0].upper()}(?i:{_letters(w[1:])})" for w in parts if w.casefold() in _COMMON]
+    other = [rf"(?i:{_letters(w)})" for w in parts if w.casefold() not in _COMMON]
+    whole = [rf"(?i:{whole_name})"] if len(words) > 1 else []
+    return [START + pattern + END for pattern in whole + other + common]
+
+
+def _letters(word: str) -> str:
+    """A word's pattern that does not mind accents (ana perez, Ana Pérez)."""
+    return "".join(_ACCENTS.get(c, re.escape(c)) for c in word)

@@ -1,0 +1,240 @@
+"""Personal data and secrets in texts: recognisers with check digits, typed placeholders, keyed hashes for ids.
+
+`scrub_conversation(["Mi correo es ana@example.org"])` gives `["Mi correo es [EMAIL]"]` and the count per kind. `needs_look`
+tells, for a whole column at once, which texts can hold anything: only their conversations have to pass through Python.
+Not found: names that nobody introduces or asks for, street addresses, numbers in words. A report may never say "zero personal
+data".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import polars as pl
+
+from finetune_assets.corpus.names import ASK_NAME, STRONG_INTRO, WEAK_INTRO, answered_name, asks_name, find_names, name_patterns
+from finetune_assets.corpus.recognisers import (
+    END,
+    ID_WORD,
+    SECRET_WORD,
+    START,
+    Span,
+    find_cards,
+    find_emails,
+    find_ibans,
+    find_ips,
+    find_national_ids,
+    find_phones,
+    find_secrets,
+    find_urls,
+    has_phone,
+)
+
+DEFAULT_REGIONS: tuple[str, ...] = ("ES", "MX", "AR", "BO", "CL", "US")
+KINDS: tuple[str, ...] = ("url", "secret", "email", "iban", "credit_card", "national_id", "ip", "phone", "name")
+MAX_SPREAD = 300  # patterns carried to the other texts of one conversation; later values are replaced where they are recognised
+MAX_PASSES = 20  # a replaced value may bring a context word nearer to another number: scan again until nothing is found
+
+
+@dataclass(frozen=True)
+class Find:
+    """One value that a recogniser knows, with its place in the text."""
+
+    kind: str
+    start: int
+    end: int
+    value: str
+
+
+_KIND = "|".join(kind.upper() for kind in KINDS)
+_PLACEHOLDER = re.compile(rf"\[({_KIND})(?:_(\d{{1,6}}))?\]")
+_PLACEHOLDER_SPLIT = re.compile(rf"(\[(?:{_KIND})(?:_\d{{1,6}})?\])")
+
+# Written for Python's re and for Polars (Rust) alike: no look-around, only what some recogniser needs.
+_FIND_LOOK = (
+    r"(?i)[@=]|arroba|://|bearer|-----begin|[0-9](?:[ \t\u00a0().,/\u2010-\u2013-]{0,4}[0-9]){6}|"
+    r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9a-f]:[0-9a-f]{0,4}:|::[0-9a-f]|[a-z]{4}[0-9]{6}[hmx][a-z]{5}|"
+    r"(?:^|[^a-z0-9])(?-i:sk[-_]|rk[-_]|gh[pousr]_|github_pat_|glpat-|hf_|AKIA|ASIA|xox[abeprs]-|AIza|eyJ)|"
+    rf"(?:^|[^a-z0-9])(?:{SECRET_WORD})[ \t\u00a0]{{0,2}}(?:es|is|é|será|[:=])|{STRONG_INTRO}|"
+    rf"(?:^|[^a-z0-9])(?:{ID_WORD})(?:[^0-9]{{0,3}}|[^0-9a-z][^0-9]{{0,40}})[0-9](?:[.-]?[0-9]){{4}}|"
+    rf"(?:^|[^a-z0-9])(?:{WEAK_INTRO})[ \t\u00a0:]{{1,3}}(?:\w{{1,8}}\.?[ \t\u00a0]){{0,2}}(?-i:[^\W\d_a-zß-öø-ÿ])"
+)
+_HAS_ANY = re.compile(_FIND_LOOK)
+LOOK = f"{_FIND_LOOK}|{ASK_NAME}"  # the name that answers a question shows nothing by itself
+
+
+def needs_look(series: pl.Series) -> pl.Series:
+    """True where `find` may find something or a name is asked for (a linear regular expression; null texts give False)."""
+    return series.str.contains(LOOK).fill_null(False)
+
+
+# --- the conversation
+
+
+@lru_cache(maxsize=64)
+def _recognisers(regions: tuple[str, ...]) -> tuple[tuple[str, Callable[[str], Iterator[Span]]], ...]:
+    phones = partial(find_phones, regions=regions)
+    numbers = (find_ibans, find_cards, find_national_ids, find_ips, phones)
+    return tuple(zip(KINDS, (find_urls, find_secrets, find_emails, *numbers, find_names), strict=True))
+
+
+def find(text: str, regions: Sequence[str] = DEFAULT_REGIONS) -> list[Find]:
+    """What the recognisers know in a text, in text order and without overlap; the more certain kind (the order of KINDS) wins."""
+    if not _HAS_ANY.search(text):
+        return []
+    masked = _PLACEHOLDER.sub(lambda m: "\n" * len(m[0]), text)
+    found: list[Find] = []
+    for kind, recogniser in _recognisers(tuple(regions)):
+        starts, end = [f.start for f in found], 0
+        for span in sorted(recogniser(masked), key=lambda s: (s[0], -s[1])):
+            at = bisect_left(starts, span[1])  # found before this kind: sorted, without overlap
+            if span[0] >= end and (at == 0 or found[at - 1].end <= span[0]):
+                found.append(Find(kind, span[0], span[1], text[slice(*span)]))
+                end = span[1]
+        found.sort(key=lambda f: f.start)
+    return found
+
+
+def residual(texts: Iterable[str], regions: Sequence[str] = DEFAULT_REGIONS, allow: frozenset[str] = frozenset()) -> Counter[str]:
+    """How many values of which kind the recognisers still find in each text by itself, allow-listed ones aside."""
+    return Counter(f.kind for text in texts for f in find(text, regions) if not _is_allowed(f, allow))
+
+
+def _norm(kind: str, value: str) -> str:
+    """The same for all writings of one value."""
+    if kind in ("phone", "credit_card"):
+        return re.sub(r"\D", "", value)
+    return re.sub(r"[\W_]", "", value).upper() if kind in ("iban", "national_id") else re.sub(r"\s+", " ", value).casefold()
+
+
+def _same_number(a: str, b: str) -> bool:
+    """With and without the country's prefix."""
+    return min(len(a), len(b)) >= 7 and (a.endswith(b) or b.endswith(a))
+
+
+def _is_allowed(found: Find, allow: frozenset[str]) -> bool:
+    value = _norm(found.kind, found.value)
+    if found.kind == "phone":
+        return any(_same_number(value, _norm("phone", entry)) for entry in allow)
+    return any(value == _norm(found.kind, entry) for entry in allow)
+
+
+def _patterns(kind: str, value: str) -> list[str]:
+    """What stands for a found value in the conversation's other texts."""
+    if kind == "name":
+        return name_patterns(value)
+    if kind in ("phone", "credit_card", "iban", "national_id"):
+        return [START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(_norm(kind, value)) + ")" + END]
+    return [rf"{START}(?i:{re.escape(value)}){END}" if kind == "email" else rf"(?<!\w){re.escape(value)}(?!\w)"]
+
+
+@dataclass
+class _Book:
+    """Which value has which placeholder in one conversation."""
+
+    last: Counter[str]
+    known: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    patterns: dict[str, str] = field(default_factory=dict[str, str])  # pattern: placeholder
+
+    def placeholder(self, kind: str, value: str) -> str:
+        key = (kind, _norm(kind, value))
+        if key not in self.known:
+            self.known[key] = self._kin(*key) or self._next(kind)
+            if len(self.patterns) < MAX_SPREAD:
+                self.patterns |= {p: self.known[key] for p in _patterns(kind, value) if p not in self.patterns}
+        return self.known[key]
+
+    def _next(self, kind: str) -> str:
+        self.last[kind] += 1
+        return f"[{kind.upper()}]" if self.last[kind] == 1 else f"[{kind.upper()}_{self.last[kind]}]"
+
+    def _kin(self, kind: str, value: str) -> str | None:
+        """The same phone with a prefix; the same person by a part of the name."""
+        for (other_kind, other), placeholder in self.known.items() if kind in ("phone", "name") else ():
+            if other_kind != kind:
+                continue
+            a, b = set(value.split()), set(other.split())
+            if _same_number(value, other) if kind == "phone" else (a <= b or b <= a):
+                return placeholder
+        return None
+
+    def spread(self, text: str, counts: Counter[str]) -> str:
+        """Replace the known values where no recogniser sees them."""
+        for pattern, placeholder in sorted(self.patterns.items(), key=lambda item: -len(item[0])):
+            pieces = _PLACEHOLDER_SPLIT.split(text)
+            for i in range(0, len(pieces), 2):  # odd pieces are placeholders
+                pieces[i], n = re.subn(pattern, placeholder, pieces[i])
+                counts[placeholder.strip("[]").rstrip("_0123456789").lower()] += n
+            text = "".join(pieces)
+        return text
+
+
+def _answer(text: str) -> list[Find]:
+    """A bare name, which only the question before it makes one."""
+    span = answered_name(text)
+    return [Find("name", *span, text[slice(*span)])] if span else []
+
+
+def scrub_conversation(
+    texts: Sequence[str], *, regions: Sequence[str] = DEFAULT_REGIONS, allow: frozenset[str] = frozenset()
+) -> tuple[list[str], Counter[str]]:
+    """One conversation's texts, in their order, with typed placeholders (one value, one placeholder); replacements per kind."""
+    scrubbed, counts = list(texts), Counter[str]()
+    book = _Book(Counter())
+    for m in (m for text in texts for m in _PLACEHOLDER.finditer(text)):
+        book.last[m[1].lower()] = max(book.last[m[1].lower()], int(m[2] or 1))
+    asked = {i + 1 for i, text in enumerate(texts) if asks_name(text)}
+    todo = list(range(len(scrubbed)))
+    for _ in range(MAX_PASSES):
+        finds = {i: find(scrubbed[i], regions) or (_answer(scrubbed[i]) if i in asked else []) for i in todo}
+        finds = {i: [f for f in found if not _is_allowed(f, allow)] for i, found in finds.items()}
+        todo = [i for i in todo if finds[i]]
+        if not todo:
+            break
+        for i in todo:
+            pieces, end = list[str](), 0
+            for f in finds[i]:
+                pieces += [scrubbed[i][end : f.start], book.placeholder(f.kind, f.value)]
+                counts[f.kind] += 1
+                end = f.end
+            scrubbed[i] = "".join(pieces) + scrubbed[i][end:]
+        before = scrubbed
+        scrubbed = [book.spread(text, counts) for text in scrubbed]
+        todo = sorted({*todo, *(i for i, text in enumerate(scrubbed) if text != before[i])})
+    return scrubbed, +counts
+
+
+# --- ids
+
+_PLAIN_ID = re.compile(
+    r"[pu]_[0-9a-f]{16}|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=.*[a-f])[0-9a-f]{16,128}|"
+    r"(?:19|20)\d\d-?\d\d-?\d\d(?:[T _-].{0,24})?|\d{1,6}|\d{16,}",
+    re.IGNORECASE,
+)
+
+
+def _keyed(prefix: str, value: str, key: bytes) -> str:
+    return f"{prefix}_{hmac.new(key, value.encode('utf-8', 'surrogatepass'), hashlib.sha256).hexdigest()[:16]}"
+
+
+def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -> str:
+    """The id itself, or a keyed hash where it holds something personal (conv_+59170123456_x)."""
+    if _PLAIN_ID.fullmatch(value):
+        return value
+    return (
+        _keyed("p", value, key)
+        if has_phone(value, regions) or find(value, regions) or find(value.replace("_", " "), regions)
+        else value
+    )
+
+
+def pseudonym(user_id: str, key: bytes) -> str:
+    """The keyed hash that stands for a user."""
+    return _keyed("u", user_id, key)

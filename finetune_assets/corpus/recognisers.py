@@ -1,0 +1,270 @@
+"""Pattern recognisers: keys, links, addresses of mail and machines, numbers with check digits, phones.
+
+Each takes a text and yields spans (start, end). `personal_data.find` runs them all and settles which kind wins.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+
+import phonenumbers
+from stdnum import iban as iban_number
+from stdnum import luhn
+from stdnum.ar import cuit
+from stdnum.cl import rut
+from stdnum.es import dni, nie
+from stdnum.mx import curp
+
+MAX_PHONE_LOOKS = 2_000  # phone shapes checked per text (about 0.1 ms each); beyond it every shape counts as a phone
+
+Span = tuple[int, int]
+START, END = r"(?<![^\W_])", r"(?![^\W_])"  # no letter or digit before, after (an underscore may be there)
+GAP = r"[ \t\u00a0]"  # placeholders are masked as newlines, so no pattern may bridge one
+_I = re.IGNORECASE
+
+# Plain alternatives, for the pre-filter too: no look-around.
+SECRET_WORD = (
+    r"api[ _-]?key|access[ _-]?key|token|secret|clave(?: api)?|contraseña|contrasena|password|passwd|passcode|pwd|senha|pin"
+)
+ID_WORD = r"d\.?n\.?i|c\.?i|carn[eé]t?|c[eé]dula|cuit|cuil|documento|pasaporte|passport|rut|nif|nie|ssn|cpf"
+
+# --- keys, links, addresses
+
+_KEYS = re.compile(
+    rf"{START}(?:(?:sk|rk)[-_][A-Za-z0-9_-]{{16,400}}|gh[pousr]_[A-Za-z0-9]{{16,255}}|"
+    r"github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_[A-Za-z0-9]{20,64}|"
+    r"(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abeprs]-[A-Za-z0-9-]{10,255}|AIza[\w-]{30,45}|"
+    r"eyJ[\w-]{8,4000}\.[\w-]{8,8000}(?:\.[\w-]{0,2000})?)"
+)
+_PEM = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,20000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?")
+_BEARER = re.compile(rf"{START}bearer{GAP}{{1,3}}([A-Za-z0-9._~+/-]{{12,8000}}=*)", _I)
+_WORDED = re.compile(
+    rf"{START}({SECRET_WORD}){GAP}{{0,2}}(?:(?:es|is|é|será)\b|[:=])(?:{GAP}{{0,2}}[:=])?{GAP}{{0,2}}"
+    r"([\"'“`]?)([^\s\"'”`<>,;]{4,400})",
+    _I,
+)
+_LINK = re.compile(r"(?<![^\s<>\"'(\[])[^\s<>\"'(\[\]]+")
+_LINK_SECRET = re.compile(
+    r"[?&#;][\w.-]{0,40}(?:token|key|sig|signature|auth|secret|passw|pwd|session|sid|jwt|otp|credential)"
+    r"[\w-]{0,40}=[^&\s]{4}|://[^/\s:@]{1,200}:[^/\s@]{1,200}@",
+    _I,
+)
+_EMAIL = re.compile(
+    rf"{START}\w[\w.+%'-]{{0,63}}(?:{GAP}?@{GAP}?|{GAP}arroba{GAP})"
+    rf"(?:(?!\d+\.\d)[^\W_][\w-]{{0,62}}(?:\.|{GAP}punto{GAP})){{1,5}}[^\W\d_]{{2,24}}{END}",
+    _I,
+)
+_IPV4 = re.compile(r"(?<![\w.,])(?:\d{1,3}\.){3}\d{1,3}(?!\w|[.,]\d)", re.ASCII)
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+
+
+def _looks_secret(word: str, quoted: bool, value: str) -> bool:
+    """A value after a key word: never an ordinary word ("la clave es reservar", "el token es necesario")."""
+    digits = sum(c.isdigit() for c in value)
+    if re.fullmatch(r"(?i)api.?key|access.?key|token|secret|clave api", word):
+        return len(value) >= 8 and digits > 0
+    odd = any(c in "!#$%&*_+=^~|\\@" for c in value) and any(c.isalpha() for c in value)
+    return digits > 0 or odd or quoted
+
+
+def find_secrets(text: str) -> Iterator[Span]:
+    """Private keys, access keys by their issuers' prefixes, bearer tokens, and values after a word such as "contraseña"."""
+    for pattern in (_PEM, _KEYS):
+        yield from (m.span() for m in pattern.finditer(text))
+    yield from (m.span(1) for m in _BEARER.finditer(text) if any(c.isdigit() for c in m[1]))
+    for m in _WORDED.finditer(text):
+        value = m[3].rstrip(".!?:)]}")
+        if len(value) >= 4 and _looks_secret(m[1], bool(m[2]), value):
+            yield m.start(3), m.start(3) + len(value)
+
+
+def find_urls(text: str) -> Iterator[Span]:
+    """Links that carry a secret (`?token=`, `user:password@`); others stay."""
+    for m in _LINK.finditer(text) if "=" in text or "://" in text else ():
+        value = m[0].rstrip(".,;:!?)}")
+        if "." in value and _LINK_SECRET.search(value):
+            yield m.start(), m.start() + len(value)
+
+
+def find_emails(text: str) -> Iterator[Span]:
+    """Also "ana arroba correo punto org"."""
+    if "@" in text or "arroba" in text.casefold():
+        yield from (m.span() for m in _EMAIL.finditer(text))
+
+
+def find_ips(text: str) -> Iterator[Span]:
+    """Addresses, but neither versions (v1.2.3.4) nor times."""
+    for m in _IPV4.finditer(text):
+        octets = m[0].split(".")
+        before = text[max(0, m.start() - 12) : m.start()].casefold()
+        version = re.search(r"\bv(?:er(?:si[oó]n)?)?\.? ?$", before) or (all(len(o) == 1 for o in octets) and "ip" not in before)
+        if not version and all(int(o) < 256 for o in octets):
+            yield m.span()
+    for m in _IPV6.finditer(text):
+        groups = [g for g in m[0].split(":") if g]
+        if len(groups) == 8 or ("::" in m[0] and len(groups) >= 2 and (len(groups) > 3 or re.search("[a-fA-F]", m[0]))):
+            try:
+                ipaddress.IPv6Address(m[0])
+            except ValueError:
+                continue
+            yield m.span()
+
+
+# --- numbers with check digits
+
+_IBAN = re.compile(rf"{START}[A-Z]{{2}}\d{{2}}(?:[ -]?[A-Z0-9]){{11,30}}", _I | re.ASCII)
+_CARD = re.compile(rf"{START}(?<!\+)\d(?:[ -]?\d){{12,30}}{END}", re.ASCII)
+_ES_ID = re.compile(rf"{START}(?:\d{{8}}|\d{{2}}\.\d{{3}}\.\d{{3}}|[XYZ][ -]?\d{{7}})[ -]?[A-Z]{END}", _I | re.ASCII)
+_CURP = re.compile(rf"{START}[A-Z]{{4}}\d{{6}}[HMX][A-Z]{{5}}[A-Z0-9]\d{END}", _I | re.ASCII)
+_RUT = re.compile(rf"{START}(?:\d{{1,2}}\.\d{{3}}\.\d{{3}}|\d{{7,8}})-[\dK]{END}", _I | re.ASCII)
+_WORDED_ID = re.compile(
+    rf"{START}({ID_WORD})\.?(?:{GAP}(?:nacional|de{GAP}(?:identidad|identificaci[oó]n|ciudadan[ií]a)))?{GAP}{{0,2}}"
+    rf"(?:(?:es|is|el|n[uú]mero|number|nro\.?|no\.?|n[º°])?{GAP}{{0,2}}[:#=]?{GAP}{{0,2}}){{1,3}}"
+    rf"([A-Z]{{0,3}}\d(?:[.-]?\d){{4,11}}(?:[ -]?[A-Z](?![A-Z0-9]))?(?:[ -](?:LP|SC|CB|OR|PT|TJ|CH|BE|PD|BN)\b)?){END}",
+    _I | re.ASCII,
+)
+
+
+def _groups(pattern: str, text: str, span: Span) -> list[Span]:
+    return [(span[0] + m.start(), span[0] + m.end()) for m in re.finditer(pattern, text[slice(*span)])]
+
+
+def _runs(groups: list[Span]) -> Iterator[Span]:
+    """Neighbouring groups: all, then without the last or first ones ("call 1760 415-771-2216")."""
+    yield groups[0][0], groups[-1][1]
+    for cut in range(1, len(groups)):
+        yield groups[0][0], groups[-1 - cut][1]
+        yield groups[cut][0], groups[-1][1]
+
+
+def _accepted(groups: list[Span], accept: Callable[[Span], bool]) -> Iterator[Span]:
+    """The longest accepted run, and then what the groups after it hold ("612345678 622345678")."""
+    while groups:
+        run = next(filter(accept, _runs(groups)), None)
+        if run is None:
+            return
+        yield run
+        groups = [g for g in groups if g[0] >= run[1]]
+
+
+def find_ibans(text: str) -> Iterator[Span]:
+    """The longest run of groups with valid check digits."""
+    for m in _IBAN.finditer(text):
+        groups = _groups(r"[A-Za-z0-9]+", text, m.span())
+        for last in range(len(groups), 0, -1):
+            start, end = groups[0][0], groups[last - 1][1]
+            whole = end == len(text) or not text[end].isalnum()
+            if whole and iban_number.is_valid(text[start:end], check_country=False):
+                yield start, end
+                break
+
+
+def _is_card(text: str, span: Span) -> bool:
+    digits = re.sub(r"\D", "", text[slice(*span)])
+    return 13 <= len(digits) <= 19 and digits[0] in "23456" and len(set(digits)) > 2 and luhn.is_valid(digits)
+
+
+def find_cards(text: str) -> Iterator[Span]:
+    """Card numbers that pass the Luhn check."""
+    for m in _CARD.finditer(text):
+        yield from _accepted(_groups(r"\d+", text, m.span()), partial(_is_card, text))
+
+
+def find_national_ids(text: str) -> Iterator[Span]:
+    """DNI, NIE, CURP and RUT by their check digits; other numbers only after a word such as "cédula"."""
+    for m in _ES_ID.finditer(text):
+        value = re.sub(r"\W", "", m[0]).upper()
+        if nie.is_valid(value) if value[0] in "XYZ" else dni.is_valid(value):
+            yield m.span()
+    yield from (m.span() for m in _CURP.finditer(text) if curp.is_valid(m[0].upper()))
+    yield from (m.span() for m in _RUT.finditer(text) if rut.is_valid(m[0]))
+    for m in _WORDED_ID.finditer(text):
+        if not re.match(r"(?i)cui[tl]", m[1]) or cuit.is_valid(m[2]):
+            yield m.span(2)
+
+
+# --- phones
+
+_DASH = r"\u2010-\u2013-"
+_PHONE = re.compile(
+    rf"(?<![^\W_])(?<![$€£#])\+?\(?\d(?:[ \t\u00a0().\/{_DASH}]{{0,3}}\d){{6,18}}(?![^\W_])(?![:,]\d|{GAP}?[%€£$])", re.ASCII
+)
+_NOT_PHONE = re.compile(
+    rf"\d{{4}}[{_DASH}./ ]\d{{1,2}}[{_DASH}./ ]\d{{1,2}}(?:[ T]\d.*)?|"
+    rf"\d{{1,2}}[{_DASH}./ ]\d{{1,2}}[{_DASH}./ ](?:19|20)\d\d(?:\D.*)?|"  # dates
+    r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?|"  # 20261025, 202610251030
+    rf"\d{{1,2}}\.\d\d{GAP}?[{_DASH}]{GAP}?\d{{1,2}}\.\d\d|(?:(?:19|20)\d\d\D{{1,3}})+(?:19|20)\d\d|"  # opening hours, years
+    rf"\d+00{GAP}?[{_DASH}]{GAP}?\d+00|\d{{1,2}}(?:\.\d{{3}})+|"
+    rf"\d{{3}}(?:\.\d{{3}}){{3,}}|\d{{1,3}}\.\d{{4,}}|\d{{5}}-\d{{4}}|000.*"  # prices, decimals, ZIP+4
+)
+_MONEY = re.compile(
+    rf"{GAP}?(?:pesos|bs|bolivianos|euros?|eur|usd|d[oó]lares|dollars|clp|mxn|ars|mil|millones|km|kg|mg|ml|puntos|points)\b", _I
+)
+_ORDER_WORD = re.compile(
+    r"(?:pedido|orden|order|factura|invoice|boleta|ref(?:erencia|erence)?|booking|confirmation|confirmaci[oó]n|ticket|"
+    r"tracking|seguimiento|c[oó]digo|code|folio|expediente|p[oó]liza|policy|lote|serie|serial|sku|isbn|"
+    r"caso|case|cuenta|account|zip|cp|postal)\b\W{0,3}"
+    r"(?:(?:n[uú]mero|number|nro|no|num|id|es|is|de|n[º°]|was|fue)\b\W{0,3}){0,3}$",
+    _I,
+)
+_PHONE_WORD = re.compile(
+    r"\b(?:tel|tel[eé]fono|cel|celular|m[oó]vil|fono|fone|whats?app|wasap|wsp|contacto|"
+    r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ligue|telefone)\b[^\d\n]{0,20}$",
+    _I,
+)
+
+
+@lru_cache(maxsize=50_000)
+def _valid_phone(digits: str, region: str | None) -> bool:
+    try:
+        number = phonenumbers.parse(digits, region)
+    except phonenumbers.NumberParseException:
+        return False
+    if region is None and phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE:
+        return len(str(number.national_number)) >= 6
+    return phonenumbers.is_valid_number(number)
+
+
+def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bool:
+    shape = text[slice(*span)].strip()
+    digits = re.sub(r"\D", "", shape)
+    if len(digits) < 7 or _NOT_PHONE.fullmatch(shape.lstrip("+(")):
+        return False
+    if shape.startswith("+") or (digits.startswith("00") and not digits.startswith("000")):
+        return _valid_phone("+" + digits.removeprefix("00"), None)
+    sizes = [len(g) for g in re.findall(r"\d+", shape)]
+    if sizes.count(1) > 1 or (len(sizes) > 1 and sizes[-1] == 1):
+        return False
+    if worded and len(digits) <= 15 and (len(sizes) == 1 or max(sizes[1:]) <= 8):
+        return True
+    return any(_valid_phone(digits, region) for region in regions)
+
+
+def find_phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
+    """Valid numbers of the regions or with a country code; after a word such as "llámame" any number of a phone's size."""
+    for seen, m in enumerate(_PHONE.finditer(text)):
+        before = text[max(0, m.start() - 40) : m.start()]
+        international = m[0].startswith(("+", "(+"))
+        if re.fullmatch(r"\d{4}(?:[ -]\d{4}){3}", m[0]):  # a card's shape with a wrong check digit
+            continue
+        if not international and (re.search(r"\d[.,:/-]$", before) or _MONEY.match(text, m.end()) or _ORDER_WORD.search(before)):
+            continue
+        groups = _groups(r"(?:\(?\+)?\(?\d+\)?" if "(" in m[0] else r"\+?\d+", text, m.span())
+        worded = _PHONE_WORD.search(before) is not None
+        if seen >= MAX_PHONE_LOOKS:
+            yield m.span()
+            continue
+        first = groups[0][0] if worded else -1
+        yield from _accepted(groups, lambda span, first=first: _is_phone(text, span, span[0] == first, regions))
+
+
+def has_phone(identifier: str, regions: Sequence[str]) -> bool:
+    """A valid phone glued to the letters of an id (conv_59170123456_x), but no part of a UUID or of a hexadecimal hash."""
+    digits = [m[0] for m in re.finditer(r"(?<!\d)\d{8,15}(?!\d)", identifier) if not _NOT_PHONE.fullmatch(m[0])]
+    hexadecimal = re.search(r"(?i)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=[0-9]*[a-f])[0-9a-f]{16,}", identifier)
+    if not hexadecimal and any(_valid_phone(d, region) for d in digits for region in regions):
+        return True
+    return any(_valid_phone("+" + d, None) for d in digits if len(d) > 10)

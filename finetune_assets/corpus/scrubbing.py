@@ -1,0 +1,157 @@
+"""Takes personal data out of validated rows: texts a conversation at a time, ids one by one, users by keyed hash.
+
+A conversation's messages, intents, corrections and comments are scrubbed together, in one fixed order, whichever week is being
+written: so a value has the same placeholder in all of them. Only conversations in which a cheap pattern sees something pass
+through Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import polars as pl
+
+from finetune_assets.corpus.personal_data import KINDS, needs_look, pseudonym, scrub_conversation, scrub_id
+
+BUCKETS = 10_000
+_SALT = b"finetune_assets/bucket/1:"  # never changes: a new salt would move people between train and test
+PLACEHOLDER = rf"\[({'|'.join(kind.upper() for kind in KINDS)})(?:_\d+)?\]"
+_PLACEHOLDER = re.compile(PLACEHOLDER)
+MIN_USER_ID = 6  # characters from which a user id inside another id is taken for the user's
+TEXTS = {"messages": ("content", "intent"), "feedback": ("expected_response", "comment")}
+
+
+@dataclass(frozen=True)
+class Scrubbed:
+    """Messages and feedback with their texts scrubbed; `found` counts what was replaced: table, week, kind, rows."""
+
+    messages: pl.DataFrame
+    feedback: pl.DataFrame
+    found: pl.DataFrame
+
+
+def scrub_texts(messages: pl.DataFrame, feedback: pl.DataFrame) -> Scrubbed:
+    """Scrubs all texts of some conversations: their messages in turn order, their feedback in time order, of whatever weeks.
+
+    Both frames have conversation_id and week; a conversation must be whole, or its placeholders may differ from another call's.
+    """
+    texts = long_texts(messages, feedback)
+    watched = texts.filter(needs_look(texts["text"]))["conversation_id"].unique()
+    changed, found = _scrub(texts.filter(pl.col("conversation_id").is_in(watched.implode())))
+    return Scrubbed(_replaced("messages", messages, changed), _replaced("feedback", feedback, changed), found)
+
+
+def long_texts(messages: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
+    """One row a text, in the order in which a conversation is scrubbed: table, column, row (number in its frame), week,
+    conversation_id, text."""
+    return pl.concat([_long("messages", messages), _long("feedback", feedback)])
+
+
+def _long(table: str, frame: pl.DataFrame) -> pl.DataFrame:
+    numbered = frame.with_row_index("row")
+    return pl.concat(
+        numbered.select(
+            pl.lit(table).alias("table"),
+            pl.lit(column).alias("column"),
+            "row",
+            "week",
+            "conversation_id",
+            pl.col(column).alias("text"),
+        ).filter(pl.col("text").is_not_null())
+        for column in TEXTS[table]
+    )
+
+
+def _scrub(texts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The texts that change (table, column, row, text), and how many values were replaced (table, week, kind, rows)."""
+    changed: list[tuple[str, str, int, str]] = []
+    found: list[tuple[str, str, str]] = []
+    whole = texts.group_by("conversation_id", maintain_order=True).agg("table", "column", "row", "week", "text")
+    for _, tables, columns, rows, weeks, before in whole.iter_rows():
+        after, _ = scrub_conversation(before)
+        if after == before:
+            continue
+        places = zip(tables, columns, rows, weeks, strict=True)
+        for (table, column, row, week), old, new in zip(places, before, after, strict=True):
+            if old != new:
+                changed.append((table, column, row, new))
+                kinds = _kinds(new)
+                for kind in _kinds(old):
+                    if kind in kinds:
+                        kinds.remove(kind)
+                found += [(table, week, kind) for kind in kinds]
+    keys = {"table": pl.String, "column": pl.String, "row": pl.UInt32, "text": pl.String}
+    counted = pl.DataFrame(found, schema={"table": pl.String, "week": pl.String, "kind": pl.String}, orient="row")
+    return pl.DataFrame(changed, schema=keys, orient="row"), counted.group_by("table", "week", "kind").len("rows")
+
+
+def _kinds(text: str) -> list[str]:
+    return [match[1].lower() for match in _PLACEHOLDER.finditer(text)]
+
+
+def _replaced(table: str, frame: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    for column in TEXTS[table]:
+        new = changed.filter((pl.col("table") == table) & (pl.col("column") == column)).select(
+            "row", pl.col("text").alias("_new")
+        )
+        if not new.is_empty():
+            frame = (
+                frame.with_row_index("row")
+                .join(new, on="row", how="left", maintain_order="left")
+                .with_columns(pl.coalesce("_new", column).alias(column))
+                .drop("row", "_new")
+            )
+    return frame
+
+
+def clean_ids(ids: pl.Series, users: pl.Series, key: bytes) -> pl.Series:
+    """Ids in which a recogniser finds something, or which hold their (raw) user's id, as keyed hashes; the others as they are."""
+    spaced = ids.str.replace_all("_", " ", literal=True)
+    frame = pl.DataFrame({"id": ids.alias("id"), "user": users.alias("user")})
+    holds = (pl.col("user").str.len_chars() >= MIN_USER_ID) & pl.col("id").str.contains(pl.col("user"), literal=True)
+    inside = frame.select(holds.fill_null(False).alias("inside"))["inside"]
+    digits = ids.str.contains(r"\d{8}").fill_null(False)
+    doubtful = needs_look(ids) | needs_look(spaced) | digits | inside
+    if not doubtful.any():
+        return ids
+    values, own = ids.filter(doubtful).to_list(), inside.filter(doubtful).to_list()
+    hashed = {value: _hashed(value, held, key) for value, held in sorted(set(zip(values, own, strict=True)))}
+    return ids.replace(list(hashed), list(hashed.values())) if hashed else ids
+
+
+def _hashed(value: str, holds_user: bool, key: bytes) -> str:
+    return "p_" + pseudonym(value, key).removeprefix("u_") if holds_user else scrub_id(value, key)
+
+
+def clean_labels(labels: pl.Series, key: bytes) -> pl.Series:
+    """Tenants, verticals and channels: few distinct values, each treated as an id."""
+    distinct = labels.unique().drop_nulls().to_list()
+    changed = {label: clean for label in distinct if (clean := scrub_id(label, key)) != label}
+    return labels.replace(list(changed), list(changed.values())) if changed else labels
+
+
+def pseudonyms(users: pl.Series, key: bytes) -> pl.Series:
+    """The keyed hash of each user; null stays null."""
+    return _mapped(users, ((user, pseudonym(user, key)) for user in users.unique().drop_nulls()), pl.String)
+
+
+def buckets(users: pl.Series, conversation_ids: pl.Series) -> pl.Series:
+    """0..9999 from the raw user id, or the raw conversation id where there is no user: what splits go by."""
+    source = users.fill_null("").zip_with(users.is_not_null(), conversation_ids)
+    return _mapped(source, ((value, _bucket(value)) for value in source.unique()), pl.UInt16)
+
+
+def _bucket(value: str) -> int:
+    return int.from_bytes(hashlib.blake2b(_SALT + value.encode(), digest_size=8).digest(), "big") % BUCKETS
+
+
+def _mapped(values: pl.Series, pairs: Iterable[tuple[str, str | int]], dtype: type[pl.DataType]) -> pl.Series:
+    table = dict(pairs)
+    return (
+        values.replace_strict(list(table), list(table.values()), default=None, return_dtype=dtype)
+        if table
+        else values.cast(dtype)
+    )

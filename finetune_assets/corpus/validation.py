@@ -1,0 +1,352 @@
+"""Decides for every source row: kept, repaired or dropped, with a reason, and which week it belongs to. Nothing is stored here.
+
+Rules, the first that holds counts:
+- every table: `id_null`, `id_too_long`, `text_broken` (NUL or U+FFFD), `time_naive`, `time_absurd` (before 2000, after 2099),
+  `<column>_invalid`, `<column>_null`
+- conversations: `tenant_null`, `label_too_long`, `conversation_id_repeated`, `conversation_empty` (no valid message)
+- messages: `role_unknown`, `content_null`, `content_empty`, `conversation_missing`, `conversation_rejected`,
+  `message_id_repeated`
+- feedback: `feedback_type_unknown`, `message_missing`, `message_rejected`, `conversation_mismatch`, `tenant_mismatch`,
+  `feedback_on_user_message`, `feedback_id_repeated`
+- repaired, the value becomes null: a score or rating outside 1..5 (`…_out_of_range`, `…_invalid`), an `ended_at` that makes no
+  sense or lies before `started_at`, a broken or too long channel, intent or comment; an unreadable
+  `training_consent` becomes false
+Of repeated ids the row with the earliest time stays, ties by content: the order of rows, files and sources never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import polars as pl
+
+from finetune_assets.corpus.schema import FEEDBACK_TYPES, MAX_ID, MAX_LABEL, ROLES, UNKNOWN_WEEK
+from finetune_assets.corpus.sources import SourceTables
+
+IDS = {"conversations": "conversation_id", "messages": "message_id", "feedback": "feedback_id"}
+_BROKEN = "[\x00\ufffd]"
+_VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Cf}]"
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Kept rows with their `week` and the raw `user_id` of their conversation; `rejected` holds dropped and repaired ones."""
+
+    conversations: pl.DataFrame
+    messages: pl.DataFrame
+    feedback: pl.DataFrame
+    rejected: pl.DataFrame  # table, id (raw), reason, detail, action, week, user_id (raw)
+    read: pl.DataFrame  # table, week, rows
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A reason, what it says, and for which rows it holds (null: it does not). `column`: what a repair sets to `becomes`."""
+
+    reason: str
+    detail: str
+    when: pl.Expr
+    column: str = ""
+    becomes: bool | None = None
+
+
+_done: WeakKeyDictionary[SourceTables, Validated] = WeakKeyDictionary()
+
+
+def validate(tables: SourceTables) -> Validated:
+    """Applies every rule to every row; remembered as long as `tables` lives. Rows come out in a stable order."""
+    if tables not in _done:
+        _done[tables] = _validate(tables)
+    return _done[tables]
+
+
+def monday(time: pl.Expr) -> pl.Expr:
+    """The week of a time: its Monday as YYYY-MM-DD, UTC."""
+    return time.dt.truncate("1w").dt.strftime("%Y-%m-%d")
+
+
+def _validate(tables: SourceTables) -> Validated:
+    conversations = _conversations(tables.conversations)
+    known = _known(conversations)
+    messages = _messages(tables.messages, known)
+    kept_messages = messages.filter(pl.col("reason").is_null())
+    with_message = kept_messages["conversation_id"].unique()
+    conversations = _mark(
+        conversations,
+        pl.col("reason").is_null() & ~pl.col("conversation_id").is_in(with_message.implode()),
+        ("conversation_empty", "no valid message belongs to it"),
+    )
+    feedback = _feedback(tables.feedback, messages, known)
+    judged = {"conversations": conversations, "messages": messages, "feedback": feedback}
+    kept: dict[str, pl.DataFrame] = {}
+    rejected: list[pl.DataFrame] = []
+    for table, frame in judged.items():
+        rejected.append(_rejected(table, frame.filter(pl.col("reason").is_not_null()), "dropped"))
+        rejected += _listed_repairs(table, frame)
+        kept[table] = _repaired(table, frame.filter(pl.col("reason").is_null()))
+    read = [
+        frame.group_by("week").len("rows").select(pl.lit(table).alias("table"), "week", "rows") for table, frame in judged.items()
+    ]
+    everything = pl.concat(rejected)
+    return Validated(**kept, rejected=everything.sort(everything.columns, nulls_last=True), read=pl.concat(read))
+
+
+# --- what all tables share
+
+
+def _ids(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Ids and labels without surrounding white space; an empty one is null. Rows get their number."""
+    stripped = pl.col(*columns).str.strip_chars()
+    return frame.with_columns(pl.when(stripped != "").then(stripped).name.keep()).with_row_index("row")
+
+
+def _missing(column: str, reason: str | None = None) -> _Rule:
+    return _Rule(reason or f"{column}_null", f"{column} is null or blank", pl.col(column).is_null())
+
+
+def _too_long(columns: Sequence[str], reason: str, most: int) -> list[_Rule]:
+    return [_Rule(reason, f"{name} is longer than {most} characters", pl.col(name).str.len_chars() > most) for name in columns]
+
+
+def _broken(columns: Sequence[str]) -> list[_Rule]:
+    return [
+        _Rule("text_broken", f"{name} holds NUL or undecodable characters", pl.col(name).str.contains(_BROKEN))
+        for name in columns
+    ]
+
+
+def _time(column: str) -> list[_Rule]:
+    problem = pl.col(f"{column}_problem")
+    return [
+        _Rule("time_naive", f"{column} has no time zone", problem == "naive"),
+        _Rule("time_absurd", f"{column} is before 2000 or after 2099", problem == "absurd"),
+        _Rule(f"{column}_invalid", f"{column} is no time", problem == "invalid"),
+    ]
+
+
+def _judge(frame: pl.DataFrame, rules: Sequence[_Rule]) -> pl.DataFrame:
+    """Adds `reason` and `detail` of the first rule that holds; null where none does."""
+    return frame.with_columns(
+        pl.coalesce(pl.when(rule.when).then(pl.lit(rule.reason)) for rule in rules).alias("reason"),
+        pl.coalesce(pl.when(rule.when).then(pl.lit(rule.detail)) for rule in rules).alias("detail"),
+    )
+
+
+def _mark(frame: pl.DataFrame, when: pl.Expr, reason_detail: tuple[str, str]) -> pl.DataFrame:
+    reason, detail = reason_detail
+    return frame.with_columns(
+        pl.when(when).then(pl.lit(reason)).otherwise("reason").alias("reason"),
+        pl.when(when).then(pl.lit(detail)).otherwise("detail").alias("detail"),
+    )
+
+
+def _mark_repeated(frame: pl.DataFrame, column: str, time: str) -> pl.DataFrame:
+    """Drops all but the earliest of the valid rows that share an id."""
+    valid = frame.filter(pl.col("reason").is_null())
+    twins = valid.filter(pl.col(column).is_duplicated())
+    content = pl.struct(pl.exclude("row")).struct.json_encode().alias("_content")
+    ordered = twins.with_columns(content).sort(column, time, "_content")
+    losers = ordered.filter(~pl.col(column).is_first_distinct())["row"]
+    detail = f"another row with this {column} is earlier, or equal"
+    return _mark(frame, pl.col("row").is_in(losers.implode()), (f"{column}_repeated", detail))
+
+
+def _rejected(table: str, rows: pl.DataFrame, action: str) -> pl.DataFrame:
+    return rows.select(
+        pl.lit(table).alias("table"),
+        pl.col(IDS[table]).alias("id"),
+        "reason",
+        "detail",
+        pl.lit(action).alias("action"),
+        "week",
+        "user_id",
+    )
+
+
+# --- the three tables
+
+
+def _conversations(raw: pl.DataFrame) -> pl.DataFrame:
+    labels = ("tenant_id", "vertical", "channel")
+    frame = _ids(raw, ["conversation_id", "user_id", *labels])
+    rules = [
+        _missing("conversation_id", "id_null"),
+        *_too_long(("conversation_id", "user_id"), "id_too_long", MAX_ID),
+        *_broken(("conversation_id", "user_id", "tenant_id", "vertical")),
+        _missing("tenant_id", "tenant_null"),
+        _missing("vertical"),
+        *_too_long(("tenant_id", "vertical"), "label_too_long", MAX_LABEL),
+        *_time("started_at"),
+        _missing("started_at"),
+    ]
+    frame = frame.with_columns(monday(pl.col("started_at")).fill_null(UNKNOWN_WEEK).alias("week"))
+    return _mark_repeated(_judge(frame, rules), "conversation_id", "started_at")
+
+
+def _known(conversations: pl.DataFrame) -> pl.DataFrame:
+    """One row for each conversation id in the source: `accepted`, and week, user and tenant of the accepted row (else one)."""
+    frame = conversations.filter(pl.col("conversation_id").is_not_null()).select(
+        "conversation_id",
+        pl.col("reason").is_null().alias("accepted"),
+        pl.col("week").alias("its_week"),
+        "user_id",
+        pl.col("tenant_id").alias("its_tenant"),
+    )
+    order = ["conversation_id", "accepted", "its_week", "user_id", "its_tenant"]
+    return frame.sort(order, descending=[False, True, False, False, False], nulls_last=True).unique(
+        "conversation_id", keep="first"
+    )
+
+
+def _messages(raw: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    frame = _ids(raw, ["message_id", "conversation_id", "intent"])
+    frame = frame.with_columns(pl.col("role").str.strip_chars().str.to_lowercase())
+    frame = frame.join(known, on="conversation_id", how="left", maintain_order="left")
+    rules = [
+        _missing("message_id", "id_null"),
+        *_too_long(("message_id", "conversation_id"), "id_too_long", MAX_ID),
+        *_broken(("message_id", "conversation_id")),
+        _missing("conversation_id"),
+        _Rule("role_unknown", f"role is none of {', '.join(ROLES)}", ~pl.col("role").is_in(ROLES).fill_null(False)),
+        _Rule("content_null", "content is null", pl.col("content").is_null()),
+        *_broken(("content",)),
+        _Rule("content_empty", "content is empty or white space", ~pl.col("content").str.contains(_VISIBLE)),
+        *_time("created_at"),
+        _missing("created_at"),
+        _Rule("conversation_missing", "its conversation is not in the source", pl.col("accepted").is_null()),
+        _Rule("conversation_rejected", "its conversation was dropped", ~pl.col("accepted")),
+    ]
+    frame = _mark_repeated(_judge(frame, rules), "message_id", "created_at")
+    own = monday(pl.col("created_at"))
+    week = pl.when(pl.col("reason").is_null()).then("its_week").otherwise(pl.coalesce(own, "its_week", pl.lit(UNKNOWN_WEEK)))
+    return frame.with_columns(week.alias("week"))
+
+
+def _feedback(raw: pl.DataFrame, messages: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    frame = _ids(raw, ["feedback_id", "tenant_id", "conversation_id", "message_id", "expected_response", "comment"])
+    frame = frame.with_columns(pl.col("feedback_type").str.strip_chars().str.to_lowercase())
+    kept = messages.filter(pl.col("reason").is_null())
+    judged = kept.select(
+        "message_id",
+        pl.col("conversation_id").alias("its_conversation"),
+        pl.col("role").alias("its_role"),
+        "its_tenant",
+        "user_id",
+    )
+    frame = frame.join(judged, on="message_id", how="left", maintain_order="left")
+    there = pl.col("message_id").is_in(messages["message_id"].drop_nulls().unique().implode())
+    rules = [
+        _missing("feedback_id", "id_null"),
+        *_too_long(("feedback_id", "conversation_id", "message_id"), "id_too_long", MAX_ID),
+        *_broken(("feedback_id", "tenant_id", "conversation_id", "message_id", "expected_response")),
+        _missing("tenant_id", "tenant_null"),
+        _missing("message_id"),
+        _Rule(
+            "feedback_type_unknown",
+            f"feedback_type is none of {', '.join(FEEDBACK_TYPES)}",
+            ~pl.col("feedback_type").is_in(FEEDBACK_TYPES).fill_null(False),
+        ),
+        *_time("created_at"),
+        _missing("created_at"),
+        _Rule("message_missing", "its message is not in the source", ~there),
+        _Rule("message_rejected", "its message was dropped", pl.col("its_role").is_null()),
+        _Rule(
+            "conversation_mismatch",
+            "its message belongs to another conversation",
+            pl.col("conversation_id") != pl.col("its_conversation"),
+        ),
+        _Rule("tenant_mismatch", "its message belongs to another tenant", pl.col("tenant_id") != pl.col("its_tenant")),
+        _Rule("feedback_on_user_message", "its message is the user's", pl.col("its_role") == "user"),
+    ]
+    frame = _mark_repeated(_judge(frame, rules), "feedback_id", "created_at")
+    weeks = known.select("conversation_id", "its_week", pl.col("user_id").alias("its_user"))
+    frame = frame.join(weeks, on="conversation_id", how="left", maintain_order="left")
+    return frame.with_columns(
+        pl.coalesce(monday(pl.col("created_at")), "its_week", pl.lit(UNKNOWN_WEEK)).alias("week"),
+        pl.coalesce("user_id", "its_user").alias("user_id"),
+        pl.coalesce("conversation_id", "its_conversation").alias("conversation_id"),
+    )
+
+
+# --- repairs
+
+
+def _score(column: str) -> list[_Rule]:
+    problem = pl.col(f"{column}_problem")
+    return [
+        _Rule(
+            f"{column}_out_of_range", f"{column} is no whole number from 1 to 5; set to null", problem == "out_of_range", column
+        ),
+        _Rule(f"{column}_invalid", f"{column} is no number; set to null", problem == "invalid", column),
+    ]
+
+
+def _text_repairs(column: str, most: int | None = None) -> list[_Rule]:
+    rules = [*_broken((column,)), *(_too_long((column,), f"{column}_too_long", most) if most else [])]
+    return [_Rule(rule.reason, f"{rule.detail}; set to null", rule.when, column) for rule in rules]
+
+
+def _repairs(table: str) -> list[_Rule]:
+    if table == "conversations":
+        late = pl.col("ended_at") < pl.col("started_at")
+        return [
+            *_score("satisfaction_score"),
+            *(_Rule(rule.reason, f"{rule.detail}; set to null", rule.when, "ended_at") for rule in _time("ended_at")),
+            _Rule("ended_before_started", "ended_at is before started_at; set to null", late, "ended_at"),
+            *_text_repairs("channel", MAX_LABEL),
+            _Rule(
+                "training_consent_invalid",
+                "training_consent is neither true nor false; set to false",
+                pl.col("training_consent_problem").is_not_null(),
+                "training_consent",
+                False,
+            ),
+        ]
+    return _text_repairs("intent", MAX_LABEL) if table == "messages" else [*_score("rating"), *_text_repairs("comment")]
+
+
+_KEPT = {
+    "conversations": (
+        *("conversation_id", "tenant_id", "user_id", "vertical", "channel", "satisfaction_score", "training_consent"),
+        *("started_at", "ended_at", "week"),
+    ),
+    "messages": ("message_id", "conversation_id", "role", "content", "intent", "created_at", "week", "user_id"),
+    "feedback": (
+        *("feedback_id", "tenant_id", "conversation_id", "message_id", "feedback_type", "rating", "expected_response", "comment"),
+        *("created_at", "week", "user_id"),
+    ),
+}
+_ORDER = {
+    "conversations": ["started_at", "conversation_id"],
+    "messages": ["conversation_id"],
+    "feedback": ["created_at", "feedback_id"],
+}
+
+
+def _listed_repairs(table: str, frame: pl.DataFrame) -> list[pl.DataFrame]:
+    """One rejected row for each repair of a row that is kept (or would be, if its conversation had a message)."""
+    fine = frame.filter(pl.col("reason").is_null() | (pl.col("reason") == "conversation_empty"))
+    listed: list[pl.DataFrame] = []
+    for rule in _repairs(table):
+        rows = fine.filter(rule.when).with_columns(pl.lit(rule.reason).alias("reason"), pl.lit(rule.detail).alias("detail"))
+        listed.append(_rejected(table, rows, "repaired"))
+    return listed
+
+
+def _repaired(table: str, kept: pl.DataFrame) -> pl.DataFrame:
+    """The kept rows with bad values replaced, in stable order."""
+    changes: dict[str, pl.Expr] = {}
+    for rule in _repairs(table):
+        before = changes.get(rule.column, pl.col(rule.column))
+        changes[rule.column] = pl.when(rule.when).then(pl.lit(rule.becomes, dtype=kept.schema[rule.column])).otherwise(before)
+    order = [*map(pl.col, _ORDER[table]), *(turn_order() if table == "messages" else ())]
+    return kept.with_columns(**changes).sort(*order).select(_KEPT[table])
+
+
+def turn_order() -> tuple[pl.Expr, ...]:
+    """The order of a conversation's messages: time; in one instant a counted id's number, else the user before the assistant."""
+    number = pl.col("message_id").str.extract(r"^\D*(\d{1,18})$").cast(pl.Int64).fill_null(-1)
+    speaker = pl.when(number < 0).then(pl.col("role") == "assistant").otherwise(False)
+    return pl.col("created_at"), number, speaker, pl.col("message_id")

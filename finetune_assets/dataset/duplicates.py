@@ -1,0 +1,86 @@
+"""Twins: examples whose normalised user turn and reply are equal or near-equal. One survives, and it says whom it replaced.
+
+A reply that equals or nearly equals a negatively rated one is dropped, unless a person wrote it as a correction. Of the others
+the first in this order survives: a correction, then test, validation, train (so train never holds a twin of a held-out row),
+then the better source, then the newest, then by content. The order of rows in the corpus never matters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from finetune_assets.corpus.near_duplicates import drop_near_duplicates, normalise, pairs_between, signatures
+from finetune_assets.dataset.selection import CORRECTED, SOURCES
+from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
+
+Indices = npt.NDArray[np.int64]
+
+
+def with_text(frame: pl.DataFrame, reply: str) -> pl.DataFrame:
+    """Adds `text`: the normalised user turn and reply, which is what two examples are compared by."""
+    raw = frame.select(pl.concat_str("user_text", reply, separator="\n")).to_series()
+    return frame.with_columns(normalise(raw).alias("text"))
+
+
+def twins_in(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
+    """For each of `some` the first row of `others` whose text is equal, else the first that is near-equal; -1 for none."""
+    if others.is_empty() or some.is_empty():
+        return np.full(len(some), -1, dtype=np.int64)
+    first: dict[str, int] = {}
+    for row, text in enumerate(others.to_list()):
+        first.setdefault(text, row)
+    left, right = list(first), some.unique().sort().to_list()
+    pairs = pairs_between(signatures(left, threshold), left, signatures(right, threshold), right)
+    near: dict[str, int] = {}
+    for old, new in sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)):
+        near.setdefault(right[new], first[left[old]])
+    return np.array([first.get(text, near.get(text, -1)) for text in some.to_list()], dtype=np.int64)
+
+
+def ranked(frame: pl.DataFrame) -> pl.DataFrame:
+    """Sorted so that of any two twins the one to keep comes first; ids decide only between rows that are equal in all else."""
+    order = {TEST: 0, VALIDATION: 1, TRAIN: 2}
+    source = {name: place for place, name in enumerate(SOURCES)}
+    history = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
+    return frame.sort(
+        pl.col("source") != CORRECTED,
+        pl.col("split").replace_strict(order, return_dtype=pl.Int8),
+        pl.col("source").replace_strict(source, return_dtype=pl.Int8, default=len(source)),
+        -pl.col("created_at").dt.epoch("us"),
+        "user_text",
+        "reply",
+        history,
+        "message_id",
+    )
+
+
+def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """The candidates, ranked, with `reason` and `kept_message_id` (null: survives).
+
+    Both frames have message_id, created_at and text; candidates also split, source, context, user_text and reply.
+    """
+    frame = ranked(candidates)
+    newest = negatives.sort("created_at", "text", "message_id", descending=[True, False, False])
+    corrected = (frame["source"] == CORRECTED).to_numpy()
+    blocker = np.where(corrected, -1, twins_in(frame["text"], newest["text"], threshold))
+    free = np.flatnonzero(blocker < 0)
+    kept_by = drop_near_duplicates(frame["text"].gather(free).to_list(), np.arange(len(free), dtype=np.int64), threshold)
+
+    texts, ids, negative_ids = frame["text"], frame["message_id"], newest["message_id"]
+    reasons: list[str | None] = [None] * frame.height
+    kept: list[str | None] = [None] * frame.height
+    for row in np.flatnonzero(blocker >= 0).tolist():
+        reasons[row], kept[row] = "same_as_negative", negative_ids[int(blocker[row])]
+    for place in np.flatnonzero(kept_by >= 0).tolist():
+        row, survivor = int(free[place]), int(free[kept_by[place]])
+        reasons[row] = "exact_duplicate" if texts[row] == texts[survivor] else "near_duplicate"
+        kept[row] = ids[survivor]
+    return frame.with_columns(pl.Series("reason", reasons, dtype=pl.String), pl.Series("kept_message_id", kept, dtype=pl.String))
+
+
+def replaced_by(decided: pl.DataFrame) -> pl.DataFrame:
+    """message_id of each survivor that has twins, and `replaced`: their message ids, sorted."""
+    twins = decided.filter(pl.col("reason").is_in(["exact_duplicate", "near_duplicate"]))
+    return twins.group_by(message_id="kept_message_id").agg(replaced=pl.col("message_id").sort())

@@ -1,0 +1,112 @@
+"""The manifest of a frozen data set, its fingerprint, and which feedback it has seen.
+
+The fingerprint is a hash of the sorted lines (each with its file and source), the settings that shape data, and the version of
+this code; no path, time, source address or id is in it, so the same content has the same fingerprint on every machine.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.dataset.formats import FILES
+from finetune_assets.dataset.selection import scan, tenants_of
+from finetune_assets.storage import Store, read_json, write_parquet
+
+Manifest = dict[str, Any]
+CODE_VERSION = "1"
+"""Of the rules in this package; a change that may choose, cut or write other rows raises it."""
+DATA_SETTINGS = {"select", "system_prompt", "rows", "window_weeks", "filters", "split"}
+
+
+def data_settings(assistant: Assistant) -> dict[str, Any]:
+    """The settings that decide what is in the data set, as JSON; the others (model, trainer, gates, …) do not change it."""
+    settings = assistant.model_dump(mode="json", include=DATA_SETTINGS)
+    settings["filters"]["exclude_tenants"] = sorted(settings["filters"]["exclude_tenants"])
+    return settings
+
+
+def fingerprint(settings: dict[str, Any], frames: dict[str, pl.DataFrame]) -> str:
+    """20 hex digits; `frames` maps kind to rows with split, source and digest."""
+    state = hashlib.blake2b(digest_size=10)
+    head = {"code_version": CODE_VERSION, "settings": settings}
+    state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
+    for spec in FILES:
+        rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits)).select("split", "source", "digest")
+        for row in sorted(rows.rows()):
+            state.update("\t".join((spec.name, *row)).encode() + b"\n")
+    return state.hexdigest()
+
+
+def counts(kept: pl.DataFrame) -> dict[str, Any]:
+    """Examples in total, and by split, source, intent and tenant."""
+    return {
+        "examples": kept.height,
+        "split": tally(kept["split"]),
+        "source": tally(kept["source"]),
+        "intent": tally(kept["intent"]),
+        "tenant": tally(kept["tenant_id"]),
+        "intent_by_split": {
+            str(intent): tally(part["split"]) for (intent,), part in sorted(kept.group_by("intent"), key=lambda g: str(g[0][0]))
+        },
+    }
+
+
+def tally(values: pl.Series) -> dict[str, int]:
+    """How often each value occurs, most frequent first."""
+    counted = values.value_counts(name="n").rows()
+    return {str(value): int(n) for value, n in sorted(counted, key=lambda pair: (-pair[1], str(pair[0])))}
+
+
+def make_manifest(assistant: Assistant, made: dict[str, Any]) -> Manifest:
+    """`made`: fingerprint, weeks, counts, rejected, feedback, pairs, warnings, leaks, parents."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        **made,
+        "assistant": assistant.name,
+        "settings": data_settings(assistant),
+        "code_version": CODE_VERSION,
+        "created_at": now,
+    }
+
+
+def latest(store: Store, assistant: str) -> Path | None:
+    """The folder of the assistant's newest frozen data set, or None."""
+    link = store.datasets(assistant) / "latest"
+    return link.resolve() if (link / "manifest.json").exists() else None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a frozen data set."""
+    manifest: Manifest = read_json(folder / "manifest.json")
+    return manifest
+
+
+def seen_file(store: Store, assistant: str, fingerprint: str) -> Path:
+    """Ids of all feedback that had come in when this data set was last made; beside the frozen folder, which never changes."""
+    return store.datasets(assistant) / "feedback_seen" / f"{fingerprint}.parquet"
+
+
+def write_seen(store: Store, assistant: str, fingerprint: str, feedback_ids: pl.Series) -> None:
+    """Keeps the ids. Feedback that changed nothing leaves the fingerprint as it is, and is seen all the same."""
+    write_parquet(seen_file(store, assistant, fingerprint), feedback_ids.unique().sort().to_frame("feedback_id"))
+
+
+def new_feedback(store: Store, assistant: Assistant, fingerprint: str | None = None) -> int:
+    """How many feedback rows of the assistant's tenants a data set has not seen; default: the latest one. Without one: all."""
+    weeks = store.weeks("feedback")
+    rows = scan(store, "feedback", weeks)
+    if rows is None:
+        return 0
+    ids = rows.filter(pl.col("tenant_id").is_in(tenants_of(store, assistant))).select("feedback_id")
+    folder = latest(store, assistant.name)
+    fingerprint = fingerprint or (folder.name if folder else None)
+    if fingerprint and (path := seen_file(store, assistant.name, fingerprint)).exists():
+        ids = ids.join(pl.scan_parquet(path), on="feedback_id", how="anti")
+    return int(ids.select(pl.col("feedback_id").n_unique()).collect().item())

@@ -1,0 +1,87 @@
+"""Preference pairs (correction over original reply) for DPO, and thumbs as labels for KTO.
+
+Who is in training and who is held out is the split of the examples. A row whose target is a twin of one on the other side is left
+out: held-out rows that repeat a training example first, then training rows that repeat anything held out. A correction that is no
+twin of another correction is never lost by this, since its own example survives every other twin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from finetune_assets.dataset.duplicates import twins_in, with_text
+from finetune_assets.dataset.selection import CORRECTED, POSITIVE, holds_personal
+from finetune_assets.dataset.splits import TRAIN
+
+UNUSABLE = ("tenant_excluded", "no_consent")
+DUPLICATE = ("exact_duplicate", "near_duplicate")
+NEGATIVE = "negative"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of preferences and kto with the columns of the lineage, and how many were left out by reason."""
+
+    preferences: pl.DataFrame
+    kto: pl.DataFrame
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+
+
+def make_pairs(frame: pl.DataFrame, threshold: float) -> Pairs:
+    """`frame` holds every example of the assistant with its final `reason` (null: kept), `split`, `source` and both replies."""
+    counts: dict[str, dict[str, int]] = {}
+    heldout, train = pl.col("split") != TRAIN, pl.col("split") == TRAIN
+    rows = {"preferences": _preferences(frame), "kto": _thumbs(frame)}
+    texts = {"preferences": "chosen", "kto": "completion"}
+    for kind, made in rows.items():
+        counts[kind] = {}
+        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])])
+        made = with_text(_without(made, personal, "personal_data_residual", counts[kind]), texts[kind])  # noqa: PLW2901
+        equal = ~made.select(pl.struct("context", texts[kind], "split", *_says(kind)).is_first_distinct()).to_series()
+        rows[kind] = _without(made, equal, "equal_row", counts[kind])
+    examples = with_text(frame.filter(pl.col("reason").is_null()), "reply")
+    learnt = examples.filter(train)["text"]
+    for kind, made in rows.items():
+        twin = pl.Series(twins_in(made["text"], learnt, threshold) >= 0) & (made["split"] != TRAIN)
+        rows[kind] = _without(made, twin, "twin_in_training", counts[kind])
+    hidden = pl.concat([examples.filter(heldout)["text"], *[made.filter(heldout)["text"] for made in rows.values()]])
+    for kind, made in rows.items():
+        twin = pl.Series(twins_in(made["text"], hidden, threshold) >= 0) & (made["split"] == TRAIN)
+        rows[kind] = _without(made, twin, "twin_held_out", counts[kind])
+    return Pairs(rows["preferences"].drop("text"), rows["kto"].drop("text"), {k: v for k, v in counts.items() if v})
+
+
+def _preferences(frame: pl.DataFrame) -> pl.DataFrame:
+    """One pair for each correction that may be used, also where its example is a twin of another correction."""
+    fit = pl.col("reason").is_null() | pl.col("reason").is_in([*DUPLICATE, "user_in_test"])
+    rows = frame.filter((pl.col("source") == CORRECTED) & fit)
+    return _stable(rows.with_columns(chosen="reply", rejected="original"))
+
+
+def _thumbs(frame: pl.DataFrame) -> pl.DataFrame:
+    """Positive and corrected replies are true, negatively rated ones (also originals of corrections) false."""
+    fit = pl.col("reason").is_null() | pl.col("reason").is_in([*DUPLICATE, "user_in_test"])
+    good = frame.filter(pl.col("source").is_in([CORRECTED, POSITIVE]) & fit)
+    bad = frame.filter((pl.col("verdict") == NEGATIVE) & ~pl.col("reason").is_in(UNUSABLE).fill_null(False))
+    good = good.with_columns(completion="reply", label=pl.lit(True))
+    bad = bad.with_columns(
+        completion="original", label=pl.lit(False), source=pl.lit(NEGATIVE), replaced=pl.lit([], pl.List(pl.String))
+    )
+    return _stable(pl.concat([good, bad.select(good.columns)]))
+
+
+def _says(kind: str) -> list[str]:
+    return ["rejected"] if kind == "preferences" else ["label"]
+
+
+def _stable(rows: pl.DataFrame) -> pl.DataFrame:
+    """Newest first, so that of two equal rows the newest one's ids stay."""
+    return rows.sort("created_at", "source", "message_id", descending=[True, False, False])
+
+
+def _without(rows: pl.DataFrame, out: pl.Series, reason: str, counts: dict[str, int]) -> pl.DataFrame:
+    if out.any():
+        counts[reason] = int(out.sum())
+    return rows.filter(~out)

@@ -1,0 +1,259 @@
+"""Which examples an assistant may learn from: its `select`, consent, feedback, satisfaction and content filters.
+
+`select_examples` reads, `judge` decides what feedback says about each reply, `verdicts` gives every example a source or the
+reason why it is dropped. Each example has exactly one of the two, so `read = kept + dropped` holds at every step.
+
+Rules of feedback, per message:
+- A correction is an `expected_response` that differs from the reply (blanks aside). It always counts, the newest one wins; the
+  corrected text is the target.
+- Else the newest of positive and negative decides; of two at the same time the negative one. A "correction" that repeats the
+  reply says nothing new and counts by its type.
+- Feedback of a tenant other than the message's is ignored, and counted.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from finetune_assets.assistants.settings import Assistant, Filters
+from finetune_assets.corpus.personal_data import find, needs_look
+from finetune_assets.corpus.schema import FEEDBACK
+from finetune_assets.errors import NothingSelected
+from finetune_assets.storage import Store, read_json
+
+CORRECTED, POSITIVE, SATISFIED, IMPORTED = "corrected", "positive", "satisfied", "imported"
+SOURCES: tuple[str, ...] = (CORRECTED, POSITIVE, SATISFIED, IMPORTED)
+"""Best first; of two near-duplicates the better source survives."""
+
+FEEDBACK_COLUMNS = ("feedback_id", "tenant_id", "message_id", "feedback_type", "expected_response", "created_at")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What feedback says: `messages` has message_id, verdict (positive, negative, null), expected (null: no correction)."""
+
+    messages: pl.DataFrame
+    read: int
+    ignored: dict[str, int]
+
+
+def part_files(store: Store, table: str, weeks: list[str]) -> list[Path]:
+    """The Parquet files of a corpus table in these weeks, sorted."""
+    return sorted(file for week in weeks for file in store.corpus(table, week).glob("*.parquet"))
+
+
+def scan(store: Store, table: str, weeks: list[str]) -> pl.LazyFrame | None:
+    """A corpus table over these weeks, or None where it has no file."""
+    files = part_files(store, table, weeks)
+    return pl.scan_parquet(files, hive_partitioning=False) if files else None
+
+
+def window(weeks: list[str], window_weeks: int | None) -> list[str]:
+    """The newest `window_weeks` calendar weeks, counted from the newest one there is; None: all."""
+    if not weeks or window_weeks is None:
+        return weeks
+    first = datetime.date.fromisoformat(weeks[-1]) - datetime.timedelta(weeks=window_weeks - 1)
+    return [week for week in weeks if week >= first.isoformat()]
+
+
+def selected(assistant: Assistant) -> pl.Expr:
+    """True for the rows that are this assistant's."""
+    if assistant.select.tenant is not None:
+        return pl.col("tenant_id") == assistant.select.tenant
+    return pl.col("vertical") == assistant.select.vertical
+
+
+def select_examples(store: Store, assistant: Assistant) -> tuple[pl.DataFrame, list[str]]:
+    """This assistant's examples (schema EXAMPLES) and the weeks that were read.
+
+    Raises NothingSelected where the corpus holds no example of it.
+    """
+    weeks = window(store.weeks("examples"), assistant.window_weeks)
+    lazy = scan(store, "examples", weeks)
+    if lazy is None:
+        raise NothingSelected(
+            f"Assistant {assistant.name!r}: the corpus has no examples in {store.home / 'corpus' / 'examples'}. "
+            "Materialise the asset clean_examples, or start `finetune run`, which does."
+        )
+    frame = lazy.filter(selected(assistant)).collect()
+    if frame.is_empty():
+        raise NothingSelected(_nothing(assistant, lazy, weeks))
+    return frame, weeks
+
+
+def _nothing(assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:
+    pairs = lazy.select("vertical", "tenant_id").unique().sort("vertical", "tenant_id").collect()
+    groups = pairs.group_by("vertical", maintain_order=True).agg("tenant_id").rows()
+    there = "; ".join(f"{vertical} ({', '.join(tenants)})" for vertical, tenants in groups) or "nothing"
+    chosen = {k: v for k, v in assistant.select.model_dump().items() if v is not None}
+    text = ", ".join(f"{k}: {v}" for k, v in chosen.items())
+    return (
+        f"Assistant {assistant.name!r} selects {{{text}}}, but no example of {len(weeks)} weeks is of it. "
+        f"Verticals (tenants) in the corpus: {there}. Correct `select` in the assistant's file, or add a source with such rows."
+    )
+
+
+def tenants_of(store: Store, assistant: Assistant) -> list[str]:
+    """The tenants whose feedback is this assistant's, as the corpus last saw them; sorted."""
+    if assistant.select.tenant is not None:
+        return [assistant.select.tenant]
+    known: dict[str, str] = read_json(store.tenants) if store.tenants.exists() else {}
+    excluded = set(assistant.filters.exclude_tenants)
+    return sorted(t for t, vertical in known.items() if vertical == assistant.select.vertical and t not in excluded)
+
+
+def read_feedback(store: Store) -> pl.DataFrame:
+    """All feedback, whatever its week: it may come long after its message."""
+    lazy = scan(store, "feedback", store.weeks("feedback"))
+    if lazy is None:
+        return pl.DataFrame(schema=FEEDBACK).select(FEEDBACK_COLUMNS)
+    return lazy.select(FEEDBACK_COLUMNS).collect()
+
+
+def judge(examples: pl.DataFrame, feedback: pl.DataFrame, tenants: list[str]) -> Judged:
+    """One verdict for each message that has feedback, by the rules above; only feedback of `tenants`, or about them, is read."""
+    owners = examples.select("message_id", "reply", owner="tenant_id")
+    joined = feedback.join(owners, on="message_id", how="left")
+    mismatch = (pl.col("owner") != pl.col("tenant_id")).fill_null(False)
+    joined = joined.filter(pl.col("tenant_id").is_in(tenants) | mismatch)
+    no_example = pl.col("owner").is_null()
+    ignored = joined.select(no_example=no_example.sum(), tenant_mismatch=mismatch.sum()).row(0, named=True)
+    used = joined.filter(~no_example & ~mismatch).with_columns(
+        expected=pl.when(_same(pl.col("expected_response"), pl.col("reply")) | _blank(pl.col("expected_response")))
+        .then(None)
+        .otherwise(pl.col("expected_response").str.strip_chars())
+    )
+    newest_first = used.with_columns(negative=pl.col("feedback_type") == "negative").sort(
+        "message_id", "created_at", "negative", "expected", descending=[False, True, True, False], nulls_last=True
+    )
+    thumbs = newest_first.filter(pl.col("feedback_type").is_in(["positive", "negative"]))
+    messages = (
+        newest_first.select("message_id")
+        .unique()
+        .join(thumbs.group_by("message_id").agg(verdict=pl.col("feedback_type").first()), on="message_id", how="left")
+        .join(
+            newest_first.drop_nulls("expected").group_by("message_id").agg(pl.col("expected").first()),
+            on="message_id",
+            how="left",
+        )
+        .sort("message_id")
+    )
+    return Judged(messages, joined.height, {k: int(v) for k, v in ignored.items() if v})
+
+
+def _blank(text: pl.Expr) -> pl.Expr:
+    return text.is_null() | (text.str.strip_chars() == "")
+
+
+def _same(one: pl.Expr, other: pl.Expr) -> pl.Expr:
+    return (_collapsed(one) == _collapsed(other)).fill_null(False)
+
+
+def _collapsed(text: pl.Expr) -> pl.Expr:
+    return text.str.replace_all(r"\s+", " ").str.strip_chars()
+
+
+def verdicts(examples: pl.DataFrame, judged: Judged, filters: Filters) -> pl.DataFrame:
+    """Adds `verdict`, `expected`, `original` (the reply as said), `reply` (the target), `source` and `reason` (null: kept).
+
+    The reasons that are decided here, first one wins: tenant_excluded, no_consent, negative_feedback, not_satisfied, then
+    those of `content`. Residual personal data, splits and near-duplicates come later and need other examples.
+    """
+    frame = examples.join(judged.messages, on="message_id", how="left", maintain_order="left").with_columns(
+        original=pl.col("reply"), reply=pl.coalesce("expected", "reply")
+    )
+    corrected, positive = pl.col("expected").is_not_null(), (pl.col("verdict") == "positive").fill_null(False)
+    negative = (pl.col("verdict") == "negative").fill_null(False) & ~corrected
+    satisfied = (pl.col("satisfaction_score") >= filters.min_satisfaction).fill_null(False)
+    frame = frame.with_columns(
+        source=pl.when(corrected)
+        .then(pl.lit(CORRECTED))
+        .when(negative)
+        .then(None)
+        .when(positive)
+        .then(pl.lit(POSITIVE))
+        .when(pl.col("kind") == IMPORTED)
+        .then(pl.lit(IMPORTED))
+        .when(satisfied)
+        .then(pl.lit(SATISFIED))
+        .otherwise(None)
+    )
+    consent = pl.col("training_consent").fill_null(True)
+    rules = [
+        ("tenant_excluded", pl.col("tenant_id").is_in(filters.exclude_tenants)),
+        ("no_consent", ~consent),
+        ("negative_feedback", negative),
+        ("not_satisfied", pl.col("source").is_null()),
+    ]
+    return content(frame.with_columns(reason=_first(rules)), filters)
+
+
+def _first(rules: list[tuple[str, pl.Expr]]) -> pl.Expr:
+    return pl.coalesce(*[pl.when(rule).then(pl.lit(name)) for name, rule in rules])
+
+
+def content(frame: pl.DataFrame, filters: Filters) -> pl.DataFrame:
+    """Fills `reason` by lengths and patterns. A correction passes all but the reply's upper bound and emptiness."""
+    corrected = pl.col("source") == CORRECTED
+    chars = pl.col("reply").str.len_chars()
+    rules = [
+        ("reply_empty", pl.col("reply").str.strip_chars() == ""),
+        ("reply_too_long", chars > filters.reply_chars[1]),
+        ("user_too_short", (pl.col("user_chars") < filters.user_chars[0]) & ~corrected),
+        ("user_too_long", (pl.col("user_chars") > filters.user_chars[1]) & ~corrected),
+        ("reply_too_short", (chars < filters.reply_chars[0]) & ~corrected),
+        ("error_reply" if filters.exclude is None else "excluded_pattern", pl.col("excluded") & ~corrected),
+        ("required_pattern_missing", pl.col("unfit") & ~corrected),
+    ]
+    frame = frame.with_columns(excluded=_excluded(frame, filters), unfit=_unfit(frame, filters.require))
+    return frame.with_columns(reason=pl.coalesce("reason", _first(rules))).drop("excluded", "unfit")
+
+
+def _excluded(frame: pl.DataFrame, filters: Filters) -> pl.Series:
+    if filters.exclude is None:
+        return frame["error_reply"]
+    found = pl.repeat(False, frame.height, eager=True)
+    for pattern in filters.exclude:
+        found = found | matches(frame["reply"], pattern)
+    return found
+
+
+def _unfit(frame: pl.DataFrame, require: dict[str, str]) -> pl.Series:
+    """True where the intent has a pattern that user turn and reply together do not match."""
+    unfit = pl.repeat(False, frame.height, eager=True)
+    both = frame.select(pl.concat_str("user_text", "reply", separator="\n", ignore_nulls=True)).to_series()
+    for intent, pattern in require.items():
+        unfit = unfit | ((frame["intent"] == intent).fill_null(False) & ~matches(both, pattern))
+    return unfit
+
+
+def matches(texts: pl.Series, pattern: str) -> pl.Series:
+    """Where a regular expression is found, whatever the case. What Rust's linear engine lacks (look-around) runs in Python."""
+    try:
+        return texts.str.contains(f"(?i){pattern}").fill_null(False)
+    except pl.exceptions.ComputeError:
+        compiled = re.compile(pattern, re.IGNORECASE)
+        return pl.Series([compiled.search(text or "") is not None for text in texts], dtype=pl.Boolean)
+
+
+def mark_personal(frame: pl.DataFrame) -> pl.DataFrame:
+    """Sets `reason` to `personal_data_residual` where context or reply still hold a value that the recognisers know."""
+    residual = pl.col("reason").is_null() & pl.lit(holds_personal(frame, ["reply"], frame["reason"].is_null()))
+    return frame.with_columns(reason=pl.when(residual).then(pl.lit("personal_data_residual")).otherwise("reason"))
+
+
+def holds_personal(frame: pl.DataFrame, columns: list[str], where: pl.Series | None = None) -> pl.Series:
+    """For each row, does its context or one of the text columns hold personal data? Rows outside `where` are not looked at."""
+    rows = frame.with_row_index("row").filter(True if where is None else where)
+    turns = rows.select("row", text=pl.col("context").list.eval(pl.element().struct.field("content"))).explode("text")
+    texts = pl.concat([turns, *[rows.select("row", text=column) for column in columns]])
+    suspects = texts["text"].unique()
+    suspects = suspects.filter(needs_look(suspects))
+    bad = suspects.filter(pl.Series([bool(find(text)) for text in suspects], dtype=pl.Boolean))
+    found = texts.filter(pl.col("text").is_in(bad.implode()))["row"].unique()
+    return pl.int_range(frame.height, eager=True).is_in(found.implode())

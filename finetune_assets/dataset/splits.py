@@ -1,0 +1,43 @@
+"""Train, validation and test: by a salted hash of the user, or by time, so that no example ever moves between them.
+
+Which split a row is in depends on its own user (or its date) and the settings alone, never on the other rows. Near-duplicates in
+different splits are removed afterwards (`duplicates.py`).
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from finetune_assets.assistants.settings import Split
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS: tuple[str, ...] = (TRAIN, VALIDATION, TEST)
+BUCKETS = 10_000
+
+
+def assign(frame: pl.DataFrame, split: Split) -> pl.DataFrame:
+    """Adds `split`, and sets `reason` to `user_in_test` where a user of the test set has rows outside it.
+
+    `frame` has bucket (0..9999), user (null: the conversation counts as one), started_at, and reason (null: kept so far). By
+    time, a user is of the test set if any of the rows started on or after the date, even one that another rule drops: then a
+    change of that rule moves nobody. Rows marked `user_in_test` get split `test`: their preferences stay out of training.
+    """
+    if split.mode == "user":
+        return frame.with_columns(split=by_bucket(split.test, split.validation))
+    late = pl.col("started_at") >= pl.lit(split.date).cast(pl.Datetime("us", "UTC"))
+    used = ~pl.col("reason").is_in(["tenant_excluded", "no_consent"]).fill_null(False)
+    testers = frame.filter(late & used)["user"].drop_nulls().unique()
+    early_tester = ~late & pl.col("user").is_in(testers.implode()).fill_null(False)
+    rest = split.train + split.validation
+    share = split.validation / rest if rest else 0.0
+    return frame.with_columns(
+        split=pl.when(late | early_tester).then(pl.lit(TEST)).otherwise(by_bucket(0, share)),
+        reason=pl.when(pl.col("reason").is_null() & early_tester).then(pl.lit("user_in_test")).otherwise("reason"),
+    )
+
+
+def by_bucket(test: float, validation: float) -> pl.Expr:
+    """The first buckets are test, the next ones validation, the rest train."""
+    bucket = pl.col("bucket").cast(pl.Int32)
+    first, second = round(BUCKETS * test), round(BUCKETS * (test + validation))
+    return pl.when(bucket < first).then(pl.lit(TEST)).when(bucket < second).then(pl.lit(VALIDATION)).otherwise(pl.lit(TRAIN))

@@ -1,0 +1,199 @@
+"""What becomes an example and what is dropped, with which reason."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finetune_assets.dataset import Choice, choose
+from finetune_assets.dataset.build import REASONS
+from finetune_assets.dataset.selection import matches
+from finetune_assets.errors import NothingSelected, TooFewExamples
+from finetune_assets_tests.dataset.small_corpus import START, Corpus, dental
+
+
+def reasons(choice: Choice) -> dict[str, str]:
+    return dict(choice.dropped.select("message_id", "reason").rows())
+
+
+def twin_of(choice: Choice, message_id: str) -> str | None:
+    return choice.dropped.filter(pl.col("message_id") == message_id)["kept_message_id"].item()
+
+
+def row(choice: Choice, message_id: str) -> dict[str, Any]:
+    return choice.kept.row(by_predicate=pl.col("message_id") == message_id, named=True)
+
+
+def test_each_reason_is_recorded_and_every_example_is_kept_or_dropped(corpus: Corpus) -> None:
+    corpus.fill()
+    expected = {
+        corpus.example(1, tenant_id="clinic_out"): "tenant_excluded",
+        corpus.example(2, training_consent=False): "no_consent",
+        corpus.example(3): "negative_feedback",
+        corpus.example(4, satisfaction_score=3): "not_satisfied",
+        corpus.example(5, satisfaction_score=None): "not_satisfied",
+        corpus.example(6, user_text="hey", user_chars=3): "user_too_short",
+        corpus.example(7, user_chars=501): "user_too_long",
+        corpus.example(8, reply="Muy bien"): "reply_too_short",
+        corpus.example(9, reply="bien " * 300): "reply_too_long",
+        corpus.example(10, error_reply=True): "error_reply",
+        corpus.example(11, intent="booking", user_text="Quiero ver al doctor"): "required_pattern_missing",
+        corpus.example(13, reply="Puede escribir a ana.perez@example.org cuando guste."): "personal_data_residual",
+    }
+    fits = corpus.example(14, intent="booking", user_text="Quiero una CITA para hoy, por favor")
+    corpus.rate("msg_00003", "negative")
+    filters = {"exclude_tenants": ["clinic_out"], "require": {"booking": "cita|hora"}}
+    choice = choose(corpus.write(), dental(filters=filters))
+    dropped = reasons(choice)
+    assert {m: dropped.get(m) for m in expected} == expected
+    assert row(choice, fits)["source"] == "satisfied"
+    assert choice.kept.height + choice.dropped.height == len(corpus.examples) == choice.notes["read"]
+    assert choice.notes["funnel"][-1]["left"] == choice.kept.height
+    assert set(dropped.values()) <= set(REASONS)
+    assert choice.notes["rejected"] == dict(choice.dropped["reason"].value_counts().rows())
+
+
+def test_patterns_of_the_settings_replace_the_default_list(corpus: Corpus) -> None:
+    corpus.fill()
+    error = corpus.example(1, error_reply=True)
+    odd = corpus.example(2, reply="Escríbanos por FAX a la clínica")
+    ahead = corpus.example(3, reply="Nuestro telex no existe ya, lo siento mucho")
+    choice = choose(corpus.write(), dental(filters={"exclude": ["fax", r"telex(?! si)"]}))
+    assert row(choice, error)
+    assert reasons(choice)[odd] == reasons(choice)[ahead] == "excluded_pattern"
+
+
+def test_look_around_falls_back_to_python() -> None:
+    assert matches(pl.Series(["Foo bar", "foo", None]), "foo(?= BAR)").to_list() == [True, False, False]
+
+
+def test_sources_in_their_order(corpus: Corpus) -> None:
+    corpus.fill()
+    satisfied = corpus.example(1)
+    positive = corpus.example(2, satisfaction_score=1)
+    corrected = corpus.example(3, satisfaction_score=1, error_reply=True)
+    imported = corpus.example(4, satisfaction_score=None, kind="imported")
+    corpus.rate(positive)
+    corpus.rate(corrected, "negative", "  Abrimos el sábado a las nueve.  ")
+    choice = choose(corpus.write(), dental())
+    sources = {m: row(choice, m)["source"] for m in (satisfied, positive, corrected, imported)}
+    assert list(sources.values()) == ["satisfied", "positive", "corrected", "imported"]
+    assert row(choice, corrected)["reply"] == "Abrimos el sábado a las nueve."
+
+
+def test_a_correction_passes_all_but_the_upper_bound(corpus: Corpus) -> None:
+    corpus.fill()
+    short = corpus.example(1, user_text="no", user_chars=2, intent="booking")
+    long = corpus.example(2)
+    corpus.rate(short, "negative", "Vale.")
+    corpus.rate(long, "negative", "a bien " * 200)
+    choice = choose(corpus.write(), dental(filters={"require": {"booking": "cita"}}))
+    assert row(choice, short)["reply"] == "Vale."
+    assert reasons(choice)[long] == "reply_too_long"
+    assert long not in choice.preferences["message_id"]
+
+
+@pytest.mark.parametrize(
+    ("given", "result"),
+    [
+        ([("positive", 0), ("negative", 1)], "negative_feedback"),
+        ([("negative", 0), ("positive", 1)], "positive"),
+        ([("negative", 0), ("positive", 0)], "negative_feedback"),
+        ([("positive", 0), ("negative", 0)], "negative_feedback"),
+    ],
+)
+def test_the_newest_feedback_decides_and_ties_are_negative(corpus: Corpus, given: list[tuple[str, int]], result: str) -> None:
+    corpus.fill()
+    message = corpus.example(1, satisfaction_score=1)
+    for kind, day in given:
+        corpus.rate(message, kind, created_at=START + datetime.timedelta(days=day))
+    choice = choose(corpus.write(), dental())
+    kept = choice.kept.filter(pl.col("message_id") == message)["source"].to_list()
+    assert (kept or [reasons(choice)[message]]) == [result]
+
+
+def test_a_correction_counts_however_old_and_the_newest_one_wins(corpus: Corpus) -> None:
+    corpus.fill()
+    message = corpus.example(1)
+    corpus.rate(message, "negative", "La primera corrección del equipo.", created_at=START)
+    corpus.rate(message, "negative", "La segunda corrección del equipo.", created_at=START + datetime.timedelta(days=1))
+    corpus.rate(message, "negative", " ", created_at=START + datetime.timedelta(days=2))
+    corpus.rate(message, "positive", created_at=START + datetime.timedelta(days=3))
+    choice = choose(corpus.write(), dental())
+    assert row(choice, message)["reply"] == "La segunda corrección del equipo."
+
+
+def test_a_correction_that_repeats_the_reply_counts_by_its_type(corpus: Corpus) -> None:
+    corpus.fill()
+    liked = corpus.example(1, reply="Abrimos a las  nueve.", satisfaction_score=1)
+    disliked = corpus.example(2, reply="Cerramos a las siete.")
+    corpus.rate(liked, "positive", " Abrimos a las nueve. ")
+    corpus.rate(disliked, "negative", "Cerramos a las siete.")
+    choice = choose(corpus.write(), dental())
+    assert row(choice, liked)["source"] == "positive"
+    assert reasons(choice)[disliked] == "negative_feedback"
+    assert choice.preferences.is_empty()
+
+
+def test_feedback_of_another_tenant_is_ignored_and_counted(corpus: Corpus) -> None:
+    corpus.fill()
+    message = corpus.example(1)
+    corpus.rate(message, "negative", "Texto ajeno que no debe contar", tenant_id="clinic_b")
+    corpus.rate("msg_gone", "positive")
+    choice = choose(corpus.write(), dental())
+    assert row(choice, message)["source"] == "satisfied"
+    assert choice.notes["feedback"]["ignored"] == {"tenant_mismatch": 1, "no_example": 1}
+
+
+def test_context_is_cut_from_the_oldest_turn_and_starts_with_the_user(corpus: Corpus) -> None:
+    corpus.fill()
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"turno {n} " + "x" * 40} for n in range(7)]
+    by_turns = corpus.example(1, context=turns, user_text=turns[-1]["content"])
+    huge = [*turns[:2], {"role": "user", "content": "palabra " * 50}]
+    by_chars = corpus.example(2, context=huge, user_text=huge[-1]["content"], user_chars=400)
+    choice = choose(corpus.write(), dental(filters={"context_turns": 4, "context_chars": 100}))
+    assert row(choice, by_turns)["context"] == turns[-1:]
+    assert row(choice, by_chars)["context"] == huge[-1:]
+    choice = choose(corpus.store, dental(filters={"context_turns": 4}))
+    assert row(choice, by_turns)["context"] == turns[-3:]
+
+
+def test_nothing_selected_names_what_is_there(corpus: Corpus) -> None:
+    corpus.fill()
+    with pytest.raises(NothingSelected, match=r"vertical: hotel.*dental \(clinic_a\)"):
+        choose(corpus.write(), dental(select={"vertical": "hotel"}))
+
+
+def test_an_empty_corpus_says_what_to_materialise(corpus: Corpus) -> None:
+    with pytest.raises(NothingSelected, match="clean_examples"):
+        choose(corpus.store, dental())
+
+
+def test_too_few_examples_are_refused_with_their_reasons(corpus: Corpus) -> None:
+    corpus.fill(60)
+    corpus.fill(30, first=5000, satisfaction_score=2)
+    with pytest.raises(TooFewExamples, match=r"keeps 60 of 90.*min_examples` is 100.*not_satisfied 30"):
+        choose(corpus.write(), dental())
+    choice = choose(corpus.store, dental(min_examples=50))
+    assert "under 1,000" in choice.notes["warnings"][0]
+
+
+def test_an_empty_test_split_is_refused(corpus: Corpus) -> None:
+    corpus.fill(120, user="u_one", bucket=9999)
+    with pytest.raises(TooFewExamples, match=r"by 1 users none falls into test"):
+        choose(corpus.write(), dental())
+
+
+def test_one_tenant_and_a_window_of_weeks(corpus: Corpus) -> None:
+    corpus.fill(150)
+    corpus.fill(150, first=8000, tenant_id="clinic_b")
+    store = corpus.write()
+    choice = choose(store, dental(name="clinic_b", select={"tenant": "clinic_b"}))
+    assert choice.notes["counts"]["tenant"] == {"clinic_b": 150}
+    weeks = store.weeks("examples")
+    window = choose(store, dental(window_weeks=2, min_examples=1, split={"train": 0.5, "validation": 0.25, "test": 0.25}))
+    assert window.notes["weeks"] == weeks[-1:] or window.notes["weeks"] == weeks[-2:]
+    assert window.notes["read"] < 300
