@@ -45,7 +45,9 @@ class Environment:
             variables = {**env_file, **os.environ}
         home = _path(variables.get("FINETUNE_HOME") or "data/store")
         return cls(
-            sources=tuple(_source(s.strip()) for s in (variables.get("FINETUNE_SOURCE") or "data/sample").split(",") if s.strip()),
+            sources=tuple(
+                _source(s.strip()) for s in (variables.get("FINETUNE_SOURCE") or "data/sample").split(",") if s.strip()
+            ),
             home=home,
             database_url=variables.get("FINETUNE_DATABASE_URL") or f"sqlite:///{home / 'ledger.db'}",
             assistants=_path(variables.get("FINETUNE_ASSISTANTS") or str(ROOT / "finetune_assets" / "assistants")),

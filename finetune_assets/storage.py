@@ -5,6 +5,7 @@
     <home>/corpus/tenants.json                                         tenant -> vertical, as last seen
     <home>/datasets/<assistant>/<fingerprint>/                         JSONL, lineage, manifest
     <home>/datasets/<assistant>/latest                                 link to the newest whole one
+    <home>/plans/<assistant>.json                                      what the next training will take
     <home>/jobs/<spec hash>/                                           spec, checkpoints, training log, finished model
     <home>/models/<assistant>/<version>/                               model, tokenizer, training log, spec, card
     <home>/reports/<assistant>/<version>/                              report.{json,md,html}; `latest` links to the newest
@@ -18,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ class Store:
     def dataset(self, assistant: str, fingerprint: str) -> Path:
         """One frozen data set."""
         return self.datasets(assistant) / fingerprint
+
+    def plan(self, assistant: str) -> Path:
+        """The newest training plan of an assistant."""
+        return self.home / "plans" / f"{assistant}.json"
 
     def job(self, spec_hash: str) -> Path:
         """Working folder of one training job."""
@@ -110,7 +115,7 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yields a temporary file name beside `path`; on success the file is synced and takes the name `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
@@ -123,7 +128,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path) -> Generator[Path]:
     """Yields an empty temporary folder beside `path`; on success it takes the name `path`, whatever stood there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")

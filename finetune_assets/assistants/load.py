@@ -48,7 +48,9 @@ def load_assistant(folder: Path, name: str, tenants: Mapping[str, str] | None = 
     seen_names = {name}
     while parent is not None:
         if parent in seen_names:
-            raise SettingsError(f"{files[parent]}: `extends` goes round in a circle ({' -> '.join([*sorted(seen_names), parent])}).")
+            raise SettingsError(
+                f"{files[parent]}: `extends` goes round in a circle ({' -> '.join([*sorted(seen_names), parent])})."
+            )
         seen_names.add(parent)
         chain.append(_read(files[parent]))
         parent = _parent(chain[-1][0], parent, files, tenants)
@@ -80,10 +82,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], str]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"{path}:1: an assistant is a mapping with at least `select: {{vertical: …}}` or `select: {{tenant: …}}`.")
+        raise SettingsError(
+            f"{path}:1: an assistant is a mapping with at least `select: {{vertical: …}}` or `select: {{tenant: …}}`."
+        )
     lines: dict[tuple[Any, ...], str] = {(): f"{path}:1"}
     _collect(node, (), path, lines)
-    return typing.cast(dict[str, Any], values), lines
+    return typing.cast("dict[str, Any]", values), lines
 
 
 def _collect(node: Any, at: tuple[Any, ...], path: Path, lines: dict[tuple[Any, ...], str]) -> None:
@@ -121,7 +125,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         if key != "select" and isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], typing.cast(dict[str, Any], value))
+            merged[key] = _merge(merged[key], typing.cast("dict[str, Any]", value))
         else:
             merged[key] = value
     return merged

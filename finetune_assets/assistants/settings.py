@@ -21,8 +21,8 @@ class Group(BaseModel):
 class Select(Group):
     """Which conversations are this assistant's: a whole vertical or one tenant."""
 
-    vertical: str | None = Field(None, description="Pools every tenant of this vertical.")
-    tenant: str | None = Field(None, description="Only this tenant.")
+    vertical: str | None = Field(default=None, description="Pools every tenant of this vertical.")
+    tenant: str | None = Field(default=None, description="Only this tenant.")
 
     @model_validator(mode="after")
     def _one(self) -> Select:
@@ -34,19 +34,26 @@ class Select(Group):
 class Filters(Group):
     """What may become an example. A correction passes all but `reply_chars`' upper bound: a person wrote it on purpose."""
 
-    min_satisfaction: Annotated[int, Field(ge=1, le=5)] = Field(4, description="Least score of a reply without feedback.")
-    user_chars: tuple[Count, Count] = Field((5, 500), description="Least and most characters of the user's turn.")
-    reply_chars: tuple[Count, Count] = Field((10, 1000), description="Least and most characters of the reply.")
+    min_satisfaction: Annotated[int, Field(ge=1, le=5)] = Field(default=4, description="Least score of a reply without feedback.")
+    user_chars: tuple[Count, Count] = Field(default=(5, 500), description="Least and most characters of the user's turn.")
+    reply_chars: tuple[Count, Count] = Field(default=(10, 1000), description="Least and most characters of the reply.")
     exclude: list[str] | None = Field(
-        None, description="Regular expressions; a reply that matches one is dropped. Default: the language's list of error replies."
+        default=None,
+        description="Regular expressions; a reply that matches one is dropped. Default: the language's list of error replies.",
     )
     require: dict[str, str] = Field(
         default_factory=dict, description="Intent to regular expression that user turn and reply together must match."
     )
     exclude_tenants: list[str] = Field(default_factory=list, description="Tenants left out of a pooled assistant.")
-    context_turns: Annotated[int, Field(ge=1, le=20)] = Field(8, description="Most turns of context, the user's last one included.")
-    context_chars: Annotated[int, Field(ge=100)] = Field(4000, description="Most characters of context; the oldest turns go first.")
-    near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = Field(0.9, description="rapidfuzz ratio from which two examples are one.")
+    context_turns: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=8, description="Most turns of context, the user's last one included."
+    )
+    context_chars: Annotated[int, Field(ge=100)] = Field(
+        default=4000, description="Most characters of context; the oldest turns go first."
+    )
+    near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        default=0.9, description="rapidfuzz ratio from which two examples are one."
+    )
 
     @field_validator("user_chars", "reply_chars")
     @classmethod
@@ -74,8 +81,10 @@ class Rule(Group):
     """What a reply must or must not say. Matched without regard to case."""
 
     name: str = Field(description="Shown in the report.")
-    intent: str | None = Field(None, description="Intent of the user's turn; default: every intent.")
-    when: str | None = Field(None, description="Regular expression the user's last turn must match for the rule to apply.")
+    intent: str | None = Field(default=None, description="Intent of the user's turn; default: every intent.")
+    when: str | None = Field(
+        default=None, description="Regular expression the user's last turn must match for the rule to apply."
+    )
     contains_any: list[str] = Field(default_factory=list, description="At least one of these regular expressions matches.")
     not_contains: list[str] = Field(default_factory=list, description="None of these regular expressions matches.")
 
@@ -91,41 +100,50 @@ class Rule(Group):
 class Gates(Group):
     """What a version must reach to be served. A gate decides on the interval, never on the point; null switches it off."""
 
-    max_training_loss: float | None = Field(2.0, description="Training loss at the end; depends on the tokenizer.")
-    max_perplexity: float | None = Field(10.0, description="Perplexity per token of the references; depends on the tokenizer.")
-    max_reply_seconds: float | None = Field(0.5, description="Median seconds of one reply.")
-    min_rules: Share | None = Field(0.8, description="Share of applicable rules that hold.")
-    max_personal_data: Share | None = Field(0.0, description="Share of replies in which a recogniser finds personal data.")
-    max_empty: Share | None = Field(0.01, description="Share of empty replies.")
-    max_repeated: Share | None = Field(0.05, description="Share of replies that repeat themselves.")
-    above_similarity_floor: bool = Field(True, description="Similarity with the references above the shuffled floor.")
-    better_than_base: str | None = Field("bits_per_byte", description="Measure in which the model must beat its base.")
-    champion_margin: float | None = Field(0.02, description="Relative loss in that measure against the champion that is still fine.")
+    max_training_loss: float | None = Field(default=2.0, description="Training loss at the end; depends on the tokenizer.")
+    max_perplexity: float | None = Field(
+        default=10.0, description="Perplexity per token of the references; depends on the tokenizer."
+    )
+    max_reply_seconds: float | None = Field(default=0.5, description="Median seconds of one reply.")
+    min_rules: Share | None = Field(default=0.8, description="Share of applicable rules that hold.")
+    max_personal_data: Share | None = Field(
+        default=0.0, description="Share of replies in which a recogniser finds personal data."
+    )
+    max_empty: Share | None = Field(default=0.01, description="Share of empty replies.")
+    max_repeated: Share | None = Field(default=0.05, description="Share of replies that repeat themselves.")
+    above_similarity_floor: bool = Field(default=True, description="Similarity with the references above the shuffled floor.")
+    better_than_base: str | None = Field(default="bits_per_byte", description="Measure in which the model must beat its base.")
 
 
 class Budget(Group):
     """What one training may cost; a plan above it is refused before anything is spent."""
 
-    training_usd: float | None = Field(None, ge=0, description="Most US dollars of one training.")
-    hours: float | None = Field(None, gt=0, description="Most hours of one training.")
-    usd_per_hour: float | None = Field(None, ge=0, description="Hourly rate of the machine that trains and serves locally.")
+    training_usd: float | None = Field(default=None, ge=0, description="Most US dollars of one training.")
+    hours: float | None = Field(default=None, gt=0, description="Most hours of one training.")
+    usd_per_hour: float | None = Field(
+        default=None, ge=0, description="Hourly rate of the machine that trains and serves locally."
+    )
 
 
 class Retrain(Group):
     """When a training starts by itself; the schedule and the sensor are off until someone turns them on."""
 
-    weekly: bool = Field(True, description="Take part in the weekly retrain.")
-    feedback_threshold: Annotated[int, Field(ge=1)] = Field(50, description="New feedback since the last training that starts one.")
+    weekly: bool = Field(default=True, description="Take part in the weekly retrain.")
+    feedback_threshold: Annotated[int, Field(ge=1)] = Field(
+        default=50, description="New feedback since the last training that starts one."
+    )
 
 
 class Split(Group):
     """How examples are divided."""
 
-    mode: Literal["user", "time"] = Field("user", description="`user`: by a hash of the user; `time`: test is what came after `date`.")
+    mode: Literal["user", "time"] = Field(
+        default="user", description="`user`: by a hash of the user; `time`: test is what came after `date`."
+    )
     train: Share = 0.8
     validation: Share = 0.1
     test: Share = 0.1
-    date: datetime.date | None = Field(None, description="First day of the test set where `mode` is `time`.")
+    date: datetime.date | None = Field(default=None, description="First day of the test set where `mode` is `time`.")
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -139,22 +157,24 @@ class Split(Group):
 class Hyperparameters(Group):
     """Overrides of the preset; null keeps the preset's value."""
 
-    epochs: float | None = Field(None, gt=0, le=50)
-    learning_rate: float | None = Field(None, gt=0, lt=1)
-    batch_size: int | None = Field(None, ge=1, le=1024, description="Examples per optimiser step.")
-    max_length: int | None = Field(None, ge=32, description="Tokens; longer examples lose their oldest turns.")
-    warmup: float | None = Field(None, ge=0, le=1, description="Share of the steps.")
-    weight_decay: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0)
+    epochs: float | None = Field(default=None, gt=0, le=50)
+    learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    batch_size: int | None = Field(default=None, ge=1, le=1024, description="Examples per optimiser step.")
+    max_length: int | None = Field(default=None, ge=32, description="Tokens; longer examples lose their oldest turns.")
+    warmup: float | None = Field(default=None, ge=0, le=1, description="Share of the steps.")
+    weight_decay: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=0)
 
 
 class Benchmark(Group):
     """The test set and its candidates."""
 
-    max_rows: Annotated[int, Field(ge=1)] = Field(300, description="Most test rows, chosen by hash.")
-    few_shot: Annotated[int, Field(ge=1, le=20)] = Field(3, description="Examples in the few-shot prompt.")
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(96, description="Longest reply.")
-    similarity_model: str | None = Field(None, description="sentence-transformers model id or path; default: the installed MiniLM.")
+    max_rows: Annotated[int, Field(ge=1)] = Field(default=300, description="Most test rows, chosen by hash.")
+    few_shot: Annotated[int, Field(ge=1, le=20)] = Field(default=3, description="Examples in the few-shot prompt.")
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(default=96, description="Longest reply.")
+    similarity_model: str | None = Field(
+        default=None, description="sentence-transformers model id or path; default: the installed MiniLM."
+    )
 
 
 class Rollout(Group):
@@ -167,30 +187,34 @@ class Assistant(Group):
     """All settings of one assistant. `language` picks rules and texts, it never filters rows."""
 
     name: str = Field(description="The file's name without `.yaml`; the partition key.")
-    extends: str | None = Field(None, description="Assistant whose settings this one inherits; a tenant inherits its vertical's.")
+    extends: str | None = Field(
+        default=None, description="Assistant whose settings this one inherits; a tenant inherits its vertical's."
+    )
     select: Select
     language: Literal["es", "en", "pt"] = "es"
-    system_prompt: str = Field("", description="First message of every example; empty: none.")
-    base_model: str = Field("data/base_model", description="Path or Hugging Face id of a causal language model.")
+    system_prompt: str = Field(default="", description="First message of every example; empty: none.")
+    base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
     trainer: Literal["local"] = "local"
     objective: list[Literal["sft"]] = Field(default_factory=lambda: ["sft"], min_length=1)
     adapter: Literal["full"] = "full"
     preset: Literal["default", "conservative", "aggressive", "tiny"] | None = Field(
-        None, description="Default: what the base model's card names, else `default`."
+        default=None, description="Default: what the base model's card names, else `default`."
     )
-    rows: Literal["per_reply"] = Field("per_reply", description="One row for each reply that is kept.")
+    rows: Literal["per_reply"] = Field(default="per_reply", description="One row for each reply that is kept.")
     min_examples: Annotated[int, Field(ge=1)] = 100
-    window_weeks: Annotated[int, Field(ge=1)] | None = Field(None, description="Only this many newest weeks; default: all.")
-    filters: Filters = Field(default_factory=lambda: Filters())  # pyright: ignore[reportCallIssue]
-    rules: list[Rule] = Field(default_factory=lambda: list[Rule]())
-    gates: Gates = Field(default_factory=lambda: Gates())  # pyright: ignore[reportCallIssue]
-    benchmark: Benchmark = Field(default_factory=lambda: Benchmark())  # pyright: ignore[reportCallIssue]
-    budget: Budget = Field(default_factory=lambda: Budget())  # pyright: ignore[reportCallIssue]
-    require_approval: bool = Field(False, description="A training starts only in a run that a person approved.")
-    retrain: Retrain = Field(default_factory=lambda: Retrain())  # pyright: ignore[reportCallIssue]
-    split: Split = Field(default_factory=lambda: Split())  # pyright: ignore[reportCallIssue]
-    hyperparameters: Hyperparameters = Field(default_factory=lambda: Hyperparameters())  # pyright: ignore[reportCallIssue]
-    rollout: Rollout = Field(default_factory=lambda: Rollout())
+    window_weeks: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Only this many newest weeks; default: all."
+    )
+    filters: Filters = Filters()
+    rules: list[Rule] = Field(default_factory=list[Rule])
+    gates: Gates = Gates()
+    benchmark: Benchmark = Benchmark()
+    budget: Budget = Budget()
+    require_approval: bool = Field(default=False, description="A training starts only in a run that a person approved.")
+    retrain: Retrain = Retrain()
+    split: Split = Split()
+    hyperparameters: Hyperparameters = Hyperparameters()
+    rollout: Rollout = Rollout()
 
     @field_validator("name")
     @classmethod

@@ -98,15 +98,13 @@ def write_seen(store: Store, assistant: str, fingerprint: str, feedback_ids: pl.
     write_parquet(seen_file(store, assistant, fingerprint), feedback_ids.unique().sort().to_frame("feedback_id"))
 
 
-def new_feedback(store: Store, assistant: Assistant, fingerprint: str | None = None) -> int:
-    """How many feedback rows of the assistant's tenants a data set has not seen; default: the latest one. Without one: all."""
+def new_feedback(store: Store, assistant: Assistant, fingerprint: str | None) -> int:
+    """How many feedback rows of the assistant's tenants the data set of this fingerprint has not seen; None: all of them."""
     weeks = store.weeks("feedback")
     rows = scan(store, "feedback", weeks)
     if rows is None:
         return 0
     ids = rows.filter(pl.col("tenant_id").is_in(tenants_of(store, assistant))).select("feedback_id")
-    folder = latest(store, assistant.name)
-    fingerprint = fingerprint or (folder.name if folder else None)
     if fingerprint and (path := seen_file(store, assistant.name, fingerprint)).exists():
         ids = ids.join(pl.scan_parquet(path), on="feedback_id", how="anti")
     return int(ids.select(pl.col("feedback_id").n_unique()).collect().item())

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry.tables import (
@@ -224,7 +224,9 @@ class Ledger:
         """
         stored = self.version(assistant, version)
         if stored.verdict != "serve":
-            raise LedgerError(f"Version {version} of {assistant} has the verdict {stored.verdict}; only `serve` becomes champion.")
+            raise LedgerError(
+                f"Version {version} of {assistant} has the verdict {stored.verdict}; only `serve` becomes champion."
+            )
         before = self.rollout(assistant)
         generation = expected_generation + 1
         values = {"champion": version, "generation": generation, "updated_at": now()}
@@ -290,5 +292,7 @@ def _connect(url: str) -> sa.Engine:
         return engine
     except ModuleNotFoundError as error:
         raise LedgerError(f"FINETUNE_DATABASE_URL={shown} needs {error.name}: pip install 'finetune-assets[postgres]'.") from None
-    except (sa.exc.SQLAlchemyError, OSError) as error:
-        raise LedgerError(f"FINETUNE_DATABASE_URL={shown} cannot be used: {error}. Check that it exists and is writable.") from None
+    except (SQLAlchemyError, OSError) as error:
+        raise LedgerError(
+            f"FINETUNE_DATABASE_URL={shown} cannot be used: {error}. Check that it exists and is writable."
+        ) from None

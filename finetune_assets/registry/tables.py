@@ -204,7 +204,7 @@ def _plain(row: sa.RowMapping) -> dict[str, Any]:
 
 
 def _aware(value: object) -> Any:
-    return value.replace(tzinfo=datetime.UTC) if isinstance(value, datetime.datetime) else cast(Any, value)
+    return value.replace(tzinfo=datetime.UTC) if isinstance(value, datetime.datetime) else cast("Any", value)
 
 
 def now() -> datetime.datetime:

@@ -230,7 +230,11 @@ def test_databases_that_cannot_be_read_tell_no_password(tmp_path: Path) -> None:
     assert "lacks the table conversations" in error(f"sqlite:///{tmp_path}/empty.db")
     (tmp_path / "none.db").write_text("this is no database " * 100)
     assert "cannot be read" in error(f"sqlite:///{tmp_path}/none.db")
-    for url in ("mysql://root:hunter2@db/x", "postgresql://root:hunter2@localhost:notaport/x", "postgresql://root:hunter2@127.0.0.1:9/x"):
+    for url in (
+        "mysql://root:hunter2@db/x",
+        "postgresql://root:hunter2@localhost:notaport/x",
+        "postgresql://root:hunter2@127.0.0.1:9/x",
+    ):
         text = error(url)
         assert "hunter2" not in text
     assert "supported are a folder" in error("mysql://root:hunter2@db/x")

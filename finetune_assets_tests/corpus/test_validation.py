@@ -190,7 +190,9 @@ def test_weeks(tmp_path: Path) -> None:
     adds_up(valid)
 
 
-@pytest.mark.parametrize(("moment", "week"), [("2026-09-06T23:59:59Z", "2026-08-31"), ("2026-09-07T00:30:00+01:00", "2026-08-31")])
+@pytest.mark.parametrize(
+    ("moment", "week"), [("2026-09-06T23:59:59Z", "2026-08-31"), ("2026-09-07T00:30:00+01:00", "2026-08-31")]
+)
 def test_weeks_start_on_monday_in_utc(tmp_path: Path, moment: str, week: str) -> None:
     tables = export(1)
     tables["conversations"][0]["started_at"] = moment
@@ -217,10 +219,23 @@ def test_messages_of_one_instant_go_by_number_or_else_user_first(tmp_path: Path)
 
 IDS = st.sampled_from(["a", "b", "c", " a ", "", None, "\x00"])
 TIMES = st.sampled_from(
-    ["2026-09-07T09:00:00Z", "2026-09-08T09:00:00+02:00", "2026-09-21T00:00:00Z", "2026-09-07T09:00:00", "1999-01-01T00:00:00Z", "x", None]
+    [
+        "2026-09-07T09:00:00Z",
+        "2026-09-08T09:00:00+02:00",
+        "2026-09-21T00:00:00Z",
+        "2026-09-07T09:00:00",
+        "1999-01-01T00:00:00Z",
+        "x",
+        None,
+    ]
 )
 ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(), max_size=8), st.lists(st.integers(), max_size=1)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(), max_size=8),
+    st.lists(st.integers(), max_size=1),
 )
 LABELS = st.sampled_from(["dental", "restaurant", None])
 

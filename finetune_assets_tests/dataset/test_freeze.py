@@ -202,24 +202,24 @@ def test_leaks_are_found_in_the_files_alone(corpus: Corpus, assistant: Assistant
     assert any("train.jsonl has" in problem for problem in check_leaks(folder))
 
 
-def test_new_feedback_counts_what_no_data_set_has_seen(corpus: Corpus, assistant: Assistant) -> None:
+def test_new_feedback_counts_what_a_data_set_has_not_seen(corpus: Corpus, assistant: Assistant) -> None:
     store = talk(corpus)
-    assert new_feedback(store, assistant) == len(corpus.feedback)
+    assert new_feedback(store, assistant, None) == len(corpus.feedback)
     first = freeze(store, assistant, choose(store, assistant))["fingerprint"]
-    assert new_feedback(store, assistant) == 0
+    assert new_feedback(store, assistant, first) == 0
     corpus.rate("msg_01001")
     corpus.rate("msg_gone", "negative")
     corpus.rate("msg_01003", tenant_id="clinic_elsewhere")
     corpus.write()
-    assert new_feedback(store, assistant) == new_feedback(store, assistant, first) == 2
+    assert new_feedback(store, assistant, first) == 2
     second = freeze(store, assistant, choose(store, assistant))["fingerprint"]
     assert second != first
-    assert (new_feedback(store, assistant), new_feedback(store, assistant, first)) == (0, 2)
+    assert (new_feedback(store, assistant, second), new_feedback(store, assistant, first)) == (0, 2)
     corpus.rate("msg_gone", "negative")  # changes nothing: the fingerprint stays, and the row counts as seen
     corpus.write()
-    assert new_feedback(store, assistant) == 1
+    assert new_feedback(store, assistant, second) == 1
     assert freeze(store, assistant, choose(store, assistant))["fingerprint"] == second
-    assert new_feedback(store, assistant) == 0
+    assert new_feedback(store, assistant, second) == 0
 
 
 def test_a_line_is_one_line_to_every_reader() -> None:

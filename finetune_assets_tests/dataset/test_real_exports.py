@@ -12,11 +12,10 @@ from rapidfuzz import fuzz
 
 from finetune_assets.assistants import Assistant, load_assistant
 from finetune_assets.corpus.examples import build_examples
-from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.near_duplicates import normalise
 from finetune_assets.corpus.personal_data import residual
 from finetune_assets.corpus.sources import read_source
-from finetune_assets.corpus.staleness import stale_weeks
 from finetune_assets.dataset import Choice, check_leaks, choose, freeze, latest
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.environment import ROOT

@@ -1,0 +1,119 @@
+"""Corpus: what was said and what people thought of it, a week a partition, all tenants.
+
+Nothing disappears: a row that breaks a rule is in `corpus/rejected` with its reason, and `read = kept + dropped` is a check.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets import corpus
+from finetune_assets.assets.metadata import rejected_table, sample_table, week_numbers
+from finetune_assets.assets.partitions import OWNERS, weeks
+from finetune_assets.corpus.examples import build_examples
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback
+from finetune_assets.resources import SourceResource, StoreResource
+from finetune_assets.storage import read_json
+
+RANGE = dg.BackfillPolicy.single_run()
+Result = dg.MaterializeResult[Any]
+
+
+def _result(context: dg.AssetExecutionContext, store: StoreResource, table: str, counts: dict[str, dict[str, Any]]) -> Result:
+    """Each week's numbers go to its own partition, where the UI plots them over time; sample rows go to the newest week."""
+    for week, numbers in counts.items():
+        context.add_asset_metadata(week_numbers(numbers), partition_key=week)
+        context.log.info(f"{table} of week {week}: {numbers['kept']} kept of {numbers['read']} read")
+    newest = max(counts)
+    extra = {
+        "sample": sample_table(store.store, table, newest),
+        "folder": dg.MetadataValue.path(store.store.corpus(table, newest)),
+    }
+    rejected = rejected_table(store.store, newest)
+    return Result(metadata=extra if rejected is None else {**extra, "rejected_sample": rejected})
+
+
+@dg.asset(
+    group_name="corpus",
+    partitions_def=weeks,
+    backfill_policy=RANGE,
+    kinds={"parquet", "polars"},
+    owners=OWNERS,
+    code_version=corpus.CODE_VERSIONS["raw_conversations"],
+)
+def raw_conversations(context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource) -> Result:
+    """Conversations that started in the week: validated, and scrubbed of personal data while they are read.
+
+    One row a conversation, its messages nested. Users are keyed pseudonyms. Rows that break the schema are set aside in
+    `corpus/rejected` with table, id, reason and detail.
+    """
+    counts = ingest_conversations(store.store, source.read(), context.partition_keys, store.key)
+    return _result(context, store, "conversations", counts)
+
+
+@dg.asset(
+    group_name="corpus",
+    partitions_def=weeks,
+    backfill_policy=RANGE,
+    kinds={"parquet", "polars"},
+    owners=OWNERS,
+    code_version=corpus.CODE_VERSIONS["rlhf_feedback"],
+)
+def rlhf_feedback(context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource) -> Result:
+    """Thumbs, ratings and corrections that were given in the week, which may be weeks after their message."""
+    counts = ingest_feedback(store.store, source.read(), context.partition_keys, store.key)
+    return _result(context, store, "feedback", counts)
+
+
+@dg.asset(
+    group_name="corpus",
+    partitions_def=weeks,
+    backfill_policy=RANGE,
+    deps=[raw_conversations],
+    kinds={"parquet", "polars"},
+    owners=OWNERS,
+    code_version=corpus.CODE_VERSIONS["clean_examples"],
+)
+def clean_examples(context: dg.AssetExecutionContext, store: StoreResource) -> Result:
+    """One row for each assistant reply: the conversation so far, the reply, and the verdict of each rule that needs no feedback."""
+    return _result(context, store, "examples", build_examples(store.store, context.partition_keys))
+
+
+def _adds_up(store: StoreResource, table: str) -> dg.AssetCheckResult:
+    wrong: dict[str, Any] = {}
+    checked = store.store.weeks(table)
+    for week in checked:
+        numbers = read_json(store.store.corpus(table, week) / "counts.json")
+        for name, read in numbers["read"].items():
+            kept, dropped = numbers["kept"].get(name, 0), numbers["dropped"].get(name, 0)
+            if read != kept + dropped:
+                wrong[f"{week} {name}"] = f"read {read}, kept {kept}, dropped {dropped}"
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        description=f"{len(checked)} weeks: read = kept + dropped"
+        if not wrong
+        else f"{len(wrong)} tables of weeks do not add up",
+        metadata={"weeks": len(checked), "wrong": wrong},
+    )
+
+
+@dg.asset_check(asset=raw_conversations, blocking=True)
+def every_conversation_row_accounted(store: StoreResource) -> dg.AssetCheckResult:
+    """Rows read are rows kept plus rows dropped with a reason, for conversations and messages of every week."""
+    return _adds_up(store, "conversations")
+
+
+@dg.asset_check(asset=rlhf_feedback, blocking=True)
+def every_feedback_row_accounted(store: StoreResource) -> dg.AssetCheckResult:
+    """Rows read are rows kept plus rows dropped with a reason, for feedback of every week."""
+    return _adds_up(store, "feedback")
+
+
+@dg.asset_check(asset=clean_examples, blocking=True)
+def every_reply_accounted(store: StoreResource) -> dg.AssetCheckResult:
+    """Each assistant reply is an example or was left out with a reason."""
+    return _adds_up(store, "examples")
+
+
+ASSETS = [raw_conversations, rlhf_feedback, clean_examples]
+CHECKS = [every_conversation_row_accounted, every_feedback_row_accounted, every_reply_accounted]

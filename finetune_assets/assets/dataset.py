@@ -1,0 +1,132 @@
+"""Data set: what one assistant trains on, chosen by feedback, split by user, frozen as JSONL. One partition an assistant."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from finetune_assets.assets.metadata import records_table
+from finetune_assets.assets.partitions import OWNERS, assistants, every_week
+from finetune_assets.assets.plots import funnel_plot
+from finetune_assets.dataset import check_leaks, choose, freeze, latest, load_staged, read_manifest, sample_rows, stage
+from finetune_assets.dataset.manifest import CODE_VERSION
+from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+
+Result = dg.MaterializeResult[Any]
+
+
+@dg.asset(
+    group_name="dataset",
+    partitions_def=assistants,
+    deps=[every_week("clean_examples"), every_week("rlhf_feedback")],
+    kinds={"polars", "parquet"},
+    owners=OWNERS,
+    code_version=CODE_VERSION,
+)
+def training_examples(context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource) -> Result:
+    """The examples that this assistant learns from and is tested on: corrections first, then praised, then satisfied replies.
+
+    Near-duplicates are removed so that the best source survives; each dropped example keeps its reason and its better twin.
+    """
+    assistant = assistants.load(context.partition_key, store.tenants())
+    choice = choose(store.store, assistant)
+    folder = stage(store.store, assistant, choice)
+    notes = choice.notes
+    for warning in notes["warnings"]:
+        context.log.warning(warning)
+    rejected = [{"reason": reason, "examples": number} for reason, number in notes["rejected"].items()]
+    sample = sample_rows(choice)
+    return Result(
+        metadata={
+            "read": notes["read"],
+            "kept": choice.kept.height,
+            "dropped": choice.dropped.height,
+            **{f"source/{source}": number for source, number in notes["counts"]["source"].items()},
+            "preference_pairs": choice.preferences.height,
+            "weeks": len(notes["weeks"]),
+            "funnel": dg.MetadataValue.md(funnel_plot(notes["funnel"])),
+            "dropped_by_reason": records_table(rejected, ["reason", "examples"]),
+            "by_intent": _table("intent", notes["counts"]["intent"]),
+            "by_tenant": _table("tenant", notes["counts"]["tenant"]),
+            "warnings": dg.MetadataValue.json(notes["warnings"]),
+            "sample": records_table(sample, ["split", "source", "intent", "user_text", "reply", "message_id"]),
+            "folder": dg.MetadataValue.path(folder),
+        }
+    )
+
+
+@dg.asset(
+    group_name="dataset",
+    partitions_def=assistants,
+    deps=[training_examples],
+    kinds={"json", "parquet"},
+    owners=OWNERS,
+    code_version=CODE_VERSION,
+)
+def jsonl_splits(
+    context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
+) -> Result:
+    """The frozen data set: train, validation and test as JSONL, preferences, lineage of every line, and a manifest.
+
+    Its fingerprint is a hash of content and data settings; equal content is not written again.
+    """
+    assistant = assistants.load(context.partition_key, store.tenants())
+    manifest = freeze(store.store, assistant, load_staged(store.store, assistant))
+    folder = store.store.dataset(assistant.name, manifest["fingerprint"])
+    with ledger.open() as book:
+        book.record_dataset(assistant.name, assistant.select.tenant, folder, manifest)
+    split = manifest["counts"]["split"]
+    lines = pl.read_ndjson(folder / "train.jsonl", n_rows=3)["messages"].to_list()
+    sample = [{"context": row[:-1], "reply": row[-1]["content"]} for row in lines]
+    return Result(
+        metadata={
+            "train": split.get("train", 0),
+            "validation": split.get("validation", 0),
+            "test": split.get("test", 0),
+            "fingerprint": manifest["fingerprint"],
+            "sample": records_table(sample, ["context", "reply"]),
+            "manifest": dg.MetadataValue.path(folder / "manifest.json"),
+            "folder": dg.MetadataValue.path(folder),
+        },
+        data_version=dg.DataVersion(manifest["fingerprint"]),
+    )
+
+
+@dg.asset_check(asset=jsonl_splits, blocking=True, partitions_def=assistants)
+def no_leak_between_splits(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """No conversation, user or near-duplicate stands in two splits, proven from the frozen files alone."""
+    folder = latest(store.store, context.partition_key)
+    if folder is None:
+        return dg.AssetCheckResult(passed=False, description="There is no frozen data set.")
+    problems = check_leaks(folder)
+    compared = read_manifest(folder)["leaks"]["compared"]
+    numbers = ", ".join(f"{number:,} {what}" for what, number in compared.items())
+    description = f"Compared {numbers}: nothing is shared." if not problems else f"{len(problems)} shared: {problems[0]}"
+    return dg.AssetCheckResult(passed=not problems, description=description, metadata={"problems": problems, **compared})
+
+
+@dg.asset_check(asset=training_examples, partitions_def=assistants)
+def covers_every_week(
+    context: dg.AssetCheckExecutionContext, store: StoreResource, assistants: AssistantsResource
+) -> dg.AssetCheckResult:
+    """How many corpus weeks the examples are behind; Dagster's own staleness does not see through the mapping to weeks."""
+    assistant = assistants.load(context.partition_key, store.tenants())
+    known = store.store.weeks("examples")[-(assistant.window_weeks or 10**6) :]
+    used = set(load_staged(store.store, assistant).notes["weeks"])
+    missing = [week for week in known if week not in used]
+    return dg.AssetCheckResult(
+        passed=not missing,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(missing)} of {len(known)} weeks are not in the examples."
+        if missing
+        else f"All {len(known)} weeks are in.",
+        metadata={"weeks_behind": len(missing), "missing": missing[:20]},
+    )
+
+
+def _table(name: str, numbers: dict[str, int]) -> dg.TableMetadataValue:
+    return records_table([{name: key, "examples": number} for key, number in numbers.items()], [name, "examples"])
+
+
+ASSETS = [training_examples, jsonl_splits]
+CHECKS = [no_leak_between_splits, covers_every_week]

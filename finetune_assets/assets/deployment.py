@@ -1,0 +1,127 @@
+"""Deployment: every version in the registry with its verdict and card; only one that should be served becomes champion."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets.assets.evaluation import current_version
+from finetune_assets.assets.partitions import OWNERS, assistants
+from finetune_assets.evaluation.card import model_card
+from finetune_assets.registry import Version
+from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+from finetune_assets.storage import Store, read_json, write_text
+from finetune_assets.training import base_model
+
+Result = dg.MaterializeResult[Any]
+
+GATES = {
+    "training_loss": "Training loss under `gates.max_training_loss`.",
+    "perplexity": "Perplexity of the references under `gates.max_perplexity`, with its whole interval.",
+    "reply_seconds": "Median seconds of a reply under `gates.max_reply_seconds`.",
+    "rules": "Share of the assistant's rules that replies keep, above `gates.min_rules` with its whole interval.",
+    "personal_data": "No known kind of personal data in replies.",
+    "empty": "Empty replies.",
+    "repeated": "Replies that repeat themselves.",
+    "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
+    "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
+}
+
+
+def _report(store: Store, version: Version) -> dict[str, Any]:
+    return read_json(store.report(version.assistant, version.version) / "report.json")
+
+
+@dg.asset(group_name="deployment", partitions_def=assistants, deps=["benchmark_report"], kinds={"sqlite"}, owners=OWNERS)
+def registered_model(
+    context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
+) -> Result:
+    """The version in the ledger with its verdict, and its model card written from the lineage; failed versions too.
+
+    The gates are this asset's checks: one that does not pass blocks `rollout`, not the record.
+    """
+    assistant = assistants.load(context.partition_key, store.tenants())
+    with ledger.open() as book:
+        version = current_version(context, book)
+        report = _report(store.store, version)
+        manifest = read_json(store.store.dataset(assistant.name, version.dataset_fingerprint) / "manifest.json")
+        training = read_json(Path(version.path) / "result.json")
+        card = model_card(manifest, training, report, base_model.card(version.base_model))
+        write_text(Path(version.path) / "README.md", card)
+        write_text(Path(version.path) / "card.md", card)
+        file = store.store.report(assistant.name, version.version) / "report.html"
+        stored = book.register(assistant.name, version.version, report["verdict"], report["reasons"], str(file))
+        book.release_done(version.job_id)
+    return Result(
+        metadata={
+            "version": stored.version,
+            "verdict": stored.verdict or "",
+            "reasons": dg.MetadataValue.json(stored.reasons or []),
+            "card": dg.MetadataValue.md(card),
+            "folder": dg.MetadataValue.path(stored.path),
+            "report": dg.MetadataValue.url(file.resolve().as_uri()),
+        },
+        data_version=dg.DataVersion(f"{stored.version}:{stored.verdict}"),
+    )
+
+
+def _gate_check(gate: str, description: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=registered_model, name=gate, description=description, blocking=True, partitions_def=assistants)
+    def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        report = read_json(store.store.home / "reports" / context.partition_key / "latest" / "report.json")
+        found = next((one for one in report["gates"] if one["name"] == gate), None)
+        if found is None or found["outcome"] == "not_applicable":
+            reason = found["reason"] if found else "This gate is switched off in the assistant's settings."
+            return dg.AssetCheckResult(passed=True, description=reason, metadata={"outcome": "not_applicable"})
+        numbers = {key: float(found[key]) for key in ("value", "low", "high", "limit") if found.get(key) is not None}
+        return dg.AssetCheckResult(
+            passed=found["outcome"] == "passed",
+            description=found["reason"],
+            metadata={"outcome": found["outcome"], "version": report["model_version"], **numbers},
+        )
+
+    return check
+
+
+@dg.asset_check(asset=registered_model, blocking=True, partitions_def=assistants)
+def verdict_is_serve(context: dg.AssetCheckExecutionContext, ledger: LedgerResource) -> dg.AssetCheckResult:
+    """All gates together: the stored verdict of the newest version is `serve`."""
+    with ledger.open() as book:
+        registered = [version for version in book.versions(context.partition_key) if version.registered_at]
+    newest = max(registered, key=lambda version: (version.registered_at is not None, version.registered_at, version.number))
+    return dg.AssetCheckResult(
+        passed=newest.verdict == "serve",
+        description=f"{newest.version}: {(newest.verdict or '').replace('_', ' ')}. " + " ".join((newest.reasons or [])[:3]),
+        metadata={"version": newest.version, "verdict": newest.verdict or ""},
+    )
+
+
+@dg.asset(group_name="deployment", partitions_def=assistants, deps=[registered_model], kinds={"sqlite"}, owners=OWNERS)
+def rollout(context: dg.AssetExecutionContext, ledger: LedgerResource) -> Result:
+    """The only way to become champion: reads the stored verdict of the exact version again, and promotes `serve` only."""
+    with ledger.open() as book:
+        version = current_version(context, book)
+        before = book.rollout(context.partition_key)
+        if version.verdict != "serve":
+            raise dg.Failure(
+                f"{version.version} of {context.partition_key} has the verdict {version.verdict}: it does not become champion.",
+                metadata={"reasons": dg.MetadataValue.json(version.reasons or []), "champion": before.champion or "none"},
+                allow_retries=False,
+            )
+        if before.champion != version.version:
+            reason = (version.reasons or ["verdict serve"])[0]
+            book.promote(context.partition_key, version.version, before.generation, reason, f"run {context.run_id}")
+        now = book.rollout(context.partition_key)
+    return Result(
+        metadata={
+            "champion": now.champion or "",
+            "previous": before.champion or "none",
+            "changed": before.champion != now.champion,
+            "generation": now.generation,
+        },
+        data_version=dg.DataVersion(f"{now.generation}:{now.champion}"),
+    )
+
+
+ASSETS = [registered_model, rollout]
+CHECKS = [*(_gate_check(name, text) for name, text in GATES.items()), verdict_is_serve]

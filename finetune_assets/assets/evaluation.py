@@ -1,0 +1,86 @@
+"""Evaluation: the new model beside what it would replace, on the same frozen test set, and whether to serve it."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets import __version__
+from finetune_assets.assets.metadata import records_table
+from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
+from finetune_assets.assets.training import current_job
+from finetune_assets.evaluation.benchmark import Made, prepare, summarise
+from finetune_assets.evaluation.candidates import standard
+from finetune_assets.evaluation.report import markdown, write_report
+from finetune_assets.registry import Ledger, Version
+from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
+from finetune_assets.storage import point, read_json
+from finetune_assets.training.spec import default_threads
+
+Result = dg.MaterializeResult[Any]
+SHOWN = ("bits_per_byte", "perplexity", "rules", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
+
+
+def current_version(context: dg.AssetExecutionContext, book: Ledger) -> Version:
+    """The version of this run's job, else of the assistant's newest finished one. Raises LedgerError if it has none."""
+    job = current_job(context, book)
+    return book.version(context.partition_key, job.fine_tuned_model or "(none: materialise trained_model)")
+
+
+@dg.asset(
+    group_name="evaluation", partitions_def=assistants, deps=["trained_model"], kinds={"python"}, owners=OWNERS, pool=GPU_POOL
+)
+def benchmark_report(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: LedgerResource,
+    launcher: LauncherResource,
+) -> Result:
+    """Base, base with few-shot examples, and the tuned model on the same test rows; intervals, gates, verdict, side-by-side samples.
+
+    Replies are cached by content, so a second report of the same model costs nothing.
+    """
+    assistant = assistants.load(context.partition_key, store.tenants())
+    with ledger.open() as book:
+        version = current_version(context, book)
+        plan = book.job(version.job_id).plan
+    dataset = store.store.dataset(assistant.name, version.dataset_fingerprint)
+    report_folder = store.store.report(assistant.name, version.version)
+    output = report_folder.parent / "work" / version.version
+    candidates = standard(dataset, version.base_model, version.path, assistant.benchmark.few_shot)
+    prepare(assistant, dataset, candidates, output, threads=default_threads(), cache=store.store.home / "cache" / "replies")
+    launcher.run(context, output / "spec.json", output)
+    model = Path(version.path)
+    made = Made(
+        model_version=version.version,
+        dataset=dataset,
+        training=read_json(model / "result.json"),
+        training_log=model / "training_log.jsonl",
+        plan=plan,
+        code_version=__version__,
+        reproduce=f"finetune run --assistant {assistant.name}",
+    )
+    report = summarise(assistant, output, made)
+    write_report(report, report_folder)
+    point(report_folder.parent / "latest", version.version)
+    return Result(
+        metadata={
+            "verdict": report["verdict"],
+            "summary": dg.MetadataValue.md(markdown(report)),
+            "test_rows": report["test_rows"],
+            **{
+                f"{name}/{measure}": float(values[measure]["value"])
+                for name, values in report["candidates"].items()
+                for measure in SHOWN
+                if values.get(measure, {}).get("value") is not None
+            },
+            "gates": records_table(report["gates"], ["name", "outcome", "value", "low", "high", "limit", "reason"]),
+            "report": dg.MetadataValue.url((report_folder / "report.html").resolve().as_uri()),
+            "folder": dg.MetadataValue.path(report_folder),
+        }
+    )
+
+
+ASSETS = [benchmark_report]
+CHECKS: list[dg.AssetChecksDefinition] = []

@@ -1,0 +1,227 @@
+"""Training: what it will take, one job, and the finished model. The same three assets whoever trains."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from finetune_assets.training.plan import check_budget
+
+from finetune_assets.assets.metadata import records_table
+from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
+from finetune_assets.assets.plots import curve_plot
+from finetune_assets.dataset import latest
+from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, TrainingError
+from finetune_assets.evaluation.benchmark import curve
+from finetune_assets.registry import Job, Ledger
+from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource, TrainerResource
+from finetune_assets.resources.claims import claim
+from finetune_assets.resources.tags import APPROVED, JOB
+from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training.publish import content_hash, publish
+from finetune_assets.training.spec import request_for, train_spec
+
+Result = dg.MaterializeResult[Any]
+
+
+def _dataset(store: Store, assistant: str) -> Path:
+    folder = latest(store, assistant)
+    if folder is None:
+        raise DataError(f"{assistant} has no frozen data set; materialise jsonl_splits first.")
+    return folder
+
+
+@dg.asset(group_name="training", partitions_def=assistants, deps=["jsonl_splits"], kinds={"python"}, owners=OWNERS)
+def training_plan(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    trainer: TrainerResource,
+    launcher: LauncherResource,
+) -> Result:
+    """What the training will take before anything is spent: tokens by the model's own tokenizer, time, memory, cost.
+
+    A plan above the assistant's `budget` stops here.
+    """
+    assistant = assistants.load(context.partition_key, store.tenants())
+    folder = _dataset(store.store, assistant.name)
+    request, warnings = request_for(assistant, folder, folder.name)
+    for warning in warnings:
+        context.log.warning(warning)
+    backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
+    backend.validate(request)
+    estimate = backend.estimate(request)
+    check_budget(assistant, estimate)
+    plan = {
+        **asdict(estimate),
+        "dataset_fingerprint": folder.name,
+        "base_model": request.base_model,
+        "trainer": backend.provider,
+        "objective": list(request.objective),
+        "adapter": request.adapter,
+        "preset": request.preset,
+        "hyperparameters": request.hyperparameters.to_dict(),
+        "seed": request.seed,
+        "warnings": warnings,
+    }
+    write_json(store.store.plan(assistant.name), plan)
+    return Result(
+        metadata={
+            "tokens": estimate.tokens,
+            "tokens_counted_exactly": estimate.exact,
+            "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
+            "estimated_usd": dg.MetadataValue.float(estimate.usd)
+            if estimate.usd is not None
+            else "no rate set (budget.usd_per_hour)",
+            "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),
+            "base_model": request.base_model,
+            "hyperparameters": records_table([request.hyperparameters.to_dict()], list(request.hyperparameters.to_dict())),
+            "plan": dg.MetadataValue.path(store.store.plan(assistant.name)),
+        }
+    )
+
+
+@dg.asset(
+    group_name="training",
+    partitions_def=assistants,
+    deps=[training_plan],
+    kinds={"pytorch", "huggingface"},
+    owners=OWNERS,
+    pool=GPU_POOL,
+)
+def training_job(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: LedgerResource,
+    trainer: TrainerResource,
+    launcher: LauncherResource,
+) -> Result:
+    """Runs one local job in a child process, or submits one remote job. The same data set and settings are not trained twice.
+
+    A job that was killed goes on from its last whole checkpoint.
+    """
+    assistant = assistants.load(context.partition_key, store.tenants())
+    folder = _dataset(store.store, assistant.name)
+    request, _ = request_for(assistant, folder, folder.name)
+    plan = _plan(store.store, assistant.name, folder.name)
+    if assistant.require_approval and context.run_tags.get(APPROVED) != "true":
+        raise BudgetExceeded(
+            f"{assistant.name} has `require_approval: true`, and nobody approved this run. Start it with `finetune run --assistant "
+            f"{assistant.name} --approve`, or in the UI with the tag {APPROVED}: true."
+        )
+    backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
+    spec = train_spec(request, store.store)
+    with ledger.open() as book:
+        manifest = read_json(folder / "manifest.json")
+        job = book.open_job(
+            {
+                "assistant": assistant.name,
+                "tenant_id": assistant.select.tenant,
+                "dataset_id": book.record_dataset(assistant.name, assistant.select.tenant, folder, manifest),
+                "dataset_fingerprint": folder.name,
+                "provider": backend.provider,
+                "base_model": request.base_model,
+                "hyperparameters": request.hyperparameters.to_dict(),
+                "plan": plan,
+                "spec_hash": spec["spec_hash"],
+            }
+        )
+        if job.status == "succeeded" and (store.store.job(job.spec_hash) / "result.json").exists():
+            context.log.info(f"Data set and settings are those of {job.id}, which has succeeded: not trained again.")
+            return _trained(store.store, book, job, plan, reused=True)
+        book.set_job(job.id, "running")
+        try:
+            handle = backend.submit(request)
+            state = backend.poll(handle)
+        except Exception as error:
+            book.set_job(job.id, "failed", error=str(error))
+            raise
+        if state.status != "succeeded":
+            book.set_job(job.id, "failed", error=state.error)
+            raise TrainingError(f"{job.id} ended as {state.provider_status}: {state.error or 'no reason given'}")
+        tokens = backend.result(handle).metrics.get("tokens")
+        book.set_job(job.id, "succeeded", openai_job_id=handle.id, trained_tokens=tokens, error=None)
+        return _trained(store.store, book, job, plan, reused=False)
+
+
+def _plan(store: Store, assistant: str, fingerprint: str) -> dict[str, Any]:
+    path = store.plan(assistant)
+    plan = read_json(path) if path.exists() else {}
+    if plan.get("dataset_fingerprint") != fingerprint:
+        raise DataError(f"{assistant} has no training plan for the data set {fingerprint}; materialise training_plan first.")
+    return plan
+
+
+def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reused: bool) -> Result:
+    folder = store.job(job.spec_hash)
+    result = read_json(folder / "result.json")
+    points = curve(folder / "training_log.jsonl")
+    series = {
+        "training loss": [(p["step"], p["loss"]) for p in points if "loss" in p],
+        "validation loss": [(p["step"], p["eval_loss"]) for p in points if "eval_loss" in p],
+    }
+    metadata: dict[str, Any] = {
+        "job": job.id,
+        "reused": reused,
+        "steps": int(result["steps"]),
+        "tokens": int(result["tokens"]),
+        "seconds": float(result["seconds"]),
+        "seconds_estimated": float(plan.get("seconds") or 0.0),
+        "tokens_per_second": round(float(result["tokens"]) / max(float(result["seconds"]), 1e-9), 1),
+        "train_loss": float(result["train_loss"]),
+        "times_resumed": int(result.get("resumed", 0)),
+        "loss_curve": dg.MetadataValue.md(curve_plot({k: v for k, v in series.items() if v}, "step", "loss")),
+        "folder": dg.MetadataValue.path(folder),
+    }
+    if result.get("eval_loss") is not None:
+        metadata["eval_loss"] = float(result["eval_loss"])
+    return Result(metadata=metadata)
+
+
+def current_job(context: dg.AssetExecutionContext, book: Ledger) -> Job:
+    """The job of this run's tag, else the assistant's newest one that succeeded. Raises LedgerError if there is none."""
+    tagged = context.run_tags.get(JOB)
+    if tagged:
+        return book.job(tagged)
+    for job in book.jobs(context.partition_key):
+        if job.status == "succeeded":
+            return job
+    raise LedgerError(f"{context.partition_key} has no finished training job; materialise training_job first.")
+
+
+@dg.asset(group_name="training", partitions_def=assistants, deps=[training_job], kinds={"huggingface"}, owners=OWNERS)
+def trained_model(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
+    """The finished model as an immutable version: numbered within its assistant, named after its content."""
+    with ledger.open() as book:
+        job = current_job(context, book)
+        if (
+            job.released_at is None
+            and not (job.released_by or "").startswith("cli:")
+            and not claim(context.instance, book, job, f"run:{context.run_id}")
+        ):
+            raise LedgerError(f"{job.id} is being released by {book.job(job.id).released_by}; this run leaves it alone.")
+        model = store.store.job(job.spec_hash) / "model"
+        version = book.mint_version(
+            job, content_hash(model, job.dataset_fingerprint), store.store.model(job.assistant, "x").parent
+        )
+        publish(store.store.job(job.spec_hash), Path(version.path))
+        book.set_job(job.id, "succeeded", fine_tuned_model=version.version, completed_at=job.completed_at)
+    size = sum(file.stat().st_size for file in Path(version.path).rglob("*") if file.is_file())
+    return Result(
+        metadata={
+            "version": version.version,
+            "job": job.id,
+            "base_model": job.base_model,
+            "size_mb": round(size / 1e6, 2),
+            "dataset_fingerprint": job.dataset_fingerprint,
+            "folder": dg.MetadataValue.path(version.path),
+            "settings": dg.MetadataValue.json(json.loads(json.dumps(job.hyperparameters))),
+        },
+        data_version=dg.DataVersion(version.content_hash),
+    )
+
+
+ASSETS = [training_plan, training_job, trained_model]
+CHECKS: list[dg.AssetChecksDefinition] = []

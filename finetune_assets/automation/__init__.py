@@ -1,0 +1,1 @@
+"""What starts by itself: jobs, the weekly schedule and the sensors."""

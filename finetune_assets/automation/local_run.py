@@ -1,0 +1,228 @@
+"""`finetune run`: the same three Dagster runs as in the UI, one after the other in this process, for one assistant.
+
+The store is locked meanwhile, so a second run on it waits. Runs that a killed process left behind are ended first, and their
+pool slots given back, since nobody else would.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+from finetune_assets.assets.partitions import assistants as assistant_partitions
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant
+from finetune_assets.automation.failures import step_errors, stopped_by_gate
+from finetune_assets.automation.jobs import CORPUS, PHASE_ONE, PHASE_TWO
+from finetune_assets.automation.retrain import ACTIVE, enrolled
+from finetune_assets.corpus.ingest import stale_weeks
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.environment import Environment
+from finetune_assets.errors import DataError, FinetuneError, LedgerError, SettingsError, UnknownAssistant
+from finetune_assets.registry import Job, Ledger
+from finetune_assets.resources.claims import claim, cli_owner
+from finetune_assets.resources.tags import APPROVED, HOST, JOB, RANGE_END, RANGE_START, REASON
+from finetune_assets.storage import Store, read_json
+
+STEPS = (*CORPUS, *PHASE_ONE, *PHASE_TWO)
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for on the command line."""
+
+    assistant: str
+    until: str | None = None
+    approved: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    assistant: str
+    state: str  # `reported`, or `stopped` after --until
+    verdict: str | None = None
+    reasons: list[str] = field(default_factory=list)
+    version: str | None = None
+    fingerprint: str | None = None
+    report: str | None = None
+    made: str | None = None
+
+
+class RunFailed(FinetuneError):
+    """A step of the run failed; the message is the step's own."""
+
+
+@contextmanager
+def store_lock(home: Path, say: Say) -> Generator[None]:
+    """Holds the store; says so where it has to wait for another run."""
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another run is at work on {home}; waiting for it to end.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run(request: Request, definitions: dg.Definitions, say: Say, resources: Mapping[str, Any]) -> Outcome:
+    """Materialises what is missing for one assistant, weeks included, up to `request.until`.
+
+    Raises FinetuneError with the step's own message. A missed gate is a verdict: it is in the outcome.
+    """
+    if request.until is not None and request.until not in STEPS:
+        raise SettingsError(f"--until {request.until!r} is no asset of the run; allowed: {', '.join(STEPS)}.")
+    environment = Environment.read()
+    with store_lock(environment.home, say), dg.DagsterInstance.get() as instance:
+        return LocalRun(request, definitions, instance, environment, say, resources).run()
+
+
+class LocalRun:
+    """One run of one assistant; holds what its three phases share."""
+
+    def __init__(
+        self,
+        request: Request,
+        definitions: dg.Definitions,
+        instance: dg.DagsterInstance,
+        environment: Environment,
+        say: Say,
+        resources: Mapping[str, Any],
+    ) -> None:
+        self.request, self.definitions, self.instance = request, definitions, instance
+        self.environment, self.say, self.resources = environment, say, resources
+        self.store = Store(environment.home)
+
+    def run(self) -> Outcome:
+        """Corpus, phase one, phase two."""
+        self._end_dead_runs()
+        self._check_settings()
+        self._corpus()
+        if self.request.until in CORPUS:
+            return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
+        self._enrol()
+        job = self._phase_one()
+        if self.request.until in PHASE_ONE:
+            folder = self.store.datasets(self.request.assistant) / "latest"
+            fingerprint = folder.resolve().name if folder.exists() else None
+            return Outcome(self.request.assistant, "stopped", fingerprint=fingerprint, made=str(folder))
+        return self._phase_two(job)
+
+    def _check_settings(self) -> None:
+        """Fails before anything is made if the assistant's file is wrong; a tenant without a file is looked for in the data."""
+        try:
+            self._settings()
+        except UnknownAssistant:
+            frame = read_source(self.environment.sources).conversations
+            if self.request.assistant not in frame["tenant_id"].unique().to_list():
+                raise
+
+    def _settings(self) -> Assistant:
+        path = self.store.tenants
+        tenants = read_json(path) if path.exists() else {}
+        return load_assistant(self.environment.assistants, self.request.assistant, tenants)
+
+    def _end_dead_runs(self) -> None:
+        """Fails active runs of the command line on this host: the lock is ours, so whoever started them is dead."""
+        filters = dg.RunsFilter(statuses=ACTIVE, tags={HOST: socket.gethostname()})
+        for run in self.instance.get_runs(filters):
+            self.instance.report_run_failed(run, "The process that ran this was killed; the next run goes on from what it left.")
+            self.instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            self.say(f"Run {run.run_id[:8]} ({run.job_name}) had been killed; going on from what it left.")
+
+    def _enrol(self) -> None:
+        wanted = {*assistant_names(self.environment.assistants), self.request.assistant}
+        self.instance.add_dynamic_partitions(str(assistant_partitions.name), sorted(wanted - set(enrolled(self.instance))))
+
+    def _corpus(self) -> None:
+        stale = stale_weeks(self.store, read_source(self.environment.sources))
+        first = self.environment.first_week.isoformat()
+        early = [week for week in stale.all_weeks if week < first]
+        if early:
+            self.say(f"{len(early)} week(s) before FINETUNE_FIRST_WEEK={first} are left out (from {early[0]}).")
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        late = [week for week in stale.all_weeks if week > today]
+        if late:
+            self.say(f"{len(late)} week(s) in the future are left out (up to {late[-1]}); does the source's clock run ahead?")
+        weeks = [week for week in stale.stale if first <= week <= today]
+        if len(early) + len(late) == len(stale.all_weeks):
+            raise DataError(f"No week of the source lies between FINETUNE_FIRST_WEEK={first} and today; set it to {min(early)}.")
+        if not weeks:
+            self.say(f"Corpus is up to date ({len(stale.all_weeks)} weeks).")
+            return
+        self.say(f"Corpus: {len(weeks)} of {len(stale.all_weeks)} weeks to read, {min(weeks)} to {max(weeks)}.")
+        self._execute("prepare_corpus", CORPUS, None, {RANGE_START: min(weeks), RANGE_END: max(weeks)})
+
+    def _phase_one(self) -> Job | None:
+        tags = {APPROVED: "true"} if self.request.approved else {}
+        self._execute("train", PHASE_ONE, self.request.assistant, tags)
+        if self.request.until in PHASE_ONE:
+            return None
+        with self._ledger() as ledger:
+            succeeded = [job for job in ledger.jobs(self.request.assistant) if job.status == "succeeded"]
+        fingerprint = (self.store.datasets(self.request.assistant) / "latest").resolve().name
+        return next((job for job in succeeded if job.dataset_fingerprint == fingerprint), None)
+
+    def _phase_two(self, job: Job | None) -> Outcome:
+        if job is None:
+            raise LedgerError(
+                f"Phase one of {self.request.assistant} ended without a finished job; `finetune jobs list` shows why."
+            )
+        with self._ledger() as ledger:
+            if job.released_at is None and not claim(self.instance, ledger, job, cli_owner()):
+                raise LedgerError(
+                    f"Job {job.id} is being released by {job.released_by}; see its run in the UI, or run this command again later."
+                )
+        self._execute("release", PHASE_TWO, self.request.assistant, {JOB: job.id})
+        with self._ledger() as ledger:
+            version = ledger.job(job.id).fine_tuned_model
+            if self.request.until not in (None, "rollout", "registered_model") or version is None:
+                return Outcome(self.request.assistant, "stopped", version=version, made=str(self.environment.home / "reports"))
+            stored = ledger.version(self.request.assistant, version)
+        return Outcome(
+            self.request.assistant,
+            "reported",
+            verdict=stored.verdict,
+            reasons=stored.reasons or [],
+            version=version,
+            fingerprint=stored.dataset_fingerprint,
+            report=stored.report,
+        )
+
+    @contextmanager
+    def _ledger(self) -> Generator[Ledger]:
+        ledger = Ledger(self.environment.database_url)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+
+    def _execute(self, job_name: str, assets: tuple[str, ...], partition: str | None, tags: dict[str, str]) -> None:
+        wanted = assets[: assets.index(self.request.until) + 1] if self.request.until in assets else assets
+        result = self.definitions.resolve_job_def(job_name).execute_in_process(
+            run_config=QUIET,
+            instance=self.instance,
+            partition_key=partition,
+            raise_on_error=False,
+            asset_selection=None if wanted == assets else [dg.AssetKey(name) for name in wanted],
+            tags={HOST: socket.gethostname(), REASON: "command line", **tags},
+            resources=dict(self.resources) or None,
+        )
+        if result.success or stopped_by_gate(self.instance, result.run_id):
+            return
+        causes = [f"{step}: {message or name}" for step, name, message in step_errors(self.instance, result.run_id)]
+        raise RunFailed("\n".join(causes) or f"Run {result.run_id} of {job_name} failed without an event; see the log.")

@@ -1,0 +1,112 @@
+"""Questions the schedule, the sensors and the command line ask: who is due, which weeks, and how much feedback is new."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+
+import dagster as dg
+import polars as pl
+
+from finetune_assets.assets.partitions import assistants as assistant_partitions
+from finetune_assets.corpus.ingest import stale_weeks
+from finetune_assets.dataset import new_feedback
+from finetune_assets.environment import Environment
+from finetune_assets.errors import FinetuneError
+from finetune_assets.registry import Ledger
+from finetune_assets.resources import AssistantsResource, SourceResource, StoreResource
+from finetune_assets.resources.tags import RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
+
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def enrolled(instance: dg.DagsterInstance) -> list[str]:
+    """Assistants that have a partition, sorted."""
+    return sorted(instance.get_dynamic_partitions(str(assistant_partitions.name)))
+
+
+def weekly_assistants(instance: dg.DagsterInstance, store: StoreResource, assistants: AssistantsResource) -> list[str]:
+    """Enrolled assistants whose settings say `retrain: {weekly: true}`; one with broken settings is left out."""
+    tenants = store.tenants()
+    return [name for name in enrolled(instance) if _weekly(assistants, name, tenants)]
+
+
+def _weekly(assistants: AssistantsResource, name: str, tenants: dict[str, str]) -> bool:
+    try:
+        return assistants.load(name, tenants).retrain.weekly
+    except FinetuneError:
+        return False  # its own run says what is wrong; the others go on
+
+
+def this_week(today: datetime.date) -> str:
+    """The Monday of a day's week."""
+    return (today - datetime.timedelta(days=today.weekday())).isoformat()
+
+
+def stale_range(source: SourceResource, store: StoreResource, today: datetime.date) -> tuple[str, str]:
+    """First and last week to rebuild: every missing or changed week that has a partition, and always the current one."""
+    current = this_week(today)
+    weeks = [*partitioned(stale_weeks(store.store, source.read()).stale, today), current]
+    return min(weeks), max(weeks)
+
+
+def partitioned(weeks: list[str], today: datetime.date) -> list[str]:
+    """Those weeks that have a partition: from FINETUNE_FIRST_WEEK to the current one."""
+    return [week for week in weeks if Environment.read().first_week.isoformat() <= week <= this_week(today)]
+
+
+def enough_examples(store: StoreResource, assistants: AssistantsResource) -> list[str]:
+    """Tenants without a file that have at least their `min_examples` of clean examples."""
+    folder = store.store.home / "corpus" / "examples"
+    tenants = store.tenants()
+    if not tenants or not any(folder.glob("week=*/part.parquet")):
+        return []
+    frame = pl.scan_parquet(folder / "week=*" / "part.parquet", hive_partitioning=False)
+    satisfied = frame.filter(pl.col("satisfaction_score") >= 4).group_by("tenant_id").len().collect()
+    counts = {row["tenant_id"]: row["len"] for row in satisfied.to_dicts()}
+    return sorted(tenant for tenant in tenants if counts.get(tenant, 0) >= assistants.load(tenant, tenants).min_examples)
+
+
+def refresh_request(instance: dg.DagsterInstance, source: SourceResource, store: StoreResource) -> dg.RunRequest | None:
+    """A corpus run over the weeks that are missing or changed, asked for once for each state of the source; null: up to date."""
+    staleness = stale_weeks(store.store, source.read())
+    stale = partitioned(staleness.stale, datetime.datetime.now(datetime.UTC).date())
+    if not stale:
+        return None
+    state = hashlib.blake2b(json.dumps(staleness.digests, sort_keys=True).encode(), digest_size=8).hexdigest()
+    start, end = min(stale), max(stale)
+    tags = {RANGE_START: start, RANGE_END: end, REASON: "source changed"}
+    return dg.RunRequest(run_key=f"refresh:{state}", job_name="prepare_corpus", tags=tags)
+
+
+def due_assistants(
+    instance: dg.DagsterInstance, store: StoreResource, assistants: AssistantsResource, ledger: Ledger
+) -> list[tuple[str, str, int]]:
+    """(assistant, reason, new feedback) for each one whose threshold is reached and that is not in training."""
+    tenants, found = store.tenants(), list[tuple[str, str, int]]()
+    for name in enrolled(instance):
+        try:
+            settings = assistants.load(name, tenants)
+        except FinetuneError:
+            continue  # its own run says what is wrong; the others go on
+        trained = next((job.dataset_fingerprint for job in ledger.jobs(name) if job.status == "succeeded"), None)
+        count = new_feedback(store.store, settings, trained)
+        reached = count // settings.retrain.feedback_threshold
+        if reached and not is_training(instance, name):
+            found.append((name, f"feedback:{trained or 'first'}:{reached}", count))
+    return found
+
+
+def is_training(instance: dg.DagsterInstance, assistant: str) -> bool:
+    """Whether a run that trains this assistant, or prepares for it, is queued or running."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=ACTIVE), limit=200)
+    due = (assistant in run.tags.get(TRAIN_AFTERWARDS, "").split(",") for run in runs if run.job_name == "prepare_corpus")
+    partition = (run.tags.get("dagster/partition") == assistant for run in runs if run.job_name == "train")
+    return any(due) or any(partition)

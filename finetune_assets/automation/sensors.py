@@ -1,0 +1,105 @@
+"""What starts by itself when something happened. A sensor that spends is off until someone turns it on.
+
+No sensor reads files of a model or waits for a job: each tick asks the ledger, the store or the instance, and ends.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from finetune_assets.assets.partitions import assistants as assistant_partitions
+from finetune_assets.automation.failures import explain_failure
+from finetune_assets.automation.jobs import JOBS, prepare_corpus, release, train
+from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, refresh_request
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
+from finetune_assets.resources.claims import waiting_jobs
+from finetune_assets.resources.tags import FEEDBACK, JOB, REASON, TRAIN_AFTERWARDS
+from finetune_assets.storage import write_json
+
+MAX_REQUESTS = 20
+"""Run requests a tick: a hundred take 23 of the 60 seconds that a tick has."""
+
+ON = dg.DefaultSensorStatus.RUNNING
+OFF = dg.DefaultSensorStatus.STOPPED
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS, monitored_jobs=[prepare_corpus], request_job=train, default_status=ON
+)
+def corpus_ready(context: dg.RunStatusSensorContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """After a corpus run that the schedule or a sensor asked for: one training of each assistant named in its tags."""
+    run = context.dagster_run
+    names = [name for name in run.tags.get(TRAIN_AFTERWARDS, "").split(",") if name]
+    if not names:
+        yield dg.SkipReason("This corpus run names no assistant to train.")
+    reason = run.tags.get(REASON, "")
+    for name in set(names) & set(enrolled(context.instance)):
+        # The reason holds the week or the feedback count; a failed training is asked for again by the next reason.
+        yield dg.RunRequest(run_key=f"{reason}:{name}", partition_key=name, tags={REASON: reason})
+
+
+@dg.sensor(jobs=[prepare_corpus, train], minimum_interval_seconds=300, default_status=OFF)
+def feedback_volume(
+    context: dg.SensorEvaluationContext,
+    source: SourceResource,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: LedgerResource,
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Starts a training of an assistant when the feedback its last training did not use reaches `retrain.feedback_threshold`.
+
+    Weeks that are missing or changed are read first, and counted at the next tick. The run key holds the fingerprint of the last
+    trained data set and how often the threshold was reached since: the same feedback never starts two trainings, whatever
+    happens to the daemon; and while a training is queued or running nothing more is asked for.
+    """
+    refresh = refresh_request(context.instance, source, store)
+    if refresh is not None:
+        yield refresh
+        return
+    with ledger.open() as book:
+        due = due_assistants(context.instance, store, assistants, book)
+    for name, reason, count in due[:MAX_REQUESTS]:
+        yield dg.RunRequest(
+            run_key=f"{name}:{reason}", job_name=train.name, partition_key=name, tags={REASON: reason, FEEDBACK: str(count)}
+        )
+    if not due:
+        yield dg.SkipReason("No assistant has as much new feedback as its threshold.")
+
+
+@dg.sensor(job=release, minimum_interval_seconds=15, default_status=ON)
+def finished_jobs(context: dg.SensorEvaluationContext, ledger: LedgerResource) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Takes each succeeded job of the ledger into phase two, once; a phase two that failed is tried again twice."""
+    with ledger.open() as book:
+        waiting = waiting_jobs(context.instance, book)
+    known = set(enrolled(context.instance))
+    for job in [job for job in waiting if job.assistant in known][:MAX_REQUESTS]:
+        key = f"release:{job.id}:{job.release_attempt}"
+        yield dg.RunRequest(run_key=key, partition_key=job.assistant, tags={JOB: job.id})
+    if not waiting:
+        yield dg.SkipReason("No finished job waits for phase two.")
+
+
+@dg.sensor(minimum_interval_seconds=60, default_status=ON, asset_selection=dg.AssetSelection.assets("training_examples"))
+def enrol_tenants(
+    context: dg.SensorEvaluationContext, store: StoreResource, assistants: AssistantsResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Adds a partition for each assistant file, and for each tenant with enough satisfied examples. Trains nothing."""
+    wanted = {*assistants.names(), *enough_examples(store, assistants)}
+    new = sorted(wanted - set(enrolled(context.instance)))
+    if not new:
+        return dg.SkipReason("Every assistant and every tenant with enough examples has its partition.")
+    return dg.SensorResult(dynamic_partitions_requests=[assistant_partitions.build_add_request(new)])
+
+
+@dg.run_failure_sensor(monitored_jobs=list(JOBS), default_status=ON)
+def run_failure(context: dg.RunFailureSensorContext, store: StoreResource) -> None:
+    """Says in one place what failed, for whom, why, and what to do; quiet where a gate said no, which is a verdict."""
+    notice = explain_failure(context.instance, context.dagster_run, context.failure_event.message or "no reason given")
+    if notice is None:
+        context.log.info(f"Run {context.dagster_run.run_id}: a gate stopped the rollout; the report says why.")
+        return
+    context.log.error(notice["message"])
+    write_json(store.store.home / "failures" / f"{context.dagster_run.run_id}.json", notice)
+
+
+SENSORS = [corpus_ready, feedback_volume, finished_jobs, enrol_tenants, run_failure]

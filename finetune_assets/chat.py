@@ -1,0 +1,101 @@
+"""`finetune chat`: a conversation with a model version, which a child process holds in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, cast
+
+from finetune_assets.assistants import load_assistant
+from finetune_assets.environment import Environment
+from finetune_assets.errors import LaunchError, LedgerError
+from finetune_assets.registry import Ledger, Version
+from finetune_assets.storage import Store, read_json, write_json
+
+
+@dataclass
+class Chat:
+    """A running model and the conversation so far."""
+
+    title: str
+    process: subprocess.Popen[str]
+    folder: tempfile.TemporaryDirectory[str]
+    messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+
+    @classmethod
+    def start(cls, environment: Environment, assistant: str, version: str | None) -> Chat:
+        """Starts the model of `version`, or of the champion, or of the newest version. Raises LedgerError if there is none."""
+        store = Store(environment.home)
+        settings = load_assistant(environment.assistants, assistant, read_json(store.tenants) if store.tenants.exists() else {})
+        chosen, role = _choose(environment, assistant, version)
+        folder = tempfile.TemporaryDirectory(prefix="finetune-chat-")
+        spec = Path(folder.name) / "spec.json"
+        write_json(
+            spec,
+            {
+                "task": "chat",
+                "output": folder.name,
+                "model": chosen.path,
+                "max_new_tokens": settings.benchmark.max_new_tokens,
+                "seed": 0,
+                "threads": 1,
+            },
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_assets.worker", str(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        system = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
+        verdict = (chosen.verdict or "not benchmarked").replace("_", " ")
+        return cls(f"{assistant} {chosen.version} ({role}, verdict: {verdict})", process, folder, system)
+
+    def reply(self, text: str) -> str:
+        """The model's answer to one more user message. Raises LaunchError if the model died."""
+        self.messages.append({"role": "user", "content": text})
+        stdin, stdout = cast("IO[str]", self.process.stdin), cast("IO[str]", self.process.stdout)
+        try:
+            stdin.write(json.dumps({"messages": self.messages}) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            error = Path(self.folder.name) / "error.json"
+            why = read_json(error)["message"] if error.exists() else f"exit code {self.process.poll()}"
+            raise LaunchError(f"The model of {self.title} stopped: {why}")
+        answer = str(json.loads(line)["reply"])
+        self.messages.append({"role": "assistant", "content": answer})
+        return answer
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        cast("IO[str]", self.process.stdin).close()
+        self.process.terminate()
+        self.process.wait()
+        cast("IO[str]", self.process.stdout).close()
+        self.folder.cleanup()
+
+
+def _choose(environment: Environment, assistant: str, version: str | None) -> tuple[Version, str]:
+    ledger = Ledger(environment.database_url)
+    try:
+        champion = ledger.rollout(assistant).champion
+        if version is not None:
+            return ledger.version(assistant, version), "champion" if version == champion else "candidate"
+        if champion is not None:
+            return ledger.version(assistant, champion), "champion"
+        known = ledger.versions(assistant)
+    finally:
+        ledger.close()
+    if not known:
+        raise LedgerError(f"{assistant} has no model yet; train one with `finetune run --assistant {assistant}`.")
+    return known[0], "candidate"

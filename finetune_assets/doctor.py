@@ -1,0 +1,134 @@
+"""What works here, what does not, and what to do about it: `finetune doctor`. Looks only; imports no model library."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune_assets.assistants import assistant_names, load_assistant
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.environment import ROOT, Environment
+from finetune_assets.errors import FinetuneError
+from finetune_assets.registry import Ledger
+from finetune_assets.storage import Store, read_json
+
+Level = Literal["ok", "warning", "problem"]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    level: Level
+    what: str
+    text: str
+
+
+def examine(environment: Environment) -> list[Finding]:
+    """All findings, in the order in which a new user needs them."""
+    findings = [*_machine(), _disk(environment.home)]
+    parts: list[tuple[str, Callable[[Environment], list[Finding]]]] = [
+        ("ledger", _ledger),
+        ("source", _source),
+        ("assistants", _assistants),
+    ]
+    for what, part in parts:
+        try:
+            findings += part(environment)
+        except FinetuneError as error:
+            findings.append(Finding("problem", what, str(error)))
+    return findings
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    findings = [Finding("ok" if memory >= 4 else "warning", "machine", f"{cores} cores, {memory:.0f} GiB of memory")]
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").exists() else []
+    text = (
+        f"{len(gpus)} NVIDIA GPU(s)" if gpus else "no NVIDIA GPU: fine for the small base model, slow above about 100M parameters"
+    )
+    findings.append(Finding("ok" if gpus else "warning", "gpu", text))
+    missing = [
+        name for name in ("torch", "transformers", "trl", "sentence_transformers") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        findings.append(Finding("problem", "packages", f"missing: {', '.join(missing)}; run `make install`"))
+    return findings
+
+
+def _disk(home: Path) -> Finding:
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    level: Level = "problem" if free < 0.5 else "warning" if free < 5 else "ok"
+    if not os.access(existing, os.W_OK):
+        return Finding("problem", "disk", f"{existing} is not writable; set FINETUNE_HOME to a folder that is")
+    return Finding(
+        level, "disk", f"{free:.1f} GiB free for {home}" + ("; make room or move FINETUNE_HOME" if level != "ok" else "")
+    )
+
+
+def _ledger(environment: Environment) -> list[Finding]:
+    ledger = Ledger(environment.database_url)
+    try:
+        jobs, versions = len(ledger.jobs()), len(ledger.versions())
+    finally:
+        ledger.close()
+    return [
+        Finding("ok", "ledger", f"{ledger.engine.url.render_as_string(hide_password=True)}: {jobs} jobs, {versions} versions")
+    ]
+
+
+def _source(environment: Environment) -> list[Finding]:
+    tables = read_source(environment.sources)
+    counts = (
+        f"{tables.conversations.height:,} conversations, {tables.messages.height:,} messages, {tables.feedback.height:,} feedback"
+    )
+    findings = [Finding("ok", "source", f"{', '.join(_shown(source) for source in environment.sources)}: {counts}")]
+    unknown = {table: columns for table, columns in tables.unknown_columns.items() if columns}
+    if unknown:
+        text = "; ".join(f"{table}: {', '.join(columns)}" for table, columns in unknown.items())
+        findings.append(Finding("warning", "source", f"columns that are not read: {text}"))
+    return findings
+
+
+def _shown(source: str) -> str:
+    """A source without the user and password of its URL."""
+    scheme, separator, rest = source.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else source
+
+
+def _assistants(environment: Environment) -> list[Finding]:
+    store = Store(environment.home)
+    tenants = read_json(store.tenants) if store.tenants.exists() else {}
+    findings: list[Finding] = []
+    names = assistant_names(environment.assistants)
+    if not names:
+        findings.append(Finding("warning", "assistants", f"{environment.assistants} holds no YAML file; add one with a `select`"))
+    for name in names:
+        try:
+            findings.append(_assistant(environment, store, name, tenants))
+        except FinetuneError as error:
+            findings.append(Finding("problem", name, str(error)))
+    return findings
+
+
+def _assistant(environment: Environment, store: Store, name: str, tenants: dict[str, str]) -> Finding:
+    settings = load_assistant(environment.assistants, name, tenants)
+    model = Path(settings.base_model) if Path(settings.base_model).is_absolute() else ROOT / settings.base_model
+    local = (model / "config.json").exists()
+    manifest = store.datasets(name) / "latest" / "manifest.json"
+    rows = read_json(manifest)["counts"]["split"] if manifest.exists() else None
+    volume = f"{rows['train']} train / {rows['test']} test rows" if rows else "no data set yet"
+    text = f"{settings.base_model} ({settings.trainer}, {'+'.join(settings.objective)}, {settings.adapter}); {volume}"
+    if local:
+        return Finding("ok", name, text)
+    if model.exists() or settings.base_model.startswith((".", "/", "data/")):
+        return Finding("problem", name, f"{text}; {model} holds no model (no config.json): correct `base_model`")
+    return Finding("warning", name, f"{text}; comes from the Hugging Face hub at the first training unless it is in the cache")

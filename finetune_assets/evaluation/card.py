@@ -1,0 +1,248 @@
+"""The model card of a version, in the Hugging Face model-card format: YAML front matter, then Markdown.
+
+Everything in it comes from the lineage (manifest, training result, report), so that it is true by construction. It is in
+English, as such cards are. https://huggingface.co/docs/hub/model-cards
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED
+from finetune_assets.evaluation.report import flat, human
+from finetune_assets.evaluation.texts import Texts
+
+T = Texts("en")
+SHOWN = (
+    "bits_per_byte",
+    "perplexity",
+    "rules",
+    "similarity",
+    "similarity_floor",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "empty",
+    "repeated",
+    "unfinished",
+    "personal_data",
+    "seconds_p50",
+    "seconds_p95",
+    "usd_per_1000",
+)
+GOOD = 0.9  # share of rules kept, from which an intent counts as one the model is good at
+WEAK = 0.7
+
+
+def model_card(
+    manifest: Mapping[str, Any],
+    training: Mapping[str, Any],
+    report: Mapping[str, Any],
+    base_card: Mapping[str, Any] | None = None,
+) -> str:
+    """The card. `training`: result.json of the training; `base_card`: front matter of the base model's own card (licence)."""
+    parts = [
+        _front_matter(report, base_card or {}),
+        _intended(report),
+        _data(manifest),
+        _training(training, report, manifest),
+        _evaluation(report),
+        _strengths(report),
+        _limits(report),
+        _cost(training, report),
+        _licence(base_card or {}),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _front_matter(report: Mapping[str, Any], base_card: Mapping[str, Any]) -> str:
+    tuned = report["candidates"][TUNED]
+    metrics = [
+        {"type": name, "name": T(f"measure.{name}"), "value": tuned[name]["value"]}
+        for name in ("bits_per_byte", "perplexity", "bleu", "chrf", "rouge_l", "similarity", "rules")
+        if tuned[name]["value"] is not None
+    ]
+    dataset = {"name": f"{report['assistant']}, frozen test set", "type": "private", "revision": report["dataset_fingerprint"]}
+    name = f"{report['assistant']}-{report['model_version']}"
+    head = {
+        "license": base_card.get("license", "other"),
+        "language": [report["language"]],
+        "base_model": report["base_model"],
+        "pipeline_tag": "text-generation",
+        "library_name": "transformers",
+        "tags": ["finetune_assets", "conversational", "fine-tuned", str(report["assistant"])],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {"task": {"type": "text-generation", "name": "Dialogue"}, "dataset": dataset, "metrics": metrics},
+                ],
+            }
+        ],
+    }
+    title = f"# {human(str(report['assistant']))} {report['model_version']}"
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{title}"
+
+
+def _intended(report: Mapping[str, Any]) -> str:
+    return (
+        f"Answers the conversations of the assistant `{report['assistant']}`. **Verdict of its evaluation: "
+        f"{T('verdict.' + report['verdict']).lower()}.** {T('verdict_line.' + report['verdict'])}\n\n"
+        + "\n".join(f"- {gate_line(gate)}" for gate in report["gates"])
+    )
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """One gate in English, whatever language the report has."""
+    signed = gate["name"] in ("above_similarity_floor", "better_than_base")
+    value = T.value(gate["measure"], gate["value"], signed=signed)
+    bounds = T.range(gate["measure"], {"low": gate["low"], "high": gate["high"]}, signed=signed)
+    asked = "above 0" if signed else f"limit {T.value(gate['measure'], gate['limit'])}"
+    interval = f", 95 % interval {bounds}" if bounds else ""
+    needed = f", about {T.number(gate['rows_needed'], 0)} test rows needed" if gate["rows_needed"] else ""
+    return f"{T('gate.' + gate['name'])}: {T('outcome.' + gate['outcome']).lower()} ({value}{interval}; {asked}{needed})"
+
+
+def _data(manifest: Mapping[str, Any]) -> str:
+    counts, weeks = manifest.get("counts") or {}, manifest.get("weeks") or []
+    rejected = flat(manifest.get("rejected") or {})
+    lines = [
+        "## Data",
+        "",
+        f"Frozen data set `{manifest['fingerprint']}`" + (f", weeks {weeks[0]} to {weeks[-1]} ({len(weeks)})." if weeks else "."),
+    ]
+    for key, title in (("split", "Rows by split"), ("source", "Rows by source"), ("tenant", "Rows by tenant")):
+        if counts.get(key):
+            lines.append(f"- {title}: " + ", ".join(f"{human(str(name))} {T.number(n, 0)}" for name, n in counts[key].items()))
+    if rejected:
+        lines.append(
+            "- Not used: "
+            + ", ".join(f"{human(name)} {T.number(n, 0)}" for name, n in sorted(rejected.items(), key=lambda p: -p[1]))
+        )
+    held = rejected.get("no_consent", 0)
+    lines.append(
+        f"- Consent: rows of users who declined training are never used ({T.number(held, 0)} left out here); "
+        "a source without a consent column counts as consenting."
+    )
+    lines.append("- Personal data were replaced by placeholders when the source was read, before anything was stored.")
+    return "\n".join(lines)
+
+
+def _training(training: Mapping[str, Any], report: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    rows = [f"- Base model: `{report['base_model']}`"]
+    for key in ("preset", "objective", "adapter", "train_loss", "eval_loss", "steps", "tokens", "seconds", "resumed", "seed"):
+        value = training.get(key)
+        if value is not None:
+            rows.append(f"- {human(key).capitalize()}: {_plain(value)}")
+    hyperparameters = training.get("hyperparameters")
+    if isinstance(hyperparameters, Mapping):
+        rows.append(
+            "- Hyper-parameters: "
+            + ", ".join(f"{human(str(k))} {_plain(v)}" for k, v in hyperparameters.items() if v is not None)
+        )
+    if report.get("code_version"):
+        rows.append(f"- Code: `{report['code_version']}`; data rules: version {manifest.get('code_version', '?')}")
+    if report.get("reproduce"):
+        rows.append(f"- Made again by: `{report['reproduce']}`")
+    return "## Training\n\n" + "\n".join(rows)
+
+
+def _evaluation(report: Mapping[str, Any]) -> str:
+    names = [name for name in (BASE, FEW_SHOT, TUNED) if name in report["candidates"]]
+    head = " | ".join(T(f"candidate.{name}") for name in names)
+    lines = [
+        "## Evaluation",
+        "",
+        f"{T.number(report['test_rows'], 0)} replies of {T.number(report['test_conversations'], 0)} conversations "
+        "of users that the training never saw; "
+        "95 % intervals from a paired bootstrap over conversations.",
+        "",
+        f"| Measure | {head} | Tuned less base |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    versus = report["differences"].get(f"{TUNED}_vs_{BASE}", {})
+    for measure in SHOWN:
+        values = [report["candidates"][name][measure] for name in names]
+        if all(value["value"] is None for value in values):
+            continue
+        cells = [f"{T.value(measure, v['value'])} ({T.range(measure, v)})" if v["value"] is not None else "–" for v in values]
+        difference = versus.get(measure)
+        shown = "" if difference is None or difference["value"] is None else T.value(measure, difference["value"], signed=True)
+        shown += f" ({T.range(measure, difference, signed=True)})" if shown and difference is not None else ""
+        lines.append(f"| {T('measure.' + measure)} | {' | '.join(cells)} | {shown} |")
+    return "\n".join(lines)
+
+
+def _strengths(report: Mapping[str, Any]) -> str:
+    """Intents by the share of rules kept, where the references keep them."""
+    judged = [(one["intent"], one["candidates"].get(TUNED), one["rows"]) for one in report["rules_by_intent"]]
+    good = [
+        f"{human(intent)} ({T('percent', n=round(100 * kept))} of its rules kept, {rows} rows)"
+        for intent, kept, rows in judged
+        if kept is not None and kept >= GOOD
+    ]
+    weak = [
+        f"{human(intent)} ({T('percent', n=round(100 * kept))}, {rows} rows)"
+        for intent, kept, rows in judged
+        if kept is not None and kept < WEAK
+    ]
+    if not judged:
+        return "## What it is good at\n\nNot judged: the assistant's YAML has no rules."
+    lines = [
+        "## What it is good at",
+        "",
+        ", ".join(good) + "." if good else f"No intent in which it keeps {T('percent', n=round(100 * GOOD))} of the rules.",
+    ]
+    return "\n".join(lines + (["", f"Weak: {', '.join(weak)}."] if weak else []))
+
+
+def _limits(report: Mapping[str, Any]) -> str:
+    found = report["models"][TUNED]["personal_data"]
+    seen = ", ".join(f"{human(kind)} {n}" for kind, n in found.items())
+    probe = (
+        f"In the test replies recognisers found: {seen}."
+        if seen
+        else "In the test replies recognisers found none of the kinds they know."
+    )
+    context = report["models"][TUNED]["context"]
+    lines = [T("limit.facts"), f"{T('limit.privacy')} {probe}", T("limit.similarity"), T("limit.seed")]
+    lines.append(
+        f"Longest context: {T.number(context, 0)} tokens; longer conversations lose their oldest turns." if context else ""
+    )
+    return "## Known limitations\n\n" + "\n".join(f"- {line}" for line in lines if line)
+
+
+def _cost(training: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    tuned, machine = report["candidates"][TUNED], report["machine"]
+    where = f"{machine.get('gpu') or machine.get('processor')}, {machine.get('threads')} threads"
+    usd = training.get("usd")
+    spent = f", US$ {T.number(usd, 2)}" if isinstance(usd, int | float) else ""
+    use = tuned["usd_per_1000"]["value"]
+    price = (
+        f", {T.value('usd_per_1000', use)} for 1,000 replies"
+        if use is not None
+        else "; no hourly rate is set, so no price is given"
+    )
+    return (
+        f"## Cost\n\n- Training: {T.duration(training.get('seconds'))}{spent}\n"
+        f"- Use: {T.value('seconds_p50', tuned['seconds_p50']['value'])} a reply (median, one at a time, {where}){price}\n"
+        f"- Size: {T.value('bytes', tuned['bytes']['value'])}, {T.value('parameters', tuned['parameters']['value'])} parameters"
+    )
+
+
+def _licence(base_card: Mapping[str, Any]) -> str:
+    licence = base_card.get("license")
+    stated = f"The base model is under `{licence}`" if licence else "The base model's card names no licence"
+    owner = "The conversations belong to the assistant's owner and are not part of this folder."
+    return f"## Licence\n\n{stated}; the tuned weights inherit its terms. {owner}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,208 @@
+"""What a version must reach to be served: each gate decides on an interval, never on a point.
+
+    limit       passes where the whole 95 % interval is on the right side of the limit, fails where the whole interval is on the
+                wrong side;
+                in between nobody can tell, and it says about how many test rows would settle it
+    events      (empty, repeated, personal data) the same, but none at all in the test set passes: no test set of a usable size
+                proves a
+                share of zero. Where the limit is zero, one find is a failure
+    better      passes where the whole interval of the paired difference is above zero, fails where none of it is
+    training    the training loss is one number, compared as it is
+
+Under `MIN_CONVERSATIONS` test conversations an interval means little: gates that stand on one cannot tell. Verdict: one failure
+means do not serve; else one gate that cannot tell means cannot tell; else serve. All gates have to pass, so testing several of
+them makes no false "serve" more likely, and no correction for their number is due (intersection-union test, Berger 1982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune_assets.assistants.settings import Gates
+from finetune_assets.errors import SettingsError
+from finetune_assets.evaluation.measures import COMPARABLE, MEASURES, comparable, improvement
+from finetune_assets.evaluation.statistics import MIN_CONVERSATIONS, NOTHING, Interval, rows_needed
+from finetune_assets.evaluation.texts import Finding, Texts
+
+Outcome = Literal["passed", "failed", "cannot_tell", "not_applicable"]
+Verdict = Literal["serve", "do_not_serve", "cannot_tell"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one gate found."""
+
+    name: str
+    measure: str
+    outcome: Outcome
+    interval: Interval
+    limit: float | None
+    reason: str
+    rows_needed: int | None = None
+
+    @property
+    def passed(self) -> bool | None:
+        """True, False, or null where it cannot be told or does not apply."""
+        return {"passed": True, "failed": False}.get(self.outcome)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "name": self.name,
+            "measure": self.measure,
+            "outcome": self.outcome,
+            "passed": self.passed,
+            **self.interval.as_dict(),
+            "limit": self.limit,
+            "reason": self.reason,
+            "rows_needed": self.rows_needed,
+        }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the gates look at."""
+
+    tuned: Mapping[str, Interval]
+    versus_base: Mapping[str, Interval]
+    training_loss: float | None
+    rows: int
+    conversations: int
+    rules_set: int
+    """Rules in the assistant's YAML."""
+    rules_fitting: int
+    """Rules that the references themselves keep."""
+
+
+def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
+    """All gates that are switched on, in the order of the settings."""
+    judge = _Judge(evidence, texts)
+    made: list[Gate | None] = [
+        judge.training(settings.max_training_loss),
+        judge.limit("perplexity", "perplexity", settings.max_perplexity),
+        judge.limit("reply_seconds", "seconds_p50", settings.max_reply_seconds, needs_rows=False),
+        judge.rules(settings.min_rules),
+        judge.events("personal_data", settings.max_personal_data),
+        judge.events("empty", settings.max_empty),
+        judge.events("repeated", settings.max_repeated),
+        judge.better("above_similarity_floor", "similarity_gain", evidence.tuned.get("similarity_gain", NOTHING))
+        if settings.above_similarity_floor
+        else None,
+        judge.better_than_base(settings.better_than_base),
+    ]
+    return [gate for gate in made if gate is not None]
+
+
+def verdict(gates: Sequence[Gate]) -> Verdict:
+    """`serve` where every gate that applies passed."""
+    outcomes = {gate.outcome for gate in gates}
+    if "failed" in outcomes:
+        return "do_not_serve"
+    return "cannot_tell" if "cannot_tell" in outcomes else "serve"
+
+
+TELLING = ("better_than_base", "rules", "above_similarity_floor", "personal_data", "perplexity", "training_loss", "reply_seconds")
+"""Gates in the order in which their reasons tell most; the others follow."""
+
+
+def reasons(gates: Sequence[Gate], evidence: Evidence, texts: Texts) -> list[str]:
+    """What decided: failures first, then what cannot be told; where all is well, what passed. Then what was not judged."""
+    ordered = sorted(gates, key=lambda gate: TELLING.index(gate.name) if gate.name in TELLING else len(TELLING))
+    open_ones = [gate for gate in ordered if gate.outcome == "cannot_tell"]
+    found = [gate.reason for gate in ordered if gate.outcome == "failed"]
+    if open_ones and evidence.conversations < MIN_CONVERSATIONS:
+        needed = max((gate.rows_needed or 0 for gate in open_ones), default=0)
+        count = {"rows": texts.number(evidence.rows, 0), "conversations": texts.number(evidence.conversations, 0)}
+        found.append(texts("why.few", **count, least=texts.number(MIN_CONVERSATIONS, 0), n=texts.number(needed, 0)))
+    found += [gate.reason for gate in open_ones]
+    if not found:
+        found = [gate.reason for gate in ordered if gate.outcome == "passed"]
+    return found + [gate.reason for gate in ordered if gate.outcome == "not_applicable"]
+
+
+class _Judge:
+    def __init__(self, evidence: Evidence, texts: Texts) -> None:
+        self.evidence, self.texts = evidence, texts
+
+    def training(self, limit: float | None) -> Gate | None:
+        if limit is None:
+            return None
+        loss = self.evidence.training_loss
+        if loss is None:
+            return self._gate("training_loss", "loss", "cannot_tell", NOTHING, limit)
+        interval = Interval(loss, None, None)
+        return self._gate("training_loss", "loss", "passed" if loss < limit else "failed", interval, limit)
+
+    def limit(self, name: str, measure: str, limit: float | None, *, needs_rows: bool = True) -> Gate | None:
+        if limit is None:
+            return None
+        interval = self.evidence.tuned.get(measure, NOTHING)
+        sign = -1 if MEASURES[measure].better == "lower" else 1
+        return self._gate(name, measure, self._side(interval, limit, sign, needs_rows), interval, limit)
+
+    def rules(self, limit: float | None) -> Gate | None:
+        if limit is None:
+            return None
+        if self.evidence.rules_fitting == 0:
+            key = "gate.no_rules" if self.evidence.rules_set == 0 else "gate.no_fitting_rules"
+            return Gate("rules", "rules", "not_applicable", NOTHING, limit, self.texts(key))
+        return self.limit("rules", "rules", limit)
+
+    def events(self, measure: str, limit: float | None) -> Gate | None:
+        if limit is None:
+            return None
+        interval = self.evidence.tuned.get(measure, NOTHING)
+        if interval.value is None:
+            return self._gate(measure, measure, "cannot_tell", interval, limit)
+        if interval.value == 0:
+            outcome: Outcome = "passed" if self._enough else "cannot_tell"
+        elif limit == 0:
+            outcome = "failed"
+        else:
+            outcome = self._side(interval, limit, -1, True)
+        return self._gate(measure, measure, outcome, interval, limit)
+
+    def better(self, name: str, measure: str, gain: Interval) -> Gate:
+        """`gain`: more is better, the limit is zero."""
+        if gain.low is None or gain.high is None or not self._enough:
+            outcome: Outcome = "cannot_tell"
+        else:
+            outcome = "passed" if gain.low > 0 else "failed" if gain.high <= 0 else "cannot_tell"
+        return self._gate(name, measure, outcome, gain, 0.0)
+
+    def better_than_base(self, measure: str | None) -> Gate | None:
+        if measure is None:
+            return None
+        if not comparable(measure):
+            raise SettingsError(
+                f"`gates.better_than_base: {measure}` is no measure of replies; allowed: {', '.join(COMPARABLE)}."
+            )
+        return self.better("better_than_base", measure, improvement(measure, self.evidence.versus_base.get(measure, NOTHING)))
+
+    @property
+    def _enough(self) -> bool:
+        return self.evidence.conversations >= MIN_CONVERSATIONS
+
+    def _side(self, interval: Interval, limit: float, sign: int, needs_rows: bool) -> Outcome:
+        if interval.low is None or interval.high is None or (needs_rows and not self._enough):
+            return "cannot_tell"
+        near, far = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
+        return "passed" if near >= sign * limit else "failed" if far < sign * limit else "cannot_tell"
+
+    def _gate(self, name: str, measure: str, outcome: Outcome, interval: Interval, limit: float) -> Gate:
+        of_rows = name not in ("training_loss", "reply_seconds")
+        needed = self._needed(interval, limit) if outcome == "cannot_tell" and of_rows else None
+        reason = self.texts.gate(Finding(name, measure, outcome, interval, limit, self.evidence.rows, needed))
+        return Gate(name, measure, outcome, interval, limit, reason, needed)
+
+    def _needed(self, interval: Interval, limit: float) -> int | None:
+        """About how many test rows would settle it."""
+        count = max(self.evidence.conversations, 1)
+        least = 0 if self._enough else -(-self.evidence.rows * MIN_CONVERSATIONS // count)
+        clear = interval.value == 0 or (interval.low is not None and interval.low > limit)
+        clear = clear or (interval.high is not None and interval.high < limit)
+        if least and clear:  # only the number of conversations is wanting
+            return least
+        return max(least, rows_needed(interval, limit, self.evidence.rows) or 0) or None

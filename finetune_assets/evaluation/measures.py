@@ -1,0 +1,198 @@
+"""What is measured of each candidate, as row sums from which `statistics` makes values and intervals.
+
+`docs` of a measure is its short explanation in the report; `better` says which way is up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from finetune_assets.corpus.personal_data import residual
+from finetune_assets.evaluation import text_scores
+from finetune_assets.evaluation.statistics import NOTHING, Bootstrap, Estimate, Floats, Interval, mean, ratio, share
+
+Better = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a measure is shown and judged."""
+
+    name: str
+    better: Better
+    form: str
+    """`number`, `percent`, `seconds`, `usd`, `count` or `bytes`."""
+    digits: int = 2
+
+
+MEASURES: dict[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        Measure("bits_per_byte", "lower", "number", 3),
+        Measure("loss", "lower", "number", 3),
+        Measure("perplexity", "lower", "number", 2),
+        Measure("rules", "higher", "percent", 1),
+        Measure("similarity", "higher", "number", 3),
+        Measure("similarity_floor", "neither", "number", 3),
+        Measure("similarity_gain", "higher", "number", 3),
+        Measure("chrf", "higher", "number", 1),
+        Measure("bleu", "higher", "number", 1),
+        Measure("rouge_l", "higher", "number", 3),
+        Measure("empty", "lower", "percent", 1),
+        Measure("repeated", "lower", "percent", 1),
+        Measure("unfinished", "lower", "percent", 1),
+        Measure("personal_data", "lower", "percent", 1),
+        Measure("seconds_p50", "lower", "seconds", 3),
+        Measure("seconds_p95", "lower", "seconds", 3),
+        Measure("tokens_per_second", "higher", "count", 0),
+        Measure("usd_per_1000", "lower", "usd", 4),
+        Measure("parameters", "lower", "count", 0),
+        Measure("bytes", "lower", "bytes", 1),
+    )
+}
+COMPARABLE = (
+    "bits_per_byte",
+    "loss",
+    "perplexity",
+    "rules",
+    "similarity",
+    "similarity_gain",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "empty",
+    "repeated",
+    "unfinished",
+    "personal_data",
+)
+"""Measures of single rows, of which paired differences make sense."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A candidate's rows as the worker wrote them, and what it told of the model."""
+
+    frame: pl.DataFrame
+    facts: dict[str, Any]
+    rule_sums: Floats
+    """[rows, (rules kept, rules applicable)]."""
+
+
+def estimates(outputs: Outputs) -> dict[str, Estimate]:
+    """The comparable measures of one candidate, and the similarity floor."""
+    frame = outputs.frame
+    replies = frame["reply"].to_list()
+    likelihood = _likelihood(frame)
+    similarity, floor = frame["similarity"].to_list(), frame["floor"].to_list()
+    gain = [None if a is None or b is None else a - b for a, b in zip(similarity, floor, strict=True)]
+    return {
+        "bits_per_byte": Estimate(likelihood[:, [0, 2]] / [math.log(2), 1.0], ratio),
+        "loss": Estimate(likelihood[:, [0, 1]], ratio),
+        "perplexity": Estimate(likelihood[:, [0, 1]], _exponent),
+        "rules": Estimate(outputs.rule_sums, ratio, share=True),
+        "similarity": mean(similarity),
+        "similarity_floor": mean(floor),
+        "similarity_gain": mean(gain),
+        "chrf": Estimate(_matrix(frame["chrf"], text_scores.CHRF_COLUMNS), text_scores.chrf),
+        "bleu": Estimate(_matrix(frame["bleu"], text_scores.BLEU_COLUMNS), text_scores.bleu),
+        "rouge_l": mean(frame["rouge_l"].to_list()),
+        "empty": share([not reply.strip() for reply in replies]),
+        "repeated": share([is_repeated(reply) for reply in replies]),
+        "unfinished": share([not stopped for stopped in frame["stopped"]]),
+        "personal_data": share([bool(personal_data(reply)) for reply in replies]),
+    }
+
+
+def intervals(
+    outputs: Outputs, made: dict[str, Estimate], bootstrap: Bootstrap, usd_per_hour: float | None
+) -> dict[str, Interval]:
+    """Every measure of one candidate. Size is exact; cost is null where no hourly rate is set."""
+    frame = outputs.frame
+    values = {name: bootstrap.interval(estimate) for name, estimate in made.items()}
+    seconds = frame["seconds"].to_list()
+    values["seconds_p50"] = bootstrap.median(seconds, 0.5)
+    values["seconds_p95"] = bootstrap.median(seconds, 0.95)
+    there = frame["seconds"].is_not_null().to_numpy()
+    speed = np.stack([frame["reply_tokens"].to_numpy() * there, frame["seconds"].fill_null(0.0).to_numpy()], axis=1).astype(float)
+    values["tokens_per_second"] = bootstrap.interval(Estimate(speed, ratio))
+    values["usd_per_1000"] = _scaled(bootstrap.interval(mean(seconds)), usd_per_hour / 3.6 if usd_per_hour is not None else None)
+    for name in ("parameters", "bytes"):
+        fact = outputs.facts.get(name)
+        values[name] = NOTHING if fact is None else Interval(float(fact), float(fact), float(fact))
+    return {name: values[name] for name in MEASURES}
+
+
+def differences(first: dict[str, Estimate], second: dict[str, Estimate], bootstrap: Bootstrap) -> dict[str, Interval]:
+    """First minus second of every comparable measure, paired by conversation."""
+    return {name: bootstrap.difference(first[name], second[name]) for name in COMPARABLE}
+
+
+def is_repeated(reply: str) -> bool:
+    """Whether a reply loops: one to eight words three times running (a single word five times), or one run of characters ten
+    times over.
+
+    "Sí, sí, sí" is talk; "la cita la cita la cita" is not.
+    """
+    words = reply.lower().split()
+    for size in range(1, 9):
+        same = run = 0
+        for n in range(size, len(words)):
+            run = run + 1 if words[n] == words[n - size] else 0
+            same = max(same, run)
+        if same >= size * (4 if size == 1 else 2):
+            return True
+    return _longest_run(reply) >= 10
+
+
+def personal_data(reply: str) -> Counter[str]:
+    """Kinds of personal data that the recognisers find; a placeholder such as [PHONE] is none."""
+    return residual([reply])
+
+
+def _longest_run(text: str) -> int:
+    longest = run = 0
+    previous = ""
+    for character in text:
+        run = run + 1 if character == previous and not character.isspace() else 1
+        previous, longest = character, max(longest, run)
+    return longest
+
+
+def _likelihood(frame: pl.DataFrame) -> Floats:
+    """[rows, (nats, tokens, bytes)]; zeros where there is no likelihood."""
+    there = frame["nll"].is_not_null().to_numpy()
+    columns = [frame["nll"].fill_null(0.0), frame["reference_tokens"], frame["reference_bytes"]]
+    return np.stack([column.to_numpy() * there for column in columns], axis=1).astype(np.float64)
+
+
+def _exponent(sums: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.exp(ratio(sums))
+
+
+def _matrix(column: pl.Series, width: int) -> Floats:
+    return np.array(column.to_list(), np.float64).reshape(len(column), width)
+
+
+def _scaled(interval: Interval, factor: float | None) -> Interval:
+    if factor is None or interval.value is None or interval.low is None or interval.high is None:
+        return NOTHING
+    return Interval(interval.value * factor, interval.low * factor, interval.high * factor)
+
+
+def comparable(name: str) -> bool:
+    """Whether `better_than_base` may name this measure."""
+    return name in COMPARABLE
+
+
+def improvement(name: str, difference: Interval) -> Interval:
+    """A difference turned so that more is better."""
+    if MEASURES[name].better == "higher" or difference.value is None or difference.low is None or difference.high is None:
+        return difference
+    return Interval(-difference.value, -difference.high, -difference.low)

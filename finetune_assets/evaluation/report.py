@@ -1,0 +1,148 @@
+"""report.json, report.html (one file, nothing loaded from elsewhere) and report.md (short, for Dagster's metadata) from a
+report's content.
+
+The pages speak the assistant's language; `templates/` holds their shape, style and texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from finetune_assets.evaluation import plots
+from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED
+from finetune_assets.evaluation.measures import MEASURES
+from finetune_assets.evaluation.texts import TEMPLATES, Texts
+from finetune_assets.storage import write_json, write_text
+
+Report = dict[str, Any]
+NAMES = (BASE, FEW_SHOT, TUNED)
+GLANCE = ("rules", "similarity_gain", "bits_per_byte", "seconds_p50")
+QUALITY = (
+    "bits_per_byte",
+    "perplexity",
+    "loss",
+    "rules",
+    "similarity",
+    "similarity_gain",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "empty",
+    "repeated",
+    "unfinished",
+    "personal_data",
+)
+COST = ("seconds_p50", "seconds_p95", "tokens_per_second", "usd_per_1000", "parameters", "bytes")
+MARKDOWN = (
+    "bits_per_byte",
+    "perplexity",
+    "rules",
+    "similarity",
+    "similarity_floor",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "empty",
+    "repeated",
+    "personal_data",
+    "seconds_p50",
+    "seconds_p95",
+    "usd_per_1000",
+)
+MOST_MARKDOWN = 6_000  # bytes
+
+
+def write_report(report: Report, folder: Path) -> dict[str, Path]:
+    """Writes report.html, report.md and, last, report.json; their paths by ending."""
+    paths = {ending: folder / f"report.{ending}" for ending in ("html", "md", "json")}
+    write_text(paths["html"], html(report))
+    write_text(paths["md"], markdown(report))
+    write_json(paths["json"], report)
+    return paths
+
+
+def html(report: Report) -> str:
+    """The page."""
+    texts = Texts(report["language"])
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["human"] = human
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        report=report,
+        t=texts,
+        plots=plots,
+        names=[name for name in NAMES if name in report["candidates"]],
+        measures=MEASURES,
+        glance=[name for name in GLANCE if report["candidates"][TUNED][name]["value"] is not None],
+        quality=QUALITY,
+        cost=COST,
+        settled=settled,
+        bars=bars,
+        rejected=flat(report["data"]["rejected"] or {}),
+    )
+
+
+def markdown(report: Report) -> str:
+    """Verdict, reasons, gates and measures, under MOST_MARKDOWN bytes."""
+    t = Texts(report["language"])
+    names = [name for name in NAMES if name in report["candidates"]]
+    lines = [f"## {t('verdict.' + report['verdict'])}", "", t(f"verdict_line.{report['verdict']}"), ""]
+    lines += [f"- {reason}" for reason in report["reasons"]]
+    lines += ["", f"| {t('text.measure')} | {' | '.join(t('candidate.' + name) for name in names)} | {t('text.difference')} |"]
+    lines += ["|---" * (len(names) + 2) + "|"]
+    versus = report["differences"].get(f"{TUNED}_vs_{BASE}", {})
+    for measure in MARKDOWN:
+        cells = [t.value(measure, report["candidates"][name][measure]["value"]) for name in names]
+        if any(cell != "–" for cell in cells):
+            difference = versus.get(measure)
+            shown = _difference(t, measure, difference) if difference else ""
+            lines.append(f"| {t('measure.' + measure)} | {' | '.join(cells)} | {shown} |")
+    lines += ["", t("text.measured", rows=report["test_rows"], conversations=report["test_conversations"]), ""]
+    text = "\n".join(lines)
+    while len(text.encode()) > MOST_MARKDOWN:
+        text = text[: len(text) - 200] + "…\n"
+    return text
+
+
+def _difference(t: Texts, measure: str, difference: Mapping[str, float | None]) -> str:
+    if difference["value"] is None:
+        return "–"
+    bounds = t.range(measure, dict(difference), signed=True)
+    return f"{t.value(measure, difference['value'], signed=True)} ({bounds})"
+
+
+def settled(measure: str, difference: Mapping[str, float | None]) -> str:
+    """`better` or `worse` where the whole interval says so, else `open`."""
+    low, high, way = difference["low"], difference["high"], MEASURES[measure].better
+    if low is None or high is None or way == "neither" or low <= 0 <= high:
+        return "open"
+    return "better" if (low > 0) == (way == "higher") else "worse"
+
+
+def bars(counts: Mapping[str, Any] | None, most: int = 12) -> list[tuple[str, int, float]]:
+    """(name, count, share of the largest), largest first; what is beyond `most` together as `…`."""
+    pairs = sorted(((str(k), int(v)) for k, v in (counts or {}).items()), key=lambda pair: (-pair[1], pair[0]))
+    if len(pairs) > most:
+        pairs = [*pairs[: most - 1], ("…", sum(n for _, n in pairs[most - 1 :]))]
+    largest = max((n for _, n in pairs), default=0) or 1
+    return [(name, n, n / largest) for name, n in pairs]
+
+
+def flat(counts: Mapping[str, Any]) -> dict[str, int]:
+    """Counts of a tree of counts by its leaves' names: {"examples": {"reply_length": 3}} -> {"reply_length": 3}."""
+    made: dict[str, int] = {}
+    for name, value in counts.items():
+        for leaf, n in flat(cast("Mapping[str, Any]", value)).items() if isinstance(value, Mapping) else [(name, int(value))]:
+            made[leaf] = made.get(leaf, 0) + n
+    return made
+
+
+def human(name: str) -> str:
+    """`personal_data` -> `personal data`."""
+    return name.replace("_", " ")

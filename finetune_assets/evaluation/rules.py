@@ -1,0 +1,99 @@
+"""What the assistant's YAML says a reply must and must not hold, checked without regard to case.
+
+A rule applies to a row whose intent is the rule's and whose last user turn matches `when` (all rows where it names neither). It
+holds if one of `contains_any` matches, or there is none to match, and nothing of `not_contains` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_assets.assistants.settings import Rule
+from finetune_assets.evaluation.candidates import TestRow
+
+FIT = 0.5
+"""A rule that fewer than this share of the references keep does not fit the data: it is shown, and left out of the measure."""
+LONGEST = 20_000  # characters of a reply that are searched
+
+
+def applies(rule: Rule, row: TestRow) -> bool:
+    """Whether the rule is about this row."""
+    if rule.intent is not None and rule.intent != row.intent:
+        return False
+    return rule.when is None or _found(rule.when, row.user_text)
+
+
+def holds(rule: Rule, reply: str) -> bool:
+    """Whether a reply keeps the rule."""
+    if rule.contains_any and not any(_found(pattern, reply) for pattern in rule.contains_any):
+        return False
+    return not any(_found(pattern, reply) for pattern in rule.not_contains)
+
+
+def verdicts(rules: Sequence[Rule], rows: Sequence[TestRow], replies: Sequence[str]) -> NDArray[np.float64]:
+    """[rows, rules]: 1 holds, 0 broken, NaN does not apply."""
+    made = np.full((len(rows), len(rules)), np.nan)
+    for n, (row, reply) in enumerate(zip(rows, replies, strict=True)):
+        for m, rule in enumerate(rules):
+            if applies(rule, row):
+                made[n, m] = holds(rule, reply)
+    return made
+
+
+def sums(table: NDArray[np.float64], fitting: Sequence[bool]) -> NDArray[np.float64]:
+    """[rows, (kept, applicable)] over the rules that fit the data."""
+    used = table[:, np.array(fitting, bool)]
+    return np.stack([np.nansum(used, axis=1), np.sum(~np.isnan(used), axis=1).astype(np.float64)], axis=1)
+
+
+def fits(references: NDArray[np.float64]) -> list[bool]:
+    """Of each rule (columns of the references' verdicts): whether it applies anywhere and the references keep it."""
+    return [bool(there.any() and np.nanmean(column) >= FIT) for column in references.T for there in [~np.isnan(column)]]
+
+
+def table(
+    rules: Sequence[Rule], rows: Sequence[TestRow], references: NDArray[np.float64], replies: dict[str, NDArray[np.float64]]
+) -> list[dict[str, Any]]:
+    """One entry a rule: how often it applies, how often references and candidates keep it."""
+    fit = fits(references)
+    return [
+        {
+            "name": rule.name,
+            "intent": rule.intent,
+            "applies": int(np.sum(~np.isnan(references[:, n]))),
+            "references": _share(references[:, n]),
+            "fits": fit[n],
+            "candidates": {name: _share(made[:, n]) for name, made in replies.items()},
+        }
+        for n, rule in enumerate(rules)
+    ]
+
+
+def by_intent(
+    rows: Sequence[TestRow], fitting: Sequence[bool], references: NDArray[np.float64], replies: dict[str, NDArray[np.float64]]
+) -> list[dict[str, Any]]:
+    """One entry an intent to which a rule that fits applies, most rows first."""
+    intents = np.array([row.intent for row in rows])
+    made: list[dict[str, Any]] = []
+    for intent in sorted(set(intents.tolist()), key=lambda name: (-int(np.sum(intents == name)), name)):
+        here = np.flatnonzero(intents == intent)
+        used = np.ix_(here, np.flatnonzero(np.array(fitting, bool)))
+        if not np.any(~np.isnan(references[used])):
+            continue
+        shares = {name: _share(table[used]) for name, table in replies.items()}
+        made.append({"intent": intent, "rows": len(here), "references": _share(references[used]), "candidates": shares})
+    return made
+
+
+def _share(values: NDArray[np.float64]) -> float | None:
+    there = values[~np.isnan(values)]
+    return round(float(there.mean()), 6) if there.size else None
+
+
+def _found(pattern: str, text: str) -> bool:
+    return re.search(pattern, text[:LONGEST], re.IGNORECASE) is not None

@@ -1,0 +1,76 @@
+"""Replies side by side: what a person looks at before believing a number.
+
+Rows are ordered by the tuned reply's chrF with the reference: the best, the worst, and some drawn by a hash of the message id
+from the rest, at most one of a conversation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from finetune_assets.assistants.settings import Rule
+from finetune_assets.evaluation import text_scores
+from finetune_assets.evaluation.candidates import TUNED, TestRow
+
+EACH = 3
+RANDOM = 4
+LONGEST = 1_500  # characters of a text that is shown
+
+
+def choose(
+    rows: Sequence[TestRow],
+    frames: dict[str, pl.DataFrame],
+    rules: Sequence[Rule],
+    fitting: Sequence[bool],
+    kept: dict[str, NDArray[np.float64]],
+) -> dict[str, list[dict[str, Any]]]:
+    """Samples `best`, `worst` and `random`; each with context, reference, and every candidate's reply and broken rules."""
+    statistics = np.array(frames[TUNED]["chrf"].to_list(), np.float64).reshape(len(rows), -1)
+    scores = text_scores.chrf(statistics)
+    by_hash = sorted(range(len(rows)), key=lambda n: hashlib.blake2b(rows[n].message_id.encode()).digest())
+    by_score = sorted(by_hash, key=lambda n: -scores[n])
+    taken: set[str] = set()
+    groups = {"best": by_score, "worst": by_score[::-1], "random": by_hash}
+    picked = {group: _pick(order, rows, RANDOM if group == "random" else EACH, taken) for group, order in groups.items()}
+
+    def sample(n: int) -> dict[str, Any]:
+        replies = {
+            name: {
+                "reply": _clip(frame["reply"][n]),
+                "broken": [rule.name for m, rule in enumerate(rules) if fitting[m] and kept[name][n, m] == 0],
+            }
+            for name, frame in frames.items()
+        }
+        turns = [message for message in rows[n].messages if message["role"] != "system"]
+        return {
+            "message_id": rows[n].message_id,
+            "intent": rows[n].intent,
+            "tenant_id": rows[n].tenant_id,
+            "context": [{"role": turn["role"], "content": _clip(turn["content"])} for turn in turns],
+            "reference": _clip(rows[n].reference),
+            "replies": replies,
+            "chrf": round(float(scores[n]), 2),
+        }
+
+    return {group: [sample(n) for n in chosen] for group, chosen in picked.items()}
+
+
+def _pick(order: Sequence[int], rows: Sequence[TestRow], most: int, taken: set[str]) -> list[int]:
+    chosen: list[int] = []
+    for n in order:
+        if len(chosen) == most:
+            break
+        if rows[n].conversation_id not in taken:
+            taken.add(rows[n].conversation_id)
+            chosen.append(n)
+    return chosen
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (+{len(text) - LONGEST:,})"

@@ -1,0 +1,190 @@
+"""Intervals by a paired bootstrap over conversations.
+
+Replies of one conversation are alike, so the conversation is the unit that is drawn, not the row. All candidates and measures
+share the same draws: an interval of a difference is that of the paired differences. A measure is a function of column sums, so
+ratios (nats per byte) and corpus scores (BLEU) are computed anew in every draw.
+
+    Efron (1987), Better bootstrap confidence intervals, JASA 82: BCa, with the jackknife over conversations for the acceleration.
+    Wilson (1927), with the effective sample size of Korn & Graubard (1998): shares, where a bootstrap of no event says [0, 0].
+    Cameron, Gelbach & Miller (2008): below some twenty clusters such intervals are too narrow; `MIN_CONVERSATIONS` makes the
+                gates wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Function = Callable[[Floats], Floats]
+RESAMPLES = 2_000
+LEVEL = 0.95
+MIN_CONVERSATIONS = 20
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval; all null where it cannot be told."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For report.json, rounded to seven significant digits."""
+        return {"value": _rounded(self.value), "low": _rounded(self.low), "high": _rounded(self.high)}
+
+
+NOTHING = Interval(None, None, None)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure of one candidate: `columns` [rows, k], and a function of their sums, [..., k] -> [...]."""
+
+    columns: Floats
+    function: Function
+    share: bool = False
+    """The first column counts events, the second one chances: gets a Wilson interval."""
+
+
+def ratio(sums: Floats) -> Floats:
+    """First column over the second; NaN where that is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
+
+
+def mean(values: Sequence[float | None]) -> Estimate:
+    """Mean of the values that are there."""
+    return Estimate(_pairs(values), ratio)
+
+
+def share(values: Sequence[bool | float | None]) -> Estimate:
+    """Share of true among those that are there."""
+    return Estimate(_pairs(values), ratio, share=True)
+
+
+def _pairs(values: Sequence[float | None]) -> Floats:
+    array = np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    there = ~np.isnan(array)
+    return np.stack([np.where(there, array, 0.0), there.astype(np.float64)], axis=1)
+
+
+class Bootstrap:
+    """Draws over conversations, made once and shared by everything that is compared."""
+
+    def __init__(self, conversations: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> None:
+        """`conversations`: id of each row's conversation."""
+        names = sorted(set(conversations))
+        place = {name: n for n, name in enumerate(names)}
+        self.cluster = np.array([place[name] for name in conversations], np.int64)
+        self.count = len(names)
+        generator = np.random.default_rng(seed)
+        shares = np.full(max(self.count, 1), 1 / max(self.count, 1))
+        self.weights = generator.multinomial(self.count, shares, size=resamples).astype(np.float64)
+
+    def sums(self, columns: Floats) -> Floats:
+        """Column sums of each conversation, [conversations, k]."""
+        sums = np.zeros((self.count, columns.shape[1]))
+        np.add.at(sums, self.cluster, columns)
+        return sums
+
+    def interval(self, estimate: Estimate) -> Interval:
+        """Value and 95 % interval of a measure."""
+        sums = self.sums(estimate.columns)
+        if estimate.share:
+            return _wilson(sums)
+        total = sums.sum(axis=0)
+        return _bca(
+            float(estimate.function(total)), estimate.function(self.weights @ sums), estimate.function(total[None, :] - sums)
+        )
+
+    def difference(self, first: Estimate, second: Estimate) -> Interval:
+        """First minus second, in the same draws."""
+        a, b = self.sums(first.columns), self.sums(second.columns)
+        point = _minus(first, a.sum(axis=0), second, b.sum(axis=0))
+        draws = _minus(first, self.weights @ a, second, self.weights @ b)
+        without = _minus(first, a.sum(axis=0)[None, :] - a, second, b.sum(axis=0)[None, :] - b)
+        return _bca(float(point), draws, without)
+
+    def median(self, values: Sequence[float | None], quantile: float = 0.5) -> Interval:
+        """A quantile of the values that are there, each its own unit, with a percentile interval."""
+        there = np.array([value for value in values if value is not None], np.float64)
+        if there.size == 0:
+            return NOTHING
+        draws = np.random.default_rng(0).integers(0, there.size, size=(RESAMPLES, there.size))
+        low, high = np.quantile(np.quantile(there[draws], quantile, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(float(np.quantile(there, quantile)), float(low), float(high))
+
+
+def _minus(first: Estimate, a: Floats, second: Estimate, b: Floats) -> Floats:
+    return first.function(a) - second.function(b)
+
+
+def _bca(point: float, draws: Floats, without: Floats) -> Interval:
+    """Bias-corrected and accelerated percentile interval. `without`: the value without each conversation."""
+    if not math.isfinite(point):
+        return NOTHING
+    draws, without = np.sort(draws[np.isfinite(draws)]), without[np.isfinite(without)]
+    spread = 1e-9 * max(1.0, abs(point))
+    if draws.size == 0 or draws[-1] - draws[0] <= spread:
+        return Interval(point, point, point)
+    below = (np.sum(draws < point - spread / 1e3) + np.sum(draws <= point + spread / 1e3)) / 2 / draws.size
+    bias = _NORMAL.inv_cdf(min(max(float(below), 1e-4), 1 - 1e-4))
+    away = without.mean() - without if without.size else np.zeros(1)
+    scale = float(np.sum(away**2)) ** 1.5
+    acceleration = float(np.sum(away**3)) / (6 * scale) if scale > 0 else 0.0
+    ends: list[float] = []
+    for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2):
+        z = bias + _NORMAL.inv_cdf(tail)
+        corrected = bias + z / max(1 - acceleration * z, 0.05)
+        ends.append(float(np.quantile(draws, _NORMAL.cdf(corrected))))
+    return Interval(point, min(ends), max(ends))
+
+
+def _wilson(sums: Floats) -> Interval:
+    """Interval of a share, of [conversations, (events, chances)].
+
+    Chances count as many as the clustering leaves of them: n·p(1-p) / variance, at most n, at least one a conversation.
+    """
+    events, chances = sums.sum(axis=0)
+    if chances == 0:
+        return NOTHING
+    p = float(events / chances)
+    clusters = int((sums[:, 1] > 0).sum())
+    variance = float(np.sum((sums[:, 0] - p * sums[:, 1]) ** 2)) / chances**2 * clusters / max(clusters - 1, 1)
+    effective = min(float(chances), max(float(clusters) if variance == 0 else p * (1 - p) / variance, 1.0))
+    z = _NORMAL.inv_cdf((1 + LEVEL) / 2)
+    middle = (p + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    half = z / (1 + z**2 / effective) * math.sqrt(p * (1 - p) / effective + z**2 / (4 * effective**2))
+    return Interval(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
+
+
+def rows_needed(interval: Interval, limit: float, rows: int) -> int | None:
+    """About how many rows would settle on which side of the limit the value is: a width shrinks with the root of their number.
+
+    Null where the value is the limit.
+    """
+    if interval.value is None or interval.low is None or interval.high is None:
+        return None
+    width = interval.high - interval.value if interval.value < limit else interval.value - interval.low
+    distance = abs(interval.value - limit)
+    if distance <= 1e-12 * max(1.0, abs(limit)):
+        return None
+    return max(rows + 1, math.ceil(rows * (width / distance) ** 2))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.7g}")
+
+
+def as_dicts(intervals: dict[str, Interval]) -> dict[str, dict[str, Any]]:
+    """For report.json."""
+    return {name: interval.as_dict() for name, interval in intervals.items()}

@@ -1,0 +1,83 @@
+"""Source, store, assistants and ledger. A field that is null follows the environment (or `.env`), so no secret is in the UI."""
+
+# pyright: reportMissingTypeArgument=false
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant
+from finetune_assets.corpus.sources import SourceTables, read_source
+from finetune_assets.environment import Environment
+from finetune_assets.registry import Ledger
+from finetune_assets.storage import Store, read_json
+
+
+class SourceResource(dg.ConfigurableResource):
+    """Exports to read conversations, messages and feedback from."""
+
+    urls: list[str] | None = Field(default=None, description="Folders or database URLs; default: FINETUNE_SOURCE.")
+
+    def read(self) -> SourceTables:
+        """All tables of all sources. Raises SourceError."""
+        return read_source(self.urls or Environment.read().sources)
+
+
+class StoreResource(dg.ConfigurableResource):
+    """Everything the project makes."""
+
+    home: str | None = Field(default=None, description="Folder; default: FINETUNE_HOME.")
+
+    @property
+    def store(self) -> Store:
+        """The folder tree."""
+        return Store(Path(self.home) if self.home else Environment.read().home)
+
+    @property
+    def key(self) -> bytes:
+        """The secret of the user pseudonyms."""
+        configured = Environment.read().user_key
+        return configured.encode() if configured else self.store.key()
+
+    def tenants(self) -> dict[str, str]:
+        """Tenant to vertical, as the corpus last saw them; empty before the first ingestion."""
+        path = self.store.tenants
+        return read_json(path) if path.exists() else {}
+
+
+class AssistantsResource(dg.ConfigurableResource):
+    """The folder of assistant YAML files."""
+
+    folder: str | None = Field(default=None, description="Folder; default: FINETUNE_ASSISTANTS.")
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.folder) if self.folder else Environment.read().assistants
+
+    def names(self) -> list[str]:
+        """Assistants that have a file."""
+        return assistant_names(self.path)
+
+    def load(self, name: str, tenants: dict[str, str]) -> Assistant:
+        """One assistant's settings. Raises SettingsError."""
+        return load_assistant(self.path, name, tenants)
+
+
+class LedgerResource(dg.ConfigurableResource):
+    """Data sets, jobs, versions and rollouts."""
+
+    url: str | None = Field(default=None, description="SQLAlchemy URL; default: FINETUNE_DATABASE_URL.")
+
+    @contextmanager
+    def open(self) -> Generator[Ledger]:
+        """The ledger, its connections given back at the end."""
+        ledger = Ledger(self.url or Environment.read().database_url)
+        try:
+            yield ledger
+        finally:
+            ledger.close()

@@ -1,0 +1,46 @@
+"""How a heavy step is started, and who trains. The child process is the same module with the same JSON spec everywhere."""
+
+# pyright: reportMissingTypeArgument=false
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+
+from finetune_assets.assistants import Assistant
+from finetune_assets.errors import LaunchError
+from finetune_assets.storage import Store, read_json
+from finetune_assets.training.local import LocalTrainer
+from finetune_assets.training.trainer import Trainer
+
+
+class LauncherResource(dg.ConfigurableResource):
+    """Starts `python -m finetune_assets.worker SPEC` and waits for it, its progress in the run's log (Dagster Pipes)."""
+
+    def run(self, context: dg.AssetExecutionContext, spec_file: Path, output: Path) -> None:
+        """Runs one task. Raises LaunchError with the child's own message; the child dies with this process."""
+        try:
+            dg.PipesSubprocessClient().run(
+                context=context,
+                command=[sys.executable, "-m", "finetune_assets.worker", str(spec_file)],
+                env={"FINETUNE_DIE_WITH_PARENT": str(os.getpid())},
+            )
+        except dg.DagsterPipesExecutionError as failed:
+            error = output / "error.json"
+            if error.exists():
+                raise LaunchError(str(read_json(error)["message"])) from None
+            raise LaunchError(
+                f"The child process of {context.asset_key.to_user_string()} was ended from outside ({failed}): killed, or out of "
+                "memory. Run the same again: it goes on from its last checkpoint."
+            ) from None
+
+
+class TrainerResource(dg.ConfigurableResource):
+    """The trainer that an assistant's YAML names."""
+
+    def of(self, assistant: Assistant, store: Store, launch: Callable[[Path, Path], None]) -> Trainer:
+        """The back-end of `assistant.trainer`; `launch(spec file, output folder)` starts a child process."""
+        return LocalTrainer(launch, store)

@@ -1,0 +1,161 @@
+"""What is known of a base model without loading it: where it is, its card, its shape, and what its content is.
+
+A base model is a folder (relative paths count from the project's root) or a Hugging Face id (`org/name`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from finetune_assets.environment import ROOT
+from finetune_assets.errors import ModelUnavailable
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(base_model: str) -> str:
+    """The absolute folder, or the Hugging Face id where no such folder exists. Raises ModelUnavailable."""
+    path = Path(base_model).expanduser()
+    for candidate in (path, ROOT / path) if path.is_absolute() else (ROOT / path, path.resolve()):
+        if candidate.is_dir():
+            if not (candidate / "config.json").exists():
+                raise ModelUnavailable(
+                    f"base_model {base_model!r}: {candidate} has no config.json, so it is no Hugging Face model."
+                )
+            return str(candidate)
+    first = path.parts[0] if path.parts else ""
+    if not _HUB_ID.fullmatch(base_model) or (ROOT / first).is_dir():
+        raise ModelUnavailable(
+            f"base_model {base_model!r}: there is no folder {ROOT / path}, and it is no Hugging Face id (`org/name`). "
+            "Correct `base_model` in the assistant's YAML."
+        )
+    return base_model
+
+
+def folder(base_model: str) -> Path | None:
+    """The folder that holds the model's files on this machine: its own, or the hub's cache; None where it is not downloaded."""
+    resolved = resolve(base_model)
+    if Path(resolved).is_absolute():
+        return Path(resolved)
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
+
+    found = try_to_load_from_cache(resolved, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def identity(base_model: str) -> dict[str, str]:
+    """What decides the model's content: sha256 of a folder's files, or a hub model's id and revision. Raises ModelUnavailable."""
+    resolved = resolve(base_model)
+    if Path(resolved).is_absolute():
+        return {"sha256": folder_hash(Path(resolved))}
+    return {"id": resolved, "revision": _hub_revision(resolved)}
+
+
+def folder_hash(path: Path) -> str:
+    """sha256 over names and contents of the files that make a model: weights, tokenizer, configuration, template."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"):
+            stat = file.stat()
+            digest.update(f"{file.name}\0{_file_hash(str(file), stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _file_hash(path: str, _size: int, _modified: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_revision(model_id: str) -> str:
+    """The commit that `main` of a hub model points to: the hub's, or the cached one when the hub cannot be reached."""
+    from huggingface_hub import HfApi, constants  # noqa: PLC0415
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{model_id.replace('/', '--')}" / "refs" / "main"
+    cause = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            revision = HfApi().model_info(model_id, timeout=20).sha
+            if revision:
+                return revision
+            cause = "the hub names no revision"
+        except Exception as error:  # the hub's client raises many kinds; each means that it did not answer
+            cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if cached.exists():
+        return cached.read_text().strip()
+    raise ModelUnavailable(
+        f"base_model {model_id!r} is no folder and could not be found on the Hugging Face hub ({cause}), nor is it in the cache "
+        f"{constants.HF_HUB_CACHE}. Check the name and the network, set HF_TOKEN for a gated model, or give a folder."
+    )
+
+
+def card(base_model: str) -> dict[str, Any]:
+    """Front matter of the model's card (README.md); empty where there is none."""
+    where = folder(base_model)
+    readme = where / "README.md" if where else None
+    if readme is None or not readme.exists():
+        return {}
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme.read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        values = yaml.safe_load(match.group(1)) if match else None
+    except yaml.YAMLError:  # a card is a courtesy: a broken one says nothing
+        values = None
+    return cast("dict[str, Any]", values) if isinstance(values, dict) else {}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that time and memory are estimated from."""
+
+    parameters: int
+    embedding_parameters: int
+    """Weights of the input embedding, which costs no matrix product; 0 where it is tied to the output layer."""
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    context: int
+    """Most positions."""
+
+
+def shape(base_model: str) -> Shape | None:
+    """Read from config.json and the headers of the safetensors files; None where the model is not on this machine."""
+    where = folder(base_model)
+    if where is None:
+        return None
+    config = cast("dict[str, Any]", json.loads((where / "config.json").read_text(encoding="utf-8")))
+    config = {**config, **cast("dict[str, Any]", config.get("text_config") or {})}
+
+    def number(*names: str) -> int:
+        return next((int(config[name]) for name in names if config.get(name)), 0)
+
+    hidden, layers = number("hidden_size", "n_embd"), number("num_hidden_layers", "n_layer")
+    vocabulary = number("vocab_size")
+    parameters = sum(_parameters(file) for file in where.glob("*.safetensors")) or 12 * layers * hidden**2 + vocabulary * hidden
+    tied = config.get("tie_word_embeddings", True)
+    return Shape(
+        parameters=parameters,
+        embedding_parameters=0 if tied else vocabulary * hidden,
+        layers=layers,
+        hidden=hidden,
+        heads=number("num_attention_heads", "n_head"),
+        vocabulary=vocabulary,
+        context=number("max_position_embeddings", "n_positions"),
+    )
+
+
+def _parameters(file: Path) -> int:
+    """Elements in a safetensors file, by its header: eight bytes of length, then JSON (huggingface.co/docs/safetensors)."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = cast("dict[str, Any]", json.loads(stream.read(size)))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

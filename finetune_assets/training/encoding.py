@@ -1,0 +1,237 @@
+"""From chat messages to token ids, the same way in planning, training, benchmark and chat.
+
+A `Renderer` is a chat template with its tokenizer: `worker.models` makes one of a transformers tokenizer, `LightRenderer`
+reads the model's folder with `jinja2` and `tokenizers` alone (0.1 s instead of seconds of imports, for the plan).
+
+The prompt and the reply are tokenised apart, so a model is trained on exactly the prompt ids that it later gets. The target
+is the last reply and its end token, nothing after it. What is too long loses its oldest turns (never the system message nor
+the user's last turn), then the beginning of the prompt.
+"""
+
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from finetune_assets.errors import ModelUnavailable
+
+Message = dict[str, str]
+"""role (system, user, assistant) and content."""
+
+TEMPLATE_DATE = "26 Jul 2024"
+"""`date_string` of the Llama templates, fixed: a model must not change with the day on which it was trained or resumed."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] | trim }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] | trim }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+"""For a model without a template: turns that end with the end token, as DialoGPT was trained (arXiv:1911.00536, section 3.1)."""
+
+
+class Renderer(Protocol):
+    """A chat template and its tokenizer."""
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts of the special tokens: they are taken out of what people wrote."""
+        ...
+
+    @property
+    def eos_token(self) -> str:
+        """The end token's text."""
+        ...
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        """The template applied. Raises jinja2.TemplateError where the template refuses the messages."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; nothing is added."""
+        ...
+
+
+def encode_prompt(renderer: Renderer, messages: Sequence[Message], max_length: int) -> tuple[list[int], int]:
+    """Ids of the prompt (at most `max_length`, ready for the reply) and the number of turns dropped to make it fit."""
+    ids: list[int] = []
+    dropped = 0
+    for dropped, kept in _trimmed(_clean(renderer, messages)):  # noqa: B007
+        ids = renderer.encode(_render(renderer, kept, generation_prompt=True))
+        if len(ids) <= max_length:
+            break
+    return ids[-max_length:], dropped
+
+
+def encode_example(renderer: Renderer, messages: Sequence[Message], max_length: int) -> tuple[list[int], list[int], int]:
+    """Ids of prompt and last reply, a mask of equal length (1: a target), and the number of turns dropped.
+
+    The last message is the assistant's. Where the reply alone does not leave room for one token of prompt, the ids are longer
+    than `max_length`: such a row is no use for training.
+    """
+    *prompt, reply = _clean(renderer, messages)
+    ids: list[int] = []
+    target: list[int] = []
+    dropped = 0
+    for dropped, kept in _trimmed(prompt):  # noqa: B007
+        start = _render(renderer, kept, generation_prompt=True)
+        whole = _render(renderer, [*kept, reply], generation_prompt=False)
+        ids = renderer.encode(start)
+        target = renderer.encode(_target(renderer, start, whole, reply["content"].strip()))
+        if len(ids) + len(target) <= max_length:
+            break
+    room = max_length - len(target)
+    if room > 0:
+        ids = ids[-room:]
+    return ids + target, [0] * len(ids) + [1] * len(target), dropped
+
+
+def _target(renderer: Renderer, start: str, whole: str, reply: str) -> str:
+    """The reply as the template writes it, up to and including its end token (the first special token after it)."""
+    rest = whole[len(start) :] if whole.startswith(start) else whole[whole.rfind(reply) :] if reply in whole else ""
+    at = rest.find(reply)
+    if at < 0 or not rest:
+        raise ModelUnavailable(
+            f"The chat template does not render the assistant's reply {reply[:40]!r}: it cannot be trained. "
+            "Choose another base_model, or mend its chat template."
+        )
+    end = at + len(reply)
+    stops = [(found, text) for text in renderer.special_texts if text and (found := rest.find(text, end)) >= 0]
+    if not stops:
+        return rest[:end] + renderer.eos_token
+    found, text = min(stops, key=lambda stop: (stop[0], -len(stop[1])))
+    return rest[: found + len(text)]
+
+
+def _trimmed(messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
+    """The messages whole, then ever shorter: (turns dropped, messages). A user's turn always comes first after the system's."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns = list(messages[len(system) :])
+    yield 0, [*system, *turns]
+    for start in range(1, len(turns)):
+        if turns[start]["role"] == "user":
+            yield start, [*system, *turns[start:]]
+
+
+def _render(renderer: Renderer, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    """Templates that know no system role (Gemma, Mistral) get it at the head of the first user turn."""
+    try:
+        return renderer.render(messages, generation_prompt)
+    except jinja2.TemplateError:
+        if len(messages) < 2 or messages[0]["role"] != "system":
+            raise
+        first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+        return renderer.render([first, *messages[2:]], generation_prompt)
+
+
+def _clean(renderer: Renderer, messages: Sequence[Message]) -> list[Message]:
+    cleaned: list[Message] = []
+    for message in messages:
+        content = message["content"]
+        for text in renderer.special_texts:
+            if text and text in content:
+                content = content.replace(text, "")
+        cleaned.append({"role": message["role"], "content": content})
+    return cleaned
+
+
+class LightRenderer:
+    """Template and tokenizer from the files of a model folder: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
+
+    def __init__(self, folder: Path):
+        """Raises FileNotFoundError where there is no tokenizer.json, ModelUnavailable where there is no end token."""
+        if not (folder / "tokenizer.json").exists():
+            raise FileNotFoundError(folder / "tokenizer.json")
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = _json(folder / "tokenizer_config.json")
+        named = {**config, **_json(folder / "special_tokens_map.json")}
+        self._special = {key: text for key in _SPECIAL_KEYS if (text := _text(named.get(key)))}
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        texts = [*self._special.values(), *(token.content for token in added if token.special)]
+        self._special_texts = tuple(dict.fromkeys(texts))
+        if "eos_token" not in self._special:
+            raise ModelUnavailable(f"The tokenizer in {folder} names no end token (`eos_token`); a reply could never stop.")
+        self._template = compile_template(_template(folder, config) or PLAIN_TEMPLATE)
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts of the special tokens."""
+        return self._special_texts
+
+    @property
+    def eos_token(self) -> str:
+        """The end token's text."""
+        return self._special["eos_token"]
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        """The template applied."""
+        return self._template.render(
+            messages=list(messages), add_generation_prompt=generation_prompt, date_string=TEMPLATE_DATE, **self._special
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; nothing is added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+_SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _text(token: Any) -> str | None:
+    """A special token is written as its text or as an object with `content`."""
+    return cast("str | None", token.get("content") if isinstance(token, dict) else token)
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several named templates
+        return next((entry["template"] for entry in cast("list[dict[str, str]]", found) if entry.get("name") == "default"), None)
+    return cast("str | None", found)
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text; here it renders its body and no more."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def compile_template(text: str) -> jinja2.Template:
+    """A chat template with the tags, filters and globals that transformers gives it."""
+
+    def refuse(message: str) -> str:
+        raise jinja2.TemplateError(message)
+
+    def fixed_date(_format: str) -> str:
+        return TEMPLATE_DATE
+
+    def to_json(value: Any, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, **options)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse  # pyright: ignore[reportArgumentType]
+    environment.globals["strftime_now"] = fixed_date  # pyright: ignore[reportArgumentType]
+    return environment.from_string(text)

@@ -1,0 +1,197 @@
+"""The trainer on this machine: one child process a job, in a folder that is named after what decides its result.
+
+`submit` returns when the job has ended. A job that was killed goes on from its last whole checkpoint when it is submitted
+again; one that has finished is not trained again. Two processes that submit the same job take turns by the lock of its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from filelock import FileLock, Timeout
+
+from finetune_assets import errors
+from finetune_assets.errors import DataError, LaunchError, TrainingError
+from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training import base_model, plan
+from finetune_assets.training.encoding import LightRenderer
+from finetune_assets.training.spec import default_precision, default_threads, train_spec
+from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
+
+CANCELLED = "cancelled.json"
+
+
+class LocalTrainer:
+    """The `Trainer` protocol over `python -m finetune_assets.worker`."""
+
+    provider = "local"
+
+    def __init__(self, launch: Callable[[Path, Path], None], store: Store, threads: int | None = None):
+        """`launch(spec file, output folder)` runs the worker to its end, and raises LaunchError where it fails."""
+        self._launch = launch
+        self._store = store
+        self._threads = threads
+
+    def validate(self, request: TrainingRequest) -> None:
+        """Refuses a data set without training rows, an unknown objective or adapter, a missing model, a full disk."""
+        if request.objective != ("sft",) or request.adapter != "full":
+            raise TrainingError(
+                f"objective {list(request.objective)}, adapter {request.adapter!r} cannot be trained here; [sft], full can."
+            )
+        train = request.dataset / "train.jsonl"
+        if not train.exists() or train.stat().st_size == 0:
+            raise DataError(f"{train} is missing or empty: there is nothing to train on. Materialise jsonl_splits again.")
+        base_model.identity(request.base_model)
+        shape = base_model.shape(request.base_model)
+        self._store.home.mkdir(parents=True, exist_ok=True)
+        needed = 40 * shape.parameters if shape else 0  # two checkpoints of 12 bytes a weight, one being written, best, model
+        free = shutil.disk_usage(self._store.home).free
+        if needed > free:
+            raise TrainingError(
+                f"{request.base_model} needs about {needed / 1e9:.1f} GB for checkpoints, {self._store.home} has "
+                f"{free / 1e9:.1f} GB free. Make room, or set FINETUNE_HOME to a larger disk."
+            )
+
+    def estimate(self, request: TrainingRequest) -> Estimate:
+        """Tokens counted, time from earlier jobs or the number of weights."""
+        count = self._count(request)
+        shape = base_model.shape(request.base_model)
+        peers = plan.finished_peers(self._store, base_model.identity(request.base_model))
+        return plan.estimate(request, count, shape, peers, (self._threads or default_threads(), default_precision()))
+
+    def submit(self, request: TrainingRequest) -> JobHandle:
+        """Trains, or finds the finished job. Raises the worker's error, or LaunchError where it was killed."""
+        spec = train_spec(request, self._store, self._threads)
+        folder = Path(spec["output"])
+        handle = JobHandle(self.provider, spec["spec_hash"], request.run_key, request.fingerprint)
+        if _result(folder) is None:
+            write_json(folder / "spec.json", spec)
+            for stale in ("error.json", CANCELLED):
+                (folder / stale).unlink(missing_ok=True)
+            self._run(folder / "spec.json", folder)
+        return handle
+
+    def poll(self, handle: JobHandle) -> JobState:
+        """From the files of the job's folder."""
+        folder = self._store.job(handle.id)
+        progress = _last_progress(folder / "progress.jsonl")
+        if _result(folder) is not None:
+            return JobState("succeeded", "finished", None, progress)
+        if is_running(folder):
+            return JobState("running", "training", None, progress)
+        if (folder / CANCELLED).exists():
+            return JobState("cancelled", "cancelled", None, progress)
+        if (folder / "error.json").exists():
+            return JobState("failed", "failed", str(read_json(folder / "error.json")["message"]), progress)
+        if progress:
+            error = "The process ended without a result: killed, or out of memory. Run the same again: it goes on."
+            return JobState("failed", "interrupted", error, progress)
+        return JobState("pending", "not started")
+
+    def result(self, handle: JobHandle) -> TrainedResult:
+        """The model's folder and result.json. Raises TrainingError where the job has not succeeded."""
+        folder = self._store.job(handle.id)
+        result = _result(folder)
+        if result is None:
+            state = self.poll(handle)
+            raise TrainingError(f"Job {handle.id} has no model: {state.provider_status}. {state.error or ''}".rstrip())
+        return TrainedResult(str(folder / result["model"]), result)
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Ends the child process; its checkpoints stay."""
+        cancel(self._store.job(handle.id))
+
+    def _run(self, spec_file: Path, folder: Path) -> None:
+        """Launches the worker; the error that it left, in its own class."""
+        try:
+            self._launch(spec_file, folder)
+        except LaunchError as failed:
+            left = read_json(folder / "error.json") if (folder / "error.json").exists() else {}
+            known = getattr(errors, str(left.get("type")), None)
+            if isinstance(known, type) and issubclass(known, errors.FinetuneError):
+                raise known(str(left["message"])) from failed
+            raise
+
+    def _count(self, request: TrainingRequest) -> plan.TokenCount:
+        """In this process where the tokenizer's files are here, else by the worker, which downloads them."""
+        file = request.dataset / "train.jsonl"
+        wanted = request.hyperparameters.max_length
+        where = base_model.folder(request.base_model)
+        shape = base_model.shape(request.base_model)
+        if where is not None and shape is not None:
+            try:
+                return plan.count_tokens(LightRenderer(where), file, min(wanted, shape.context or wanted))
+            except (FileNotFoundError, jinja2.TemplateError, TypeError):
+                pass  # no tokenizer.json, or a template that needs more than plain jinja2: the worker counts
+        output = self._store.home / "plans" / f"{request.assistant}.count"
+        spec = {"task": "count_tokens", "output": str(output), "base_model": request.base_model, "file": str(file)}
+        revision = base_model.identity(request.base_model).get("revision")
+        write_json(output / "spec.json", {**spec, "revision": revision, "max_length": wanted})
+        self._run(output / "spec.json", output)
+        result = read_json(output / "result.json")
+        return plan.TokenCount(**{name: result[name] for name in asdict(plan.TokenCount(0, 0, 0, 0, 0))})
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a worker holds the lock of a job's folder."""
+    if not (folder / "worker.lock").exists():
+        return False
+    lock = FileLock(folder / "worker.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def cancel(folder: Path) -> bool:
+    """Ends the worker of a job's folder, if one runs on this machine; whether it did."""
+    if not is_running(folder):
+        return False
+    try:
+        holder = read_json(folder / "worker.json")
+    except (OSError, ValueError):
+        return False
+    if holder["host"] != os.uname().nodename:
+        raise TrainingError(f"The job runs on {holder['host']}; cancel it there.")
+    write_json(folder / CANCELLED, holder)
+    os.kill(int(holder["pid"]), signal.SIGTERM)
+    return True
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    """result.json of a job whose model has the files it was sealed with, else None."""
+    try:
+        result: dict[str, Any] = read_json(folder / "result.json")
+        model = folder / str(result["model"])
+        sizes: dict[str, list[Any]] = read_json(model / "whole.json")
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = all((model / name).exists() and (model / name).stat().st_size == entry[0] for name, entry in sizes.items())
+    return result if whole else None
+
+
+def _last_progress(file: Path) -> dict[str, Any]:
+    """The last whole report."""
+    if not file.exists():
+        return {}
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 4096))
+        lines = stream.read().decode(errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict) and "step" in report:
+            return report
+    return {}

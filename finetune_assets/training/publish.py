@@ -1,0 +1,45 @@
+"""From a finished job to an immutable version: what it is named after, and how its folder gets there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from finetune_assets.storage import replacing_folder
+
+COPIED = ("spec.json", "result.json", "training_log.jsonl")
+"""What a version keeps of its job beside the model itself."""
+
+
+def content_hash(model: Path, dataset_fingerprint: str) -> str:
+    """sha256 over the model's files, by name and content, and the data set it was trained on."""
+    state = hashlib.sha256(dataset_fingerprint.encode())
+    for path in sorted(file for file in model.rglob("*") if file.is_file()):
+        state.update(f"\0{path.relative_to(model)}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+    return state.hexdigest()
+
+
+def publish(job: Path, version: Path) -> None:
+    """Makes the version's folder from the job's `model/` and logs; one that is there stays as it is.
+
+    Weights are hard links where the file system has them, so a version costs no second copy.
+    """
+    if version.exists():
+        return
+    with replacing_folder(version) as draft:
+        shutil.copytree(job / "model", draft, dirs_exist_ok=True, copy_function=_link)
+        for name in COPIED:
+            if (job / name).exists():
+                shutil.copy2(job / name, draft / name)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

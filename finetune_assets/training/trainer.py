@@ -1,0 +1,117 @@
+"""What every training back-end shares, local and remote: validate → estimate → submit → poll → result → cancel.
+
+The handle that `submit` gives back is stored in the ledger before the first poll, so whatever dies, the next run attaches to
+the job instead of paying again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from finetune_assets.training.presets import Hyperparameters
+
+Status = Literal["pending", "running", "succeeded", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """One training: everything that decides its result."""
+
+    assistant: str
+    dataset: Path
+    """Folder of the frozen data set."""
+    fingerprint: str
+    """The data set's."""
+    base_model: str
+    """Folder or Hugging Face id, as the assistant's YAML has it."""
+    objective: tuple[str, ...]
+    adapter: str
+    hyperparameters: Hyperparameters
+    """Preset and overrides, resolved."""
+    preset: str
+    seed: int
+    run_key: str = ""
+    """Who asked: a job of this key is never paid twice."""
+    usd_per_hour: float | None = None
+    """Rate of the local machine, for the estimate."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take."""
+
+    tokens: int
+    """Tokens of the training rows times epochs."""
+    exact: bool
+    """Counted with the model's own tokenizer, by the rendering that training uses."""
+    seconds: float | None
+    usd: float | None
+    """None where no price is set."""
+    memory_bytes: int | None
+    peers: int = 0
+    """Finished jobs of the same model on this machine that `seconds` was taken from; 0: from the number of weights."""
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """What finds a job again."""
+
+    provider: str
+    id: str
+    run_key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job is."""
+
+    status: Status
+    provider_status: str
+    """The provider's own word."""
+    error: str | None = None
+    progress: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The last report: stage, step, total, loss, tokens_per_second, seconds_left."""
+
+
+@dataclass(frozen=True)
+class TrainedResult:
+    """A finished model: a folder, or the id under which the provider serves it."""
+
+    model: str
+    metrics: dict[str, Any]
+
+
+class Trainer(Protocol):
+    """A training back-end. Provider errors are translated in it, once."""
+
+    @property
+    def provider(self) -> str:
+        """`local`, `openai`, …"""
+        ...
+
+    def validate(self, request: TrainingRequest) -> None:
+        """Refuses what cannot be trained, before anything is spent. Raises TrainingError, DataError or SettingsError."""
+        ...
+
+    def estimate(self, request: TrainingRequest) -> Estimate:
+        """Tokens, time, cost and memory; spends nothing."""
+        ...
+
+    def submit(self, request: TrainingRequest) -> JobHandle:
+        """Starts the job, or finds the one that was started for the same request."""
+        ...
+
+    def poll(self, handle: JobHandle) -> JobState:
+        """Where the job is now."""
+        ...
+
+    def result(self, handle: JobHandle) -> TrainedResult:
+        """The model of a job that succeeded. Raises TrainingError otherwise."""
+        ...
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Ends the job; nothing happens where it has ended already."""
+        ...

@@ -1,0 +1,123 @@
+"""Runs one task: `python -m finetune_assets.worker SPEC.json`.
+
+SPEC is a JSON object with `task` (a module of this folder with `run(spec, progress) -> dict`) and `output` (the task's folder).
+Written there: `progress.jsonl`, then `result.json` (after it the module's `clean(spec)` runs, where it has one) or `error.json`
+{type, message}; exit code 0 or 1. Two processes on one folder take turns: the second waits for the lock, and finds what the
+first left. With `FINETUNE_DIE_WITH_PARENT` (the parent's pid, or 1) the process dies with the one that started it, also when
+that is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+PARENT = os.getppid()  # read first: compared again once the death signal is set
+
+TASKS = {
+    "train": "finetune_assets.worker.train",
+    "count_tokens": "finetune_assets.worker.count_tokens",
+    "benchmark": "finetune_assets.worker.benchmark",
+    "embed": "finetune_assets.worker.embed",
+    "chat": "finetune_assets.worker.chat",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the spec file named by the only argument; the exit code."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m finetune_assets.worker SPEC.json\n")
+        return 2
+    die_with_parent()
+    spec = cast("dict[str, Any]", json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+    set_environment(int(spec.get("threads") or 0))
+    with ExitStack() as stack:
+        if "DAGSTER_PIPES_CONTEXT" in os.environ:
+            from dagster_pipes import open_dagster_pipes  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
+
+            stack.enter_context(open_dagster_pipes())
+        return run_task(spec)
+
+
+def run_task(spec: dict[str, Any]) -> int:
+    """Runs one task under the lock of its folder; the exit code."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415
+
+    from finetune_assets.errors import FinetuneError, SettingsError  # noqa: PLC0415
+    from finetune_assets.storage import write_json  # noqa: PLC0415
+    from finetune_assets.worker.progress import Progress, log  # noqa: PLC0415
+
+    output = Path(spec["output"])
+    progress = Progress.open(output)
+    lock = FileLock(output / "worker.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.note(f"Another process works in {output}; waiting until it is done.")
+        lock.acquire()
+    try:
+        (output / "error.json").unlink(missing_ok=True)
+        write_json(output / "worker.json", {"pid": os.getpid(), "host": os.uname().nodename})
+        if spec.get("task") not in TASKS:
+            raise SettingsError(f"task {spec.get('task')!r} is unknown; allowed: {', '.join(TASKS)}.")
+        module = importlib.import_module(TASKS[spec["task"]])
+        write_json(output / "result.json", module.run(spec, progress))
+        if hasattr(module, "clean"):
+            module.clean(spec)
+        return 0
+    except Exception as error:  # every failure is told in the same two places
+        if not isinstance(error, FinetuneError):
+            traceback.print_exc()
+        message = str(error) or type(error).__name__
+        write_json(output / "error.json", {"type": type(error).__name__, "message": message})
+        sys.stderr.write(f"{type(error).__name__}: {message}\n")
+        log(f"{type(error).__name__}: {message}")
+        return 1
+    finally:
+        (output / "worker.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG = 1), if the environment wants it.
+
+    The signal comes when the parent's *thread* that started the child ends: start it from one that lives on.
+    """
+    wanted = os.environ.get("FINETUNE_DIE_WITH_PARENT", "0")
+    if wanted == "0" or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    expected = int(wanted) if int(wanted) > 1 else PARENT
+    if os.getppid() != expected:  # it died before the call above
+        sys.exit("The process that started this one is gone.")
+
+
+def set_environment(threads: int) -> None:
+    """What torch, tokenizers and transformers read when they are imported. `threads`: 0 leaves torch its default."""
+    defaults = {
+        # Threads that wait sleep: with the default, which spins, two threads on a busy machine were ten times slower than one.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        **({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if threads:
+        os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""Greedy replies, likelihoods and waiting times of one causal model, in batches of like length.
+
+Which rows share a batch depends on their lengths and order alone, never on timing or on what an earlier run left, so the same
+rows give the same replies (a sum over a padded batch may differ in the last bit from the same sum alone).
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from finetune_assets.training import base_model as base_models
+from finetune_assets.worker import models
+
+ROWS = 32  # rows of a batch
+TOKENS = 16_384  # padded prompt tokens of a batch
+FIRST = 32  # tokens after which a batch goes on without the replies that have ended
+SMALL = 100_000_000  # parameters, below which one thread a batch beats several threads on one batch
+LOGITS = 2**26  # numbers in the logits of a batch: 256 MB in float32
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered; `tokens` counts the end token, `stopped` says that it came."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+class Generator:
+    """One causal model and its tokenizer; the weights are loaded when they are first needed."""
+
+    def __init__(self, model: str, max_new_tokens: int, dtype: str = "float32") -> None:
+        """`max_new_tokens` shrinks to half of the context where that is very small. Raises ModelUnavailable."""
+        self.source, self.dtype = model, dtype
+        self._model: Any = None
+        self._lock = Lock()
+        self.tokenizer: Any = models.load_tokenizer(model)
+        config = models.load_config(model).get_text_config()
+        self.context = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
+        self.vocabulary = int(config.vocab_size)
+        self.max_new_tokens = min(max_new_tokens, max(1, self.context // 2))
+        self.ends: set[int] = set(models.end_ids(self.tokenizer))
+
+    @property
+    def model(self) -> Any:
+        """The model, set to plain greedy decoding whatever its own generation settings say. Raises ModelUnavailable."""
+        with self._lock:  # batches run side by side
+            if self._model is None:
+                self._model = self._load()
+            return self._model
+
+    def _load(self) -> Any:
+        model: Any = models.load_model(self.source, self.dtype)
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=sorted(self.ends),
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return model
+
+    @property
+    def prompt_length(self) -> int:
+        """Most tokens of a prompt that leave room for the longest reply."""
+        return self.context - self.max_new_tokens
+
+    @torch.inference_mode()
+    def replies(self, prompts: Sequence[list[int]]) -> list[Reply]:
+        """Greedy replies to one batch of prompts. Those not done after FIRST tokens go on together, without the others."""
+        first = min(FIRST, self.max_new_tokens)
+        made = self._generate(prompts, first)
+        going = [n for n, row in enumerate(made) if not self.ends.intersection(row)] if first < self.max_new_tokens else []
+        if going:
+            rest = self._generate([[*prompts[n], *made[n]] for n in going], self.max_new_tokens - first)
+            for n, row in zip(going, rest, strict=True):
+                made[n] += row
+        return [self._reply(row) for row in made]
+
+    def _generate(self, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
+        """At most `most` new ids of each prompt, left-padded; what follows an end token is padding."""
+        width = max(len(prompt) for prompt in prompts)
+        pad = int(self.tokenizer.pad_token_id)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        return self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most)[:, width:].tolist()
+
+    def _reply(self, ids: list[int]) -> Reply:
+        end = next((n for n, token in enumerate(ids) if token in self.ends), None)
+        kept = ids if end is None else ids[:end]
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+        return Reply(text, len(kept) + (end is not None), end is not None)
+
+    @torch.inference_mode()
+    def likelihoods(self, examples: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Negative log-likelihood in nats of the targets (mask 1) of one batch of (ids, mask), right-padded."""
+        width = max(len(ids) for ids, _ in examples)
+        pad = int(self.tokenizer.pad_token_id)
+        device = self.model.device
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in examples], device=device)
+        attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in examples], device=device)
+        target = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in examples], device=device)
+        logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        return (losses.double() * target[:, 1:]).sum(dim=1).tolist()
+
+    @property
+    def small(self) -> bool:
+        """Whether its matrices are too small to be shared by threads: then batches are."""
+        known = base_models.shape(self.source)  # from its files, so that a cached benchmark loads no weights
+        return models.device().type == "cpu" and (known.parameters if known else self.parameters()) < SMALL
+
+    def seconds(self, prompt: list[int]) -> float:
+        """Wall seconds of one greedy reply alone, from prompt ids to text."""
+        start = time.perf_counter()
+        self.replies([prompt])
+        return time.perf_counter() - start
+
+    def parameters(self) -> int:
+        """Number of weights; tied ones count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def batches(lengths: Sequence[int], tokens: int = TOKENS, rows: int = ROWS) -> list[list[int]]:
+    """Row numbers in batches of like length, longest first; at most `rows` rows and `tokens` padded tokens (one row at least)."""
+    made: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        if made and len(made[-1]) < rows and (len(made[-1]) + 1) * lengths[made[-1][0]] <= tokens:
+            made[-1].append(row)
+        else:
+            made.append([row])
+    return made
+
+
+def logit_tokens(vocabulary: int) -> int:
+    """Padded tokens of a likelihood batch, so that its logits stay within LOGITS numbers."""
+    return max(1, min(TOKENS, LOGITS // vocabulary))
+
+
+def finite(nats: float) -> float | None:
+    """The number, or null where the model gave none."""
+    return nats if math.isfinite(nats) else None

@@ -1,0 +1,190 @@
+"""Loading of models and tokenizers, and the rendering of chats: the same in training, benchmark and chat.
+
+`model` is always a folder (relative to the project's root) or a Hugging Face id. `HF_HUB_OFFLINE` is respected.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.hub import cached_file
+from transformers.utils.logging import disable_progress_bar
+
+from finetune_assets.errors import FinetuneError, ModelUnavailable
+from finetune_assets.training import base_model as base_models
+from finetune_assets.training.encoding import PLAIN_TEMPLATE, TEMPLATE_DATE, Message
+from finetune_assets.training.encoding import encode_example as _encode_example
+from finetune_assets.training.encoding import encode_prompt as _encode_prompt
+
+disable_progress_bar()
+
+MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.md"]
+
+
+def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a chat template (a plain one where it brings none), an end token and a padding token.
+
+    Raises ModelUnavailable where it cannot be loaded or has no end token.
+    """
+    source = base_models.resolve(str(path_or_id))
+    try:
+        # AutoTokenizer puts its own splitting rule in place of the one in tokenizer.json for some model types (Qwen2: digits
+        # one by one), so training and other servers of the same files would see different tokens: the file decides.
+        found = cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        loaded: Any = cast("Any", PreTrainedTokenizerFast if found else AutoTokenizer).from_pretrained(source, revision=revision)
+    except Exception as error:
+        raise unavailable(source, error) from error
+    tokenizer = cast("PreTrainedTokenizerBase", loaded)
+    if tokenizer.eos_token is None:
+        raise ModelUnavailable(f"The tokenizer of {source} names no end token (`eos_token`); a reply could never stop.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def load_model(path_or_id: str | Path, dtype: str | torch.dtype = "float32", revision: str | None = None) -> PreTrainedModel:
+    """The model in eval mode, on the GPU where there is one. `dtype`: `float32`, `bfloat16`, or `auto` (as stored).
+
+    Raises ModelUnavailable where it cannot be loaded.
+    """
+    source = base_models.resolve(str(path_or_id))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision)
+    except Exception as error:
+        raise unavailable(source, error) from error
+    return cast("Any", model).to(device()).eval()
+
+
+def load_config(path_or_id: str | Path, revision: str | None = None) -> Any:
+    """The model's configuration. Raises ModelUnavailable."""
+    source = base_models.resolve(str(path_or_id))
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision)
+    except Exception as error:
+        raise unavailable(source, error) from error
+
+
+def download(path_or_id: str | Path, revision: str | None = None) -> None:
+    """Fetches a hub model's weights and tokenizer into the cache; nothing for a folder. Raises ModelUnavailable."""
+    source = base_models.resolve(str(path_or_id))
+    if Path(source).is_absolute():
+        return
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    try:
+        snapshot_download(
+            source, revision=revision, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.md"]
+        )
+    except Exception as error:
+        raise unavailable(source, error) from error
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most positions of prompt and reply together; 1,024 where the configuration does not say."""
+    return positions(model.config)
+
+
+def positions(config: Any) -> int:
+    """Most positions that a configuration names; 1,024 where it does not say."""
+    config = config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
+
+
+def unavailable(source: str, error: Exception) -> FinetuneError:
+    """What to tell a user about a model that does not load."""
+    if isinstance(error, FinetuneError):
+        return error
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelUnavailable(
+        f"The model {source!r} cannot be loaded: {cause} Check the name, download it once with the network "
+        "(HF_HUB_OFFLINE unset, HF_TOKEN set for a gated model), or give a folder as `base_model`."
+    )
+
+
+class ChatRenderer:
+    """A transformers tokenizer as the `Renderer` of finetune_assets.training.encoding."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        """The tokenizer comes from `load_tokenizer`."""
+        self._tokenizer = tokenizer
+        added = cast("dict[int, Any]", getattr(tokenizer, "added_tokens_decoder", {}))
+        texts = [*tokenizer.all_special_tokens, *(str(token.content) for token in added.values() if token.special)]
+        self._special_texts = tuple(dict.fromkeys(texts))
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts of the special tokens."""
+        return self._special_texts
+
+    @property
+    def eos_token(self) -> str:
+        """The end token's text."""
+        return str(self._tokenizer.eos_token)
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        """The template applied."""
+        text = self._tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            date_string=TEMPLATE_DATE,
+        )
+        return cast("str", text)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; nothing is added."""
+        return cast("list[int]", self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+_renderers: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, ChatRenderer] = weakref.WeakKeyDictionary()
+
+
+def renderer(tokenizer: PreTrainedTokenizerBase) -> ChatRenderer:
+    """The tokenizer's renderer, made once."""
+    found = _renderers.get(tokenizer)
+    if found is None:
+        found = _renderers[tokenizer] = ChatRenderer(tokenizer)
+    return found
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> tuple[list[int], int]:
+    """Ids of the prompt, ready for the reply, at most `max_length`; and the turns dropped to make it fit (the oldest)."""
+    return _encode_prompt(renderer(tokenizer), messages, max_length)
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+) -> tuple[list[int], list[int], int]:
+    """Ids of prompt and reply, the mask of the targets (the last reply and its end token), and the turns dropped.
+
+    The ids are longer than `max_length` where the reply alone leaves no room for a prompt.
+    """
+    return _encode_example(renderer(tokenizer), messages, max_length)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids at which a reply ends: what the template writes after a reply, and the tokenizer's end token."""
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    ids, _mask, _dropped = encode_example(tokenizer, chat, 4096)
+    return list(dict.fromkeys([ids[-1], cast("int", tokenizer.eos_token_id)]))

@@ -1,0 +1,139 @@
+"""Gates decide on intervals, and say what they saw."""
+
+import numpy as np
+import pytest
+
+from finetune_assets.assistants.settings import Gates, Rule
+from finetune_assets.errors import SettingsError
+from finetune_assets.evaluation import gates, rules
+from finetune_assets.evaluation.candidates import TestRow as Row
+from finetune_assets.evaluation.measures import MEASURES
+from finetune_assets.evaluation.statistics import Interval
+from finetune_assets.evaluation.texts import Texts, _read
+
+GOOD = {
+    "perplexity": Interval(6.0, 5.5, 6.6),
+    "seconds_p50": Interval(0.1, 0.09, 0.12),
+    "rules": Interval(0.92, 0.88, 0.95),
+    "personal_data": Interval(0.0, 0.0, 0.02),
+    "empty": Interval(0.0, 0.0, 0.02),
+    "repeated": Interval(0.01, 0.0, 0.03),
+    "similarity_gain": Interval(0.3, 0.25, 0.35),
+}
+BETTER = {"bits_per_byte": Interval(-0.5, -0.6, -0.4)}
+
+
+def decide(settings: Gates | None = None, language: str = "en", **changed: object) -> dict[str, gates.Gate]:
+    values = {
+        "tuned": GOOD,
+        "versus_base": BETTER,
+        "training_loss": 1.2,
+        "rows": 300,
+        "conversations": 150,
+        "rules_set": 3,
+        "rules_fitting": 3,
+        **changed,
+    }
+    found = gates.decide(settings or Gates(), gates.Evidence(**values), Texts(language))
+    return {gate.name: gate for gate in found}
+
+
+def outcome(name: str, interval: Interval, **changed: object) -> str:
+    return decide(tuned={**GOOD, name: interval}, **changed)[{"seconds_p50": "reply_seconds"}.get(name, name)].outcome
+
+
+def test_a_good_model_is_served():
+    found = list(decide().values())
+    assert gates.verdict(found) == "serve"
+    assert {gate.passed for gate in found} == {True}
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize("language", ["en", "es", "pt"])
+def test_every_outcome_has_a_sentence(language: str):
+    for interval in (Interval(None, None, None), Interval(0.0, 0.0, 0.0), Interval(0.5, 0.4, 0.9), Interval(50.0, 40.0, 60.0)):
+        for conversations in (5, 150):
+            tuned = dict.fromkeys(GOOD, interval)
+            found = decide(language=language, tuned=tuned, versus_base={"bits_per_byte": interval}, conversations=conversations)
+            assert all(gate.reason and "{" not in gate.reason for gate in found.values())
+
+
+def test_limits_decide_on_the_whole_interval():
+    assert outcome("rules", Interval(0.9, 0.82, 0.95)) == "passed"
+    assert outcome("rules", Interval(0.82, 0.78, 0.86)) == "cannot_tell"
+    assert outcome("rules", Interval(0.70, 0.65, 0.75)) == "failed"
+    assert outcome("perplexity", Interval(9.0, 8.0, 11.0)) == "cannot_tell"
+    assert outcome("perplexity", Interval(12.0, 10.5, 14.0)) == "failed"
+
+
+def test_events_none_passes_one_fails_a_zero_limit():
+    assert outcome("personal_data", Interval(0.0, 0.0, 0.05)) == "passed"
+    assert outcome("personal_data", Interval(0.003, 0.0, 0.02)) == "failed"
+    assert outcome("empty", Interval(0.003, 0.0005, 0.02)) == "cannot_tell"
+    assert outcome("repeated", Interval(0.2, 0.1, 0.3)) == "failed"
+
+
+def test_better_than_base_needs_the_whole_interval():
+    assert decide(versus_base={"bits_per_byte": Interval(-0.1, -0.3, 0.1)})["better_than_base"].outcome == "cannot_tell"
+    assert decide(versus_base={"bits_per_byte": Interval(0.0, 0.0, 0.0)})["better_than_base"].outcome == "failed"
+    assert decide(Gates(better_than_base="chrf"), versus_base={"chrf": Interval(5, 2, 8)})["better_than_base"].outcome == "passed"
+    with pytest.raises(SettingsError, match="allowed: bits_per_byte"):
+        decide(Gates(better_than_base="charm"))
+
+
+def test_cannot_tell_says_how_many_rows_would():
+    gate = decide(tuned={**GOOD, "rules": Interval(0.82, 0.78, 0.86)})["rules"]
+    assert gate.rows_needed == 1200
+    assert "1,200" in gate.reason
+    assert "82.0" in gate.reason
+    assert "80.0" in gate.reason
+
+
+def test_few_conversations_cannot_tell_and_the_first_reason_says_so():
+    evidence = {"rows": 12, "conversations": 6}
+    found = list(decide(**evidence).values())
+    assert gates.verdict(found) == "cannot_tell"
+    full = gates.Evidence(GOOD, BETTER, 1.2, 12, 6, 3, 3)
+    assert gates.reasons(found, full, Texts("en"))[0].startswith("The test set is too small: 12 rows of 6 conversations.")
+    assert {gate.rows_needed for gate in found if gate.name in ("personal_data", "empty", "above_similarity_floor")} == {40}
+
+
+def test_without_rules_nothing_is_judged_and_nothing_blocks():
+    found = decide(rules_set=0, rules_fitting=0)
+    assert found["rules"].outcome == "not_applicable"
+    assert gates.verdict(list(found.values())) == "serve"
+
+
+def test_gates_can_be_switched_off():
+    off = {name: None for name in Gates.model_fields if name != "above_similarity_floor"}
+    assert decide(Gates(**off, above_similarity_floor=False)) == {}
+    assert gates.verdict([]) == "serve"
+
+
+def test_both_languages_say_the_same_things():
+    assert set(_read("es")) == set(_read("en"))
+    for name in MEASURES:
+        assert Texts("es")(f"measure.{name}")
+        assert Texts("es")(f"help.{name}")
+
+
+def row(intent: str, text: str, reference: str = "ok") -> Row:
+    return Row([{"role": "user", "content": text}], reference, "c", "m", "t", intent)
+
+
+def test_rules_apply_hold_and_fit():
+    made = [
+        Rule(name="asks_day", intent="scheduling", contains_any=["día", "hora"]),
+        Rule(name="no_promise", when="duele|dolor", not_contains=["garantiz"]),
+        Rule(name="unfit", contains_any=["zzz"]),
+    ]
+    rows = [row("scheduling", "Quiero cita"), row("emergency", "Me DUELE mucho"), row("other", "Hola")]
+    table = rules.verdicts(made, rows, ["¿Qué DÍA?", "Le garantizo alivio", ""])
+    assert table.tolist()[0][0] == 1
+    assert table.tolist()[1][1] == 0
+    assert np.isnan(table)[:, 0].tolist() == [False, True, True]
+    references = rules.verdicts(made, rows, ["¿A qué hora?", "Venga ya", "Hola"])
+    assert rules.fits(references) == [True, True, False]
+    assert rules.sums(table, rules.fits(references)).sum(axis=0).tolist() == [1, 2]
+    shown = rules.table(made, rows, references, {"tuned": table})
+    assert [one["fits"] for one in shown] == [True, True, False]

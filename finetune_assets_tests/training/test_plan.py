@@ -1,0 +1,148 @@
+"""Presets, the spec's hash, the plan and its budget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.errors import BudgetExceeded, ModelUnavailable, SettingsError
+from finetune_assets.storage import Store, write_json
+from finetune_assets.training import base_model, plan, presets
+from finetune_assets.training.base_model import Shape
+from finetune_assets.training.encoding import LightRenderer
+from finetune_assets.training.spec import request_for, train_spec
+from finetune_assets.training.trainer import Estimate
+from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def assistant(base: Path, **settings: object) -> Assistant:
+    return Assistant.model_validate({"name": "dental", "select": {"vertical": "dental"}, "base_model": str(base), **settings})
+
+
+def test_the_preset_is_the_assistants_else_the_cards_else_default(base: Path):
+    assert presets.preset_name("aggressive", {"preset": "tiny"}) == "aggressive"
+    assert presets.preset_name(None, base_model.card(str(base))) == "tiny"
+    assert presets.preset_name(None, {}) == "default"
+    with pytest.raises(SettingsError, match="card is 'nonsense'; allowed: default, conservative, aggressive, tiny"):
+        presets.preset_name(None, {"preset": "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "named"),
+    [
+        ("default", {}, []),
+        ("default", {"learning_rate": 1e-7}, ["learning_rate"]),
+        ("aggressive", {"learning_rate": 2e-3, "epochs": 6}, ["learning_rate", "epochs"]),
+        ("tiny", {"learning_rate": 2e-3, "epochs": 8}, []),
+    ],
+)
+def test_warnings_are_for_pretrained_models(preset: str, overrides: dict[str, float], named: list[str]):
+    found = presets.warnings(preset, presets.resolve(preset, overrides))
+    assert [text.split()[0] for text in found] == named
+
+
+def test_the_hash_covers_what_decides_the_result(base: Path, tmp_path: Path):
+    store = Store(tmp_path)
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    spec = train_spec(request, store)
+    same = replace(request, dataset=tmp_path / "elsewhere", assistant="other", run_key="k", usd_per_hour=1.0)
+    assert train_spec(same, store, threads=7)["spec_hash"] == spec["spec_hash"]
+    quiet = replace(request, hyperparameters=replace(request.hyperparameters, log_steps=1))
+    assert train_spec(quiet, store)["spec_hash"] == spec["spec_hash"]
+    longer = replace(request, hyperparameters=replace(request.hyperparameters, epochs=2))
+    others = [replace(request, fingerprint="f2"), replace(request, seed=1), longer]
+    assert len({spec["spec_hash"], *(train_spec(other, store)["spec_hash"] for other in others)}) == 4
+
+
+def test_threads_and_precision_stay_as_first_started(base: Path, tmp_path: Path):
+    store = Store(tmp_path)
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    first = {**train_spec(request, store, threads=3), "precision": "float32"}
+    write_json(Path(first["output"]) / "spec.json", first)
+    again = train_spec(request, store, threads=1)
+    assert (again["threads"], again["precision"]) == (3, "float32")
+
+
+def test_a_models_identity_is_its_content(base: Path, tmp_path: Path):
+    other = make_tiny_model(tmp_path / "same")
+    assert base_model.identity(str(other)) == base_model.identity(str(base))
+    (other / "README.md").write_text("another card")
+    assert base_model.identity(str(other)) == base_model.identity(str(base))
+    (other / "tokenizer_config.json").write_text("{}")
+    assert base_model.identity(str(other)) != base_model.identity(str(base))
+    with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"):
+        base_model.identity("no/such-model")
+
+
+def test_shape_is_read_without_loading(base: Path):
+    from transformers import AutoModelForCausalLM
+
+    shape = base_model.shape(str(base))
+    assert shape is not None
+    assert shape.parameters == AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    assert (shape.layers, shape.hidden, shape.heads, shape.vocabulary, shape.context) == (2, 32, 2, 512, 512)
+
+
+def test_tokens_are_counted_after_trimming(base: Path, tmp_path: Path):
+    file = tmp_path / "train.jsonl"
+    long = [{"role": "user", "content": "hola"}, {"role": "assistant", "content": "sí " * 300}]
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in [*dialogues(3, turns=4), *dialogues(2), long]))
+    count = plan.count_tokens(LightRenderer(base), file, 100)
+    assert (count.rows, count.shortened, count.dropped) == (5, 3, 1)
+    assert count.longest <= 100
+    assert count.tokens <= 500
+
+
+def test_time_comes_from_earlier_jobs_of_the_model_on_this_machine():
+    shape = Shape(3_000_000, 0, 6, 192, 6, 2048, 512)
+    by_size = plan.estimate_seconds(600_000, shape, [], (2, "bfloat16"))
+    assert by_size is not None
+    assert 60 < by_size < 150
+    measured = plan.estimate_seconds(600_000, shape, [{"tokens_per_second": rate} for rate in (900, 1000, 5000)], (2, "bfloat16"))
+    assert measured == plan.START_SECONDS + 600
+    assert plan.estimate_seconds(1, None, [], (2, "float32")) is None
+
+
+def test_memory_grows_with_model_and_batch():
+    small = Shape(3_000_000, 0, 6, 192, 6, 2048, 512)
+    large = Shape(494_000_000, 0, 24, 896, 14, 151_936, 32_768)
+    assert plan.estimate_memory(small, 8, 512) < 2 * 2**30
+    assert plan.estimate_memory(large, 8, 512) > 18 * large.parameters
+    assert plan.estimate_memory(small, 16, 512) > plan.estimate_memory(small, 8, 512)
+
+
+@pytest.mark.parametrize(
+    ("budget", "usd", "seconds", "error", "says"),
+    [
+        ({}, 99.0, 1e6, None, ""),
+        ({"training_usd": 1.0, "usd_per_hour": 1.0}, 0.5, 1.0, None, ""),
+        (
+            {"training_usd": 1.0, "usd_per_hour": 1.0},
+            2.5,
+            1.0,
+            BudgetExceeded,
+            r"\$2\.50, the limit is \$1\.00.*budget\.training_usd",
+        ),
+        ({"training_usd": 0.001, "usd_per_hour": 1.0}, 0.0025, 1.0, BudgetExceeded, r"\$0\.0025, the limit is \$0\.0010"),
+        ({"training_usd": 1.0}, None, 1.0, SettingsError, r"Set budget\.usd_per_hour"),
+        ({"hours": 1.0}, None, 7300.0, BudgetExceeded, r"2 hours, the limit is 1.*budget\.hours"),
+        ({"hours": 1.0}, None, None, SettingsError, r"budget\.hours"),
+    ],
+)
+def test_a_plan_above_the_budget_is_refused(base: Path, budget: dict, usd, seconds, error, says: str):
+    settings = assistant(base, budget=budget)
+    estimated = Estimate(tokens=1, exact=True, seconds=seconds, usd=usd, memory_bytes=1)
+    if error is None:
+        plan.check_budget(settings, estimated)
+        return
+    with pytest.raises(error, match=says):
+        plan.check_budget(settings, estimated)

@@ -1,0 +1,248 @@
+"""The worker's benchmark on real (tiny) models, and the report made of it."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.evaluation import benchmark, candidates, card, report
+from finetune_assets.storage import read_json, write_json
+from finetune_assets.worker import benchmark as worker
+from finetune_assets.worker import chat, embed
+from finetune_assets.worker.generate import Generator, batches
+from finetune_assets.worker.progress import Progress
+from finetune_assets_tests.evaluation.frozen import make_dataset
+from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+
+ASSISTANT = Assistant(
+    name="dental",
+    select={"vertical": "dental"},
+    language="es",
+    rules=[
+        {"name": "notes_it", "intent": "scheduling", "contains_any": ["anoto"]},
+        {"name": "modest", "not_contains": ["garantiz"]},
+    ],
+    benchmark={"max_rows": 12, "max_new_tokens": 24},
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return str(make_tiny_model(folder / "base", context=192)), str(make_tiny_model(folder / "tuned", context=192, seed=1))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    chats = dialogues(28, seed=8, turns=3)
+    chats += [
+        [*chats[0][:-1], {"role": "assistant", "content": ""}],
+        [*chats[1][:-1], {"role": "assistant", "content": "la cita " * 1250}],
+    ]
+    return make_dataset(tmp_path_factory.mktemp("dataset"), rows={"test": chats[-12:]})
+
+
+@pytest.fixture(scope="module")
+def made(models: tuple[str, str], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a benchmark of 12 rows (one reference empty, one of 10,000 characters) and three candidates."""
+    output = tmp_path_factory.mktemp("benchmark") / "out"
+    spec = benchmark.prepare(ASSISTANT, dataset, candidates.standard(dataset, *models, 3), output, threads=1)
+    write_json(output / "result.json", worker.run(spec, Progress.open(output)))
+    return output
+
+
+def summary(made: Path, dataset: Path) -> dict:
+    log = made / "training_log.jsonl"
+    log.write_text("".join(json.dumps({"step": n, "loss": 5 / (n + 1), "eval_loss": 5.5 / (n + 1)}) + "\n" for n in range(10)))
+    about = benchmark.Made(
+        "v1-1a2b3c4d", dataset, {"train_loss": 1.5, "tokens": 1000, "seconds": 12.5}, log, {"tokens": 900}, "c0de", "run"
+    )
+    return benchmark.summarise(ASSISTANT, made, about)
+
+
+def test_outputs_are_whole(made: Path):
+    for name in ("base", "few_shot", "tuned"):
+        frame = pl.read_parquet(made / f"{name}.parquet")
+        assert frame.schema == pl.Schema(worker.COLUMNS)
+        assert frame["row"].to_list() == list(range(12))
+        empty = frame.filter(pl.col("reference_bytes") == 0)
+        assert empty["similarity"].null_count() == 1
+        assert empty["nll"].null_count() == 0  # the end token alone
+        assert frame.filter(pl.col("reference_bytes") >= 10_000 - 1)["nll"].null_count() == 1  # longer than the context
+        assert frame["floor"].null_count() < 12
+        assert frame["seconds"].min() > 0
+    few = pl.read_parquet(made / "few_shot.parquet")
+    assert few["dropped_turns"].max() > 0
+    assert few["prompt_tokens"].max() <= 192 - 24
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(made: Path, models: tuple[str, str], dataset: Path, tmp_path: Path):
+    again = tmp_path / "again"
+    spec = benchmark.prepare(
+        ASSISTANT, dataset, candidates.standard(dataset, *models, 3), again, threads=1, cache=made.parent / "cache"
+    )
+    result = worker.run(spec, Progress.open(again))
+    assert result["computed_batches"] == 0
+    for name in ("base", "few_shot", "tuned"):
+        assert pl.read_parquet(again / f"{name}.parquet").equals(pl.read_parquet(made / f"{name}.parquet"))
+
+
+def test_an_empty_cache_gives_the_same_replies(made: Path, models: tuple[str, str], dataset: Path, tmp_path: Path):
+    spec = benchmark.prepare(ASSISTANT, dataset, [candidates.Plain("tuned", models[1])], tmp_path / "out", threads=2)
+    worker.run(spec, Progress.open(tmp_path / "out"))
+    fresh, first = (pl.read_parquet(folder / "tuned.parquet").drop("seconds") for folder in (tmp_path / "out", made))
+    assert fresh.drop("nll").equals(first.drop("nll"))
+    assert np.allclose(fresh["nll"].drop_nulls(), first["nll"].drop_nulls(), rtol=1e-5)
+
+
+def test_likelihood_is_that_of_the_reply_and_its_end(models: tuple[str, str]):
+    import torch
+
+    from finetune_assets.worker.models import encode_example
+
+    generator = Generator(models[0], 16)
+    chats = dialogues(3, seed=5)
+    examples = [encode_example(generator.tokenizer, chat, 192)[:2] for chat in chats]
+    together = generator.likelihoods(examples)
+    for (ids, mask), nats in zip(examples, together, strict=True):
+        with torch.inference_mode():
+            logits = generator.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = -sum(float(logits[n - 1, token]) for n, token in enumerate(ids) if mask[n])
+        assert nats == pytest.approx(expected, rel=1e-4)
+
+
+def test_replies_do_not_depend_on_their_batch_and_go_on_after_the_first_part(models: tuple[str, str]):
+    from finetune_assets.worker.models import encode_prompt
+
+    generator = Generator(models[1], 60)
+    prompts = [encode_prompt(generator.tokenizer, chat[:-1], 120)[0] for chat in dialogues(4, turns=2)]
+    together = generator.replies(prompts)
+    assert together == [generator.replies([prompt])[0] for prompt in prompts]
+    whole = generator._generate(prompts[:1], 60)[0]
+    assert together[0] == generator._reply(whole)
+
+
+def test_batches_hold_every_row_once_and_stay_within_their_size():
+    lengths = [5, 90, 17, 4000, 17, 3, 60]
+    made = batches(lengths, tokens=200, rows=3)
+    assert sorted(n for batch in made for n in batch) == list(range(7))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= 200 for batch in made)
+    assert max(map(len, made)) <= 3
+    assert batches([]) == []
+
+
+def test_derangement_pairs_rows_of_different_conversations():
+    groups = ["a", "a", "b", "c", "c", "c", "d", "e"]
+    partner = embed.derangement(groups, 0)
+    assert all(groups[n] != groups[other] for n, other in enumerate(partner) if other >= 0)
+    assert (partner >= 0).sum() == 8
+    assert (embed.derangement(["a", "a"], 0) == -1).all()
+    assert embed.derangement([], 0).size == 0
+    assert (embed.derangement(groups, 0) == partner).all()
+
+
+def test_report_files_are_whole_and_parse(made: Path, dataset: Path, tmp_path: Path):
+    content = summary(made, dataset)
+    paths = report.write_report(content, tmp_path)
+    stored = read_json(paths["json"])
+    assert stored["verdict"] in ("do_not_serve", "cannot_tell")
+    assert stored["test_rows"] == 12
+    assert stored["dataset_fingerprint"] == "f" * 20
+    assert stored["model_version"] == "v1-1a2b3c4d"
+    assert set(stored["candidates"]) == {"base", "few_shot", "tuned"}
+    for measures in stored["candidates"].values():
+        assert set(measures["bits_per_byte"]) == {"value", "low", "high"}
+    assert set(stored["differences"]) == {"tuned_vs_base", "tuned_vs_few_shot"}
+    assert stored["reasons"]
+    markdown = paths["md"].read_text()
+    assert len(markdown.encode()) < 6_000
+    assert "Bits por byte" in markdown
+    page = paths["html"].read_text()
+    assert '<html lang="es">' in page
+    assert not re.search(r"(?:src|href)=\"(?!#)", page)  # nothing from elsewhere
+    assert "@import" not in page
+    _Balanced().feed(page)
+    images = re.findall(r"<svg(?![^>]*aria-hidden)[^>]*>", page)
+    assert images
+    assert all('aria-label="' in image for image in images)
+
+
+def test_texts_are_escaped(made: Path, dataset: Path):
+    content = summary(made, dataset)
+    content["samples"]["best"][0]["reference"] = "<script>alert(1)</script>"
+    content["assistant"] = "a<b>"
+    page = report.html(content)
+    assert "<script>" not in page
+    assert "a<b>" not in page
+
+
+def test_english_report_and_card(made: Path, dataset: Path):
+    content = {**summary(made, dataset), "language": "en"}
+    assert '<html lang="en">' in report.html(content)
+    text = card.model_card(
+        read_json(dataset / "manifest.json"), {"train_loss": 1.5, "seconds": 90}, content, {"license": "cc-by-sa-4.0"}
+    )
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["license"] == "cc-by-sa-4.0"
+    assert head["language"] == ["en"]
+    assert head["model-index"][0]["results"][0]["metrics"]
+    for title in (
+        "## Data",
+        "## Training",
+        "## Evaluation",
+        "## What it is good at",
+        "## Known limitations",
+        "## Cost",
+        "## Licence",
+    ):
+        assert title in text
+    assert "no consent 3" in text
+    assert "{" not in text.split("---", 2)[2]
+
+
+def test_identical_candidates_differ_by_nothing(made: Path, models: tuple[str, str], dataset: Path, tmp_path: Path):
+    same = [candidates.Plain("base", models[0]), candidates.Plain("tuned", models[0])]
+    spec = benchmark.prepare(ASSISTANT, dataset, same, tmp_path / "out", threads=1, cache=made.parent / "cache")
+    write_json(tmp_path / "out" / "result.json", worker.run(spec, Progress.open(tmp_path / "out")))
+    content = benchmark.summarise(ASSISTANT, tmp_path / "out", benchmark.Made("v1", dataset))
+    for measure, found in content["differences"]["tuned_vs_base"].items():
+        assert found["value"] in (0, None), measure
+        assert found["low"] == found["high"] == found["value"]
+    report.html(content)
+    report.markdown(content)
+
+
+def test_chat_answers_line_by_line(models: tuple[str, str]):
+    lines = io.StringIO('{"messages": [{"role": "user", "content": "Hola"}]}\nnonsense\n\n{"messages": []}\n')
+    out = io.StringIO()
+    count = chat.answer(Generator(models[0], 8), lines, out)
+    said = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert said[0] == {"ready": True}
+    assert isinstance(said[1]["reply"], str)
+    assert "error" in said[2]
+    assert count >= 1
+
+
+class _Balanced(HTMLParser):
+    """Fails on a tag that is closed out of order."""
+
+    VOID = frozenset({"meta", "link", "br", "path", "circle", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag

@@ -1,0 +1,43 @@
+"""Checkpoints: whole or not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_assets.worker import checkpoints
+
+
+def make(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(bytes(1000))
+    (path / "totals.json").write_text("{}")
+    checkpoints.seal(path)
+    return path
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "missing", "unsealed"])
+def test_a_broken_newest_checkpoint_is_passed_over(tmp_path: Path, harm: str):
+    good, bad = make(tmp_path, 9), make(tmp_path, 10)
+    assert checkpoints.newest_whole(tmp_path) == (bad, [])
+    weights = bad / "model.safetensors"
+    if harm == "truncated":
+        weights.write_bytes(bytes(999))
+    elif harm == "changed":
+        weights.write_bytes(b"\1" * 1000)
+    elif harm == "missing":
+        weights.unlink()
+    else:
+        (bad / checkpoints.WHOLE).unlink()
+    assert checkpoints.newest_whole(tmp_path) == (good, [bad])
+
+
+def test_pruning_keeps_the_newest_by_number_and_removes_leftovers(tmp_path: Path):
+    for step in (8, 9, 10, 100):
+        make(tmp_path, step)
+    (tmp_path / ".tmp-checkpoint-101-abcd").mkdir()
+    checkpoints.prune(tmp_path)
+    assert [path.name for path in checkpoints.listed(tmp_path)] == ["checkpoint-10", "checkpoint-100"]
+    assert len(list(tmp_path.iterdir())) == 2

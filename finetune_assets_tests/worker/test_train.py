@@ -1,0 +1,213 @@
+"""Training: what is learnt, what is written, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune_assets.storage import read_json
+from finetune_assets.training import base_model, presets
+from finetune_assets.training.spec import spec_hash
+from finetune_assets.worker import checkpoints, models, sft, train
+from finetune_assets.worker.__main__ import run_task
+from finetune_assets.worker.progress import Progress
+from finetune_assets.worker.rows import IGNORED, LengthGrouped, Rows, read_rows
+from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+
+
+def write_rows(file: Path, chats: list[list[dict[str, str]]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"messages": chat}, ensure_ascii=False) + "\n" for chat in chats), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "train.jsonl", dialogues(75, seed=3) + dialogues(70, seed=4, turns=3))
+    write_rows(folder / "validation.jsonl", dialogues(20, seed=5, turns=2))
+    return folder
+
+
+def make_spec(output: Path, base: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    hyperparameters = presets.resolve("tiny", {"epochs": 2, "max_length": 256, **changes.pop("hyperparameters", {})}).to_dict()
+    spec: dict[str, Any] = {
+        "task": "train",
+        "recipe": "1",
+        "dataset": str(data),
+        "dataset_fingerprint": "f",
+        "base_model": str(base),
+        "base_model_identity": base_model.identity(str(base)),
+        "objective": ["sft"],
+        "adapter": "full",
+        "hyperparameters": {**hyperparameters, "log_steps": 5},
+        "seed": 7,
+        "threads": 1,
+        "precision": "float32",
+        "output": str(output),
+        **changes,
+    }
+    return {**spec, "spec_hash": spec_hash(spec)}
+
+
+def curve(output: Path) -> list[dict[str, Any]]:
+    points = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in point.items() if key not in ("seconds", "tokens_per_second")} for point in points]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, base: Path, data: Path) -> Path:
+    output = tmp_path_factory.mktemp("job")
+    assert run_task(make_spec(output, base, data)) == 0
+    return output
+
+
+def test_a_finished_job(uninterrupted: Path, base: Path, data: Path):
+    result = read_json(uninterrupted / "result.json")
+    rows = read_rows(data / "train.jsonl", models.load_tokenizer(base), 256, Progress.open(uninterrupted))
+    assert result["steps"] == 2 * 19  # 145 rows in batches of 8
+    assert result["tokens"] == 2 * rows.tokens
+    assert result["eval_losses"][-1] < result["eval_losses"][0] < 6.3  # ln 512 = 6.2 at the start
+    assert result["eval_loss"] == min(result["eval_losses"])
+    assert result["rows"] == {"train": 145, "validation": 20, "shortened": 0, "dropped": 0}
+    assert result["resumed"] == 0
+    assert not (uninterrupted / "checkpoints").exists()
+    tuned = AutoModelForCausalLM.from_pretrained(uninterrupted / "model")
+    assert tuned.dtype == AutoModelForCausalLM.from_pretrained(base).dtype
+    assert tuned.generation_config.eos_token_id == [models.load_tokenizer(base).eos_token_id]
+    assert models.load_tokenizer(uninterrupted / "model").chat_template == models.load_tokenizer(base).chat_template
+    assert [point["step"] for point in curve(uninterrupted) if "eval_loss" in point] == [19, 38]
+
+
+def test_a_finished_job_is_not_trained_again(uninterrupted: Path, base: Path, data: Path):
+    before = (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns
+    assert run_task(make_spec(uninterrupted, base, data)) == 0
+    assert (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_killed_job_ends_with_the_same_weights_and_curve(tmp_path: Path, uninterrupted: Path, base: Path, data: Path):
+    """SIGKILL in the second epoch, the newest checkpoint broken as well: bit-identical to the run that was left alone."""
+    output = tmp_path / "killed"
+    output.mkdir()
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(make_spec(output, base, data, checkpoint_seconds=0)))
+    command = [sys.executable, "-m", "finetune_assets.worker", str(file)]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not list((output / "checkpoints").glob("checkpoint-2[4-9]")):
+        assert child.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    newest = checkpoints.listed(output / "checkpoints")[-1]
+    with (newest / "optimizer.pt").open("r+b") as optimizer:
+        optimizer.truncate(100)
+    assert run_task(json.loads(file.read_text())) == 0
+    result, expected = read_json(output / "result.json"), read_json(uninterrupted / "result.json")
+    assert result["resumed"] == 1
+    for name in ("model_sha256", "steps", "tokens", "eval_losses", "train_loss", "best_step"):
+        assert result[name] == expected[name], name
+    assert curve(output) == curve(uninterrupted)
+    assert "is broken" in (output / "progress.jsonl").read_text()
+
+
+def test_a_kill_after_the_last_step_trains_no_further(tmp_path: Path, uninterrupted: Path, base: Path, data: Path, monkeypatch):
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    spec = make_spec(tmp_path, base, data)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "finish_model", killed)
+        run_task(spec)
+    assert run_task(spec) == 0
+    assert read_json(tmp_path / "result.json")["model_sha256"] == read_json(uninterrupted / "result.json")["model_sha256"]
+    assert curve(tmp_path) == curve(uninterrupted)
+
+
+@pytest.mark.parametrize(("architecture", "small_vocabulary"), [("qwen2", 16_384), ("qwen2", 0), ("gpt2", 16_384)])
+def test_only_the_last_reply_and_its_end_are_learnt(
+    tmp_path: Path, data: Path, monkeypatch, architecture: str, small_vocabulary: int
+):
+    """The loss that the loop computes is the cross-entropy of the targets alone, by either way of computing it."""
+    monkeypatch.setattr(sft, "SMALL_VOCABULARY", small_vocabulary)
+    base = make_tiny_model(tmp_path / "base", architecture=architecture, template=architecture != "gpt2")
+    spec = make_spec(tmp_path, base, data)
+    tokenizer, model = models.load_tokenizer(base), models.load_model(base)
+    rows = read_rows(data / "train.jsonl", tokenizer, 256, Progress.open(tmp_path))
+    loop = train.make_trainer(spec, model, tokenizer, (rows, Rows([], 0, 0)), sft.Totals(), Progress.open(tmp_path))
+    model.eval()
+    batch = loop.data_collator(rows.examples[70:78])  # of both lengths: some are padded
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits[targets != IGNORED], targets[targets != IGNORED])
+    assert (targets != IGNORED).sum() == sum(label != IGNORED for row in rows.examples[70:78] for label in row["labels"])
+    torch.testing.assert_close(torch.as_tensor(loop.compute_loss(model, batch)), expected)
+
+
+def test_a_model_without_template_trains_and_keeps_the_one_it_got(tmp_path: Path, data: Path):
+    base = make_tiny_model(tmp_path / "base", architecture="gpt2", template=False, context=128)
+    assert run_task(make_spec(tmp_path / "job", base, data)) == 0
+    result = read_json(tmp_path / "job" / "result.json")
+    assert result["eval_losses"][-1] < result["eval_losses"][0]
+    assert result["max_length"] == 128
+    tokenizer = models.load_tokenizer(tmp_path / "job" / "model")
+    assert "eos_token" in str(tokenizer.chat_template)
+    assert (tmp_path / "job" / "model" / "chat_template.jinja").exists()
+
+
+def test_rows_that_do_not_fit_are_counted(tmp_path: Path, base: Path):
+    long = [{"role": "user", "content": "hola"}, {"role": "assistant", "content": "sí " * 300}]
+    write_rows(tmp_path / "train.jsonl", [*dialogues(3, turns=4), *dialogues(2), long])
+    tokenizer = models.load_tokenizer(base)
+    rows = read_rows(tmp_path / "train.jsonl", tokenizer, 100, Progress.open(tmp_path))
+    assert (len(rows.examples), rows.shortened, rows.dropped) == (5, 3, 1)
+
+
+def test_a_loss_that_is_no_number_ends_the_job_and_says_so(tmp_path: Path, data: Path):
+    base = make_tiny_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
+    model.save_pretrained(base)
+    assert run_task(make_spec(tmp_path / "job", base, data)) == 1
+    error = read_json(tmp_path / "job" / "error.json")
+    assert error["type"] == "TrainingError"
+    assert "nan at step 1" in error["message"]
+    assert "learning_rate" in error["message"]
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path, data: Path):
+    base = make_tiny_model(tmp_path / "base", vocabulary=400)
+    make_tiny_model(tmp_path / "other", vocabulary=512)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        os.replace(tmp_path / "other" / name, base / name)
+    assert run_task(make_spec(tmp_path / "job", base, data)) == 1
+    assert "do not belong together" in read_json(tmp_path / "job" / "error.json")["message"]
+
+
+def test_the_order_depends_on_seed_and_epoch_and_groups_lengths():
+    lengths = [(index * 37) % 101 + 1 for index in range(203)]
+    sampler = LengthGrouped(lengths, 4, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(203))
+    assert first == list(LengthGrouped(lengths, 4, seed=1))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    batches = [first[at : at + 4] for at in range(0, 200, 4)]
+    padding = sum(max(lengths[i] for i in batch) * 4 - sum(lengths[i] for i in batch) for batch in batches)
+    assert padding < 0.05 * sum(lengths)
