@@ -74,9 +74,10 @@ class Recipe:
     vocabulary: int = 2_560
     window: int = 512
     batch: int = 4
-    steps: int = 800
-    warmup: int = 100
-    rate: float = 2e-3
+    steps: int = 700
+    warmup: int = 40
+    rate: float = 3e-3
+    muon_rate: float = 0.02
     spanish: float = 0.75
     held_out: int = 100
     processes: int = 2
@@ -196,9 +197,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """Warm-up, plateau, and a linear fall over the last 40 percent."""
+    """The share of the peak rate: warm-up, plateau, and a linear fall over the last 40 percent."""
     tail = 0.4 * recipe.steps
-    return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(0.02, (recipe.steps - step) / tail))
+    return min(1.0, (step + 1) / recipe.warmup, max(0.02, (recipe.steps - step) / tail))
 
 
 def loss_of(model: Qwen2ForCausalLM, batch: torch.Tensor, pad: int, reduction: str = "mean") -> torch.Tensor:
@@ -225,6 +226,33 @@ def batches(windows: dict[str, list[list[int]]], recipe: Recipe) -> Iterator[lis
         yield rows
 
 
+def new_optimizers(model: Qwen2ForCausalLM, recipe: Recipe, rank: int) -> tuple[list[torch.optim.Optimizer], set[int]]:
+    """Muon for the matrices of the layers, AdamW for the rest; each process updates its share of the parameters.
+
+    Also returns the ids of the parameters that this process updates.
+    """
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    known = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in known]
+    mine = matrices[rank :: recipe.processes]
+    rest = others if rank == recipe.processes - 1 else []
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Muon(mine, lr=recipe.muon_rate, weight_decay=0.05, momentum=0.95)]
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["peak"] = group["lr"]
+    return optimizers, {id(p) for p in mine + rest}
+
+
+@torch.no_grad()
+def share_updates(parameters: list[torch.nn.Parameter], owned: set[int]) -> None:
+    """Give every process the parameters that the others updated."""
+    flat = torch.cat([p.flatten() if id(p) in owned else torch.zeros(p.numel()) for p in parameters])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.copy_(part.view_as(p))
+
+
 def train_rank(rank: int, recipe: Recipe, folder: str) -> None:
     """One of the training processes: each takes its part of every batch, gradients are averaged. Rank 0 saves the weights.
 
@@ -236,19 +264,13 @@ def train_rank(rank: int, recipe: Recipe, folder: str) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     windows = torch.load(f"{folder}/windows.pt")
     model = new_model(tokenizer)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizers, owned = new_optimizers(model, recipe, rank)
     begun = time.monotonic()
     for step, rows in enumerate(batches(windows, recipe)):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, recipe)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak"] * rate_at(step, recipe)
         loss = loss_of(model, torch.tensor(rows[rank :: recipe.processes]), tokenizer.pad_token_id)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
@@ -256,7 +278,9 @@ def train_rank(rank: int, recipe: Recipe, folder: str) -> None:
         flat *= min(1.0, recipe.processes / (flat.norm().item() + 1e-6)) / recipe.processes
         for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        share_updates(list(model.parameters()), owned)
         if rank == 0 and (step % 100 == 99 or step == 9):
             print(f"step {step + 1:5d} loss {loss.item():.3f} seconds {time.monotonic() - begun:.0f}", flush=True)
     if rank == 0:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from finetune_assets.assistants import load_assistant
 from finetune_assets.environment import Environment
@@ -54,25 +55,33 @@ class Chat:
         )
         system = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
         verdict = (chosen.verdict or "not benchmarked").replace("_", " ")
-        return cls(f"{assistant} {chosen.version} ({role}, verdict: {verdict})", process, folder, system)
+        session = cls(f"{assistant} {chosen.version} ({role}, verdict: {verdict})", process, folder, system)
+        session._ask(None)  # the first line says that the model is loaded
+        return session
 
     def reply(self, text: str) -> str:
         """The model's answer to one more user message. Raises LaunchError if the model died."""
         self.messages.append({"role": "user", "content": text})
-        stdin, stdout = cast("IO[str]", self.process.stdin), cast("IO[str]", self.process.stdout)
-        try:
-            stdin.write(json.dumps({"messages": self.messages}) + "\n")
-            stdin.flush()
+        answer = self._ask({"messages": self.messages})
+        if "error" in answer:
+            raise LaunchError(f"The model of {self.title} could not answer: {answer['error']}")
+        self.messages.append({"role": "assistant", "content": str(answer["reply"])})
+        return str(answer["reply"])
+
+    def _ask(self, question: dict[str, Any] | None) -> dict[str, Any]:
+        """One line to the child, if any, and its answer. Raises LaunchError if it died."""
+        stdin, stdout = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            if question is not None:
+                stdin.write(json.dumps(question) + "\n")
+                stdin.flush()
             line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            error = Path(self.folder.name) / "error.json"
-            why = read_json(error)["message"] if error.exists() else f"exit code {self.process.poll()}"
-            raise LaunchError(f"The model of {self.title} stopped: {why}")
-        answer = str(json.loads(line)["reply"])
-        self.messages.append({"role": "assistant", "content": answer})
-        return answer
+        if line:
+            return json.loads(line)
+        error = Path(self.folder.name) / "error.json"
+        why = read_json(error)["message"] if error.exists() else f"exit code {self.process.wait()}"
+        raise LaunchError(f"The model of {self.title} stopped: {why}")
 
     def __enter__(self) -> Chat:
         return self

@@ -113,7 +113,7 @@ def status(as_json: bool) -> None:
             VERDICTS.get(row["verdict"], "-"),
             row["champion"] or "-",
         )
-    Console().print(table)
+    _wide().print(table)
 
 
 @main.command()
@@ -176,7 +176,7 @@ def jobs_list(assistant: str | None, as_json: bool) -> None:
         took = f"{row['seconds']:.0f} s" if row["seconds"] is not None else "-"
         cells = [row["id"], row["assistant"], row["provider"], row["status"], f"{row['created_at']:%Y-%m-%d %H:%M}", took]
         table.add_row(*cells, str(row["trained_tokens"] or "-"), row["fine_tuned_model"] or "-")
-    Console().print(table)
+    _wide().print(table)
 
 
 @jobs.command("show")
@@ -229,6 +229,13 @@ def dev(host: str, port: int) -> None:
     os.chdir(ROOT)
     dagster = str(Path(sys.executable).with_name("dagster"))
     os.execv(dagster, [dagster, "dev", "-w", str(ROOT / "workspace.yaml"), "-h", host, "-p", str(port)])
+
+
+def _wide() -> Console:
+    """A console that never cuts a table: narrower ones wrap its lines."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 130)
+    return console
 
 
 @contextmanager

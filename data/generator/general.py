@@ -109,6 +109,7 @@ def facts(talk: Talk, trade: Trade, country: str) -> None:
     name, ways, euros = rng.choice(trade.things)
     price = euros * rate * rng.choice((0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35))
     filled = {key: expand(rng, text, dict(slots), talk.voseo) for key, text in (("thing", name), ("thing_s", rng.choice(ways)))}
+    filled["pl"], filled["pls"] = plural(filled["thing"]), plural(filled["thing_s"])
     party = rng.randint(2, 12)
     talk.slots.update(
         slots,
@@ -118,6 +119,11 @@ def facts(talk: Talk, trade: Trade, country: str) -> None:
         party_s=rng.choice((f"{party} personas", str(party))),
         **filled,
     )
+
+
+def plural(noun: str) -> str:
+    """The letter a verb takes when this is its subject."""
+    return "n" if noun.startswith(("los ", "las ", "unas ", "unos ", "clases ", "brackets")) else ""
 
 
 def code(rng: random.Random) -> str:

@@ -167,16 +167,16 @@ def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reus
         "reused": reused,
         "steps": int(result["steps"]),
         "tokens": int(result["tokens"]),
-        "seconds": float(result["seconds"]),
-        "seconds_estimated": float(plan.get("seconds") or 0.0),
+        "seconds": round(float(result["seconds"]), 1),
+        "seconds_estimated": round(float(plan.get("seconds") or 0.0), 1),
         "tokens_per_second": round(float(result["tokens"]) / max(float(result["seconds"]), 1e-9), 1),
-        "train_loss": float(result["train_loss"]),
+        "train_loss": round(float(result["train_loss"]), 4),
         "times_resumed": int(result.get("resumed", 0)),
         "loss_curve": dg.MetadataValue.md(curve_plot({k: v for k, v in series.items() if v}, "step", "loss")),
         "folder": dg.MetadataValue.path(folder),
     }
     if result.get("eval_loss") is not None:
-        metadata["eval_loss"] = float(result["eval_loss"])
+        metadata["eval_loss"] = round(float(result["eval_loss"]), 4)
     return Result(metadata=metadata)
 
 

@@ -65,7 +65,7 @@ def key(name: str) -> Markup:
 
 def loss_curve(points: Sequence[Mapping[str, float]], label: str, number: Any) -> Markup:
     """Loss (line) and validation loss (dots and dashes) over steps; `number` writes an axis label."""
-    width, height, left, bottom, top = 720.0, 250.0, 46.0, 26.0, 12.0
+    width, height, left, bottom, top = 720.0, 250.0, 56.0, 28.0, 14.0
     train = [(p["step"], p["loss"]) for p in points if "loss" in p]
     validation = [(p["step"], p["eval_loss"]) for p in points if "eval_loss" in p]
     every = [*train, *validation]

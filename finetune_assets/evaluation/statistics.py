@@ -178,7 +178,7 @@ def rows_needed(interval: Interval, limit: float, rows: int) -> int | None:
     distance = abs(interval.value - limit)
     if distance <= 1e-12 * max(1.0, abs(limit)):
         return None
-    return max(rows + 1, math.ceil(rows * (width / distance) ** 2))
+    return max(rows + 1, math.ceil(round(rows * (width / distance) ** 2, 6)))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -51,6 +51,10 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     tokenizer = cast("PreTrainedTokenizerBase", loaded)
     if tokenizer.eos_token is None:
         raise ModelUnavailable(f"The tokenizer of {source} names no end token (`eos_token`); a reply could never stop.")
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where the files are missing
+        raise ModelUnavailable(
+            f"{source} has no tokenizer: no tokenizer.json and no vocabulary. Put the model's tokenizer files there."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:

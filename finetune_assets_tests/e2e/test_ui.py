@@ -5,6 +5,7 @@ Marked `e2e`. Pictures go to FINETUNE_SCREENSHOTS where that is set, e.g. for th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -33,7 +34,10 @@ gates: {max_perplexity: null, max_training_loss: null, max_reply_seconds: null, 
 """
 LAUNCH = """
 mutation ($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
-  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } ... on RunConfigValidationInvalid { errors { message } }
+  __typename
+  ... on LaunchRunSuccess { run { runId } }
+  ... on PythonError { message }
+  ... on RunConfigValidationInvalid { errors { message } }
 } }"""
 
 
@@ -121,10 +125,8 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         time.sleep(2)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
         log.close()
 
@@ -171,18 +173,20 @@ def test_an_assistant_is_trained_benchmarked_and_registered_from_the_ui(ui: Ui) 
 
 
 def test_the_graph_and_the_asset_pages_read_well(ui: Ui, page: Any) -> None:
-    page.goto(f"{ui.url}/asset-groups", wait_until="domcontentloaded")
-    for name in ("raw_conversations", "clean_examples", "jsonl_splits", "trained_model", "rollout"):
+    page.set_viewport_size({"width": 2600, "height": 620})
+    page.goto(f"{ui.url}/assets/jsonl_splits?view=lineage&lineageScope=neighbors&lineageDepth=8", wait_until="domcontentloaded")
+    for name in ("raw_conversations", "clean_examples", "trained_model", "rollout"):
         page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     page.wait_for_timeout(3000)
     picture(page, "graph")
-    for asset, text in (
-        ("training_examples", "dropped_by_reason"),
-        ("training_job", "loss"),
-        ("benchmark_report", "verdict"),
-        ("raw_conversations", "messages/kept"),
+    page.set_viewport_size({"width": 1500, "height": 950})
+    for asset, partition, text in (
+        ("training_examples", "dental", "dropped_by_reason"),
+        ("training_job", "dental", "loss_curve"),
+        ("benchmark_report", "dental", "verdict"),
+        ("raw_conversations", "2026-09-07", "messages/kept"),
     ):
-        page.goto(f"{ui.url}/assets/{asset}", wait_until="domcontentloaded")
+        page.goto(f"{ui.url}/assets/{asset}?view=partitions&partition={partition}", wait_until="domcontentloaded")
         page.get_by_text(text).first.wait_for(timeout=60_000)
         page.wait_for_timeout(1500)
         picture(page, asset)

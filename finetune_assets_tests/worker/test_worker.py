@@ -80,7 +80,7 @@ def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path):
         parent = subprocess.Popen([sys.executable, "-c", parent_code, str(file)], stdout=subprocess.PIPE, text=True)
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        wait_for(lambda: (tmp_path / "progress.jsonl").exists())
+        wait_for((tmp_path / "progress.jsonl").exists)
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         parent.stdout.close()

@@ -1,0 +1,174 @@
+"""`finetune run` as a user starts it: to the report, interrupted by SIGKILL at its worst moments, twice at once, on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finetune_assets.environment import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+SETTINGS = """
+select: {tenant: clinica_aurora}
+language: es
+hyperparameters: {epochs: 1}
+benchmark: {max_rows: 24}
+min_examples: 50
+"""
+NOISY = ("seconds", "machine", "made_at", "tokens_per_second", "usd", "plan", "training", "resumed")
+"""Keys of a report that time or the interruption itself changes."""
+
+
+class Machine:
+    """A fresh store and one assistant."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, assistants = folder / "home", folder / "assistants"
+        assistants.mkdir(parents=True)
+        (assistants / "aurora.yaml").write_text(SETTINGS)
+        self.environment = {
+            **os.environ,
+            "FINETUNE_HOME": str(self.home),
+            "FINETUNE_SOURCE": "data/sample",
+            "FINETUNE_ASSISTANTS": str(assistants),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "finetune_assets.cli", "run", "--assistant", "aurora", "--json", *options]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    def run(self, *options: str) -> tuple[int, dict[str, Any], str]:
+        process = self.start(*options)
+        output, errors = process.communicate()
+        return process.returncode, json.loads(output) if output.strip() else {}, errors
+
+    def numbers(self) -> Any:
+        return without_noise(json.loads((self.home / "reports" / "aurora" / "latest" / "report.json").read_text()))
+
+    def wait_for(self, pattern: str, process: subprocess.Popen[str], least: int = 1, seconds: float = 300) -> Path:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and process.poll() is None:
+            found = sorted(self.home.glob(pattern))
+            if len(found) >= least:
+                return found[-1]
+            time.sleep(0.05)
+        raise AssertionError(f"{pattern} did not appear; the run ended with {process.poll()}")
+
+
+def without_noise(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_noise(v) for k, v in value.items() if not any(noise in k for noise in NOISY)}
+    return [without_noise(item) for item in value] if isinstance(value, list) else value
+
+
+def worker_of(home: Path) -> int:
+    return int(json.loads(next(home.glob("jobs/*/worker.json")).read_text())["pid"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    machine = Machine(tmp_path_factory.mktemp("whole"))
+    code, outcome, errors = machine.run()
+    assert code == 0, errors
+    assert outcome["verdict"] in ("serve", "do_not_serve", "cannot_tell")
+    assert Path(outcome["report"]).exists()
+    return machine.numbers()
+
+
+@pytest.mark.parametrize("victim", ["trainer", "run", "group"])
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, uninterrupted: Any, victim: str) -> None:
+    machine = Machine(tmp_path)
+    process = machine.start()
+    machine.wait_for("jobs/*/checkpoints/checkpoint-*/totals.json", process)
+    if victim == "trainer":
+        os.kill(worker_of(machine.home), signal.SIGKILL)
+    elif victim == "run":
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode != 0
+
+    code, outcome, errors = machine.run()
+    assert code == 0, errors
+    result = json.loads(next(machine.home.glob("jobs/*/result.json")).read_text())
+    assert result["resumed"] >= 1
+    assert machine.numbers() == uninterrupted
+    status = subprocess.run(
+        [sys.executable, "-m", "finetune_assets.cli", "status", "--json"],
+        cwd=ROOT,
+        env=machine.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(status.stdout)["assistants"][0]["version"] == outcome["version"]
+    assert not [path for path in machine.home.rglob(".tmp-*") if "dagster" not in path.parts]
+
+
+def test_a_second_run_waits_and_makes_nothing_twice(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    first = machine.start()
+    machine.wait_for("run.lock", first)
+    time.sleep(3)
+    code, outcome, errors = machine.run()
+    output, _ = first.communicate()
+    assert (code, first.returncode) == (0, 0), errors
+    assert "waiting" in errors
+    assert outcome["version"] == json.loads(output)["version"]
+    assert len(list(machine.home.glob("jobs/*/result.json"))) == 1
+    assert len(list((machine.home / "models" / "aurora").glob("v*"))) == 1
+
+
+def test_require_serve_ends_with_three(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    strict = machine.home.parent / "assistants" / "aurora.yaml"
+    strict.write_text(SETTINGS + "gates: {max_perplexity: 0.5}\n")
+    code, outcome, errors = machine.run("--require", "serve")
+    assert (code, outcome["verdict"]) == (3, "do_not_serve"), errors
+
+
+def test_bad_input_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    source = tmp_path / "source"
+    source.mkdir()
+    machine.environment["FINETUNE_SOURCE"] = str(source)
+    code, _, errors = machine.run()
+    assert code == 1, errors
+    assert str(source) in errors
+    for table in ("conversations", "messages"):
+        pl.read_parquet(ROOT / "data" / "sample" / f"{table}.parquet").write_parquet(source / f"{table}.parquet")
+    code, _, errors = machine.run()
+    assert code == 1
+    assert "feedback" in errors
+    (source / "feedback.parquet").write_bytes((ROOT / "data" / "sample" / "feedback.parquet").read_bytes()[:2000])
+    code, _, errors = machine.run()
+    assert code == 1
+    assert "feedback.parquet" in errors
+    assert not list((tmp_path / "home").glob("corpus/*/week=*"))
+
+    machine.environment["FINETUNE_SOURCE"] = "data/sample"
+    yaml = tmp_path / "assistants" / "aurora.yaml"
+    for text, expected, says in (
+        ("select: {tenant: nobody}\n", 1, "nobody"),
+        ("select: {tenant: clinica_aurora}\nmin_examples: 100000\n", 1, "min_examples"),
+        ("select: {tenant: clinica_aurora}\nlanguag: es\n", 2, "aurora.yaml:2"),
+    ):
+        yaml.write_text(text)
+        code, _, errors = machine.run()
+        assert (code, says in errors) == (expected, True), errors
+        assert not (tmp_path / "home" / "datasets" / "aurora" / "latest").exists()
