@@ -29,8 +29,8 @@ FLOPS_PER_CORE = {"bfloat16": 80e9, "float32": 40e9}
 """Useful floating-point operations a second and core in training, by precision, as measured with the 3M base (4,300 real tokens
 per CPU-second × 6 × 3M); larger models reach more. A machine's own finished jobs replace this figure."""
 
-RUNTIME_BYTES = 700 * 2**20
-"""Python with torch, transformers and TRL before the first step (measured: 0.65 to 0.75 GB)."""
+RUNTIME_BYTES = 1000 * 2**20
+"""Python with torch, transformers and TRL, compiled kernels and heap included (the 3M base: 1.35 GB at the peak, all told)."""
 
 MOST_PEERS = 5
 

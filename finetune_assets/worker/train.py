@@ -33,6 +33,10 @@ from finetune_assets.worker import checkpoints, models, sft
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.rows import Rows, longest_first, read_rows
 
+PADDED_TO = 32
+"""Few different shapes: on a CPU every new one costs compiled kernels and fragments the heap (3.1 GB after 560 steps of the 3M
+model without it, 1.2 GB with it, at the same speed)."""
+
 EAGER_LENGTH = 1024
 """Up to here plain attention is a third faster on a CPU than torch's flash attention, whose backward pass took 27 % of the time
 (measured: d 192, 6 heads, rows of 60 to 270 tokens)."""
@@ -178,6 +182,7 @@ def training_arguments(spec: dict[str, Any], *, validates: bool) -> SFTConfig:
         bf16=bf16,
         optim="adamw_torch_fused",
         activation_checkpointing=False,
+        pad_to_multiple_of=PADDED_TO,
         max_length=None,  # rows fit already
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_num_workers=0,

@@ -68,6 +68,14 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path):
     assert not cancel(tmp_path)
 
 
+def test_cancelling_ends_the_process_that_holds_the_lock(tmp_path: Path):
+    worker = subprocess.Popen(["sleep", "60"])
+    with FileLock(tmp_path / "worker.lock"):
+        (tmp_path / "worker.json").write_text(json.dumps({"pid": worker.pid, "host": os.uname().nodename}))
+        assert cancel(tmp_path)
+    assert worker.wait(10) == -signal.SIGTERM
+
+
 def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path):
     file = spec_file(tmp_path, task="nonsense")
     parent_code = (
