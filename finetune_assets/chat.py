@@ -70,7 +70,7 @@ class Chat:
 
     def _ask(self, question: dict[str, Any] | None) -> dict[str, Any]:
         """One line to the child, if any, and its answer. Raises LaunchError if it died."""
-        stdin, stdout = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
+        stdin, stdout = cast("IO[str]", self.process.stdin), cast("IO[str]", self.process.stdout)
         line = ""
         with contextlib.suppress(BrokenPipeError):
             if question is not None:

@@ -6,7 +6,7 @@ import sys
 import dagster as dg
 import pytest
 
-from finetune_assets.definitions import defs
+from finetune_assets_tests.code_location import DEFINITIONS
 
 GRAPH = {
     "raw_conversations": [],
@@ -39,12 +39,24 @@ BLOCKING = {
         "verdict_is_serve",
     ],
 }
-HEAVY = ["torch", "transformers", "trl", "peft", "datasets", "sentence_transformers", "openai", "boto3", "evaluate", "numba", "accelerate"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "sentence_transformers",
+    "openai",
+    "boto3",
+    "evaluate",
+    "numba",
+    "accelerate",
+]
 
 
 @pytest.fixture(scope="module")
 def definitions() -> dg.Definitions:
-    return defs()
+    return DEFINITIONS
 
 
 def test_it_is_loadable(definitions: dg.Definitions) -> None:

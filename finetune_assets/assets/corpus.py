@@ -75,7 +75,7 @@ def rlhf_feedback(context: dg.AssetExecutionContext, source: SourceResource, sto
     code_version=corpus.CODE_VERSIONS["clean_examples"],
 )
 def clean_examples(context: dg.AssetExecutionContext, store: StoreResource) -> Result:
-    """One row for each assistant reply: the conversation so far, the reply, and the verdict of each rule that needs no feedback."""
+    """One row for each assistant reply: the conversation so far, the reply, and what rules without settings say of it."""
     return _result(context, store, "examples", build_examples(store.store, context.partition_keys))
 
 

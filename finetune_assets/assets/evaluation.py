@@ -37,7 +37,7 @@ def benchmark_report(
     ledger: LedgerResource,
     launcher: LauncherResource,
 ) -> Result:
-    """Base, base with few-shot examples, and the tuned model on the same test rows; intervals, gates, verdict, side-by-side samples.
+    """Base, base with few-shot examples, and the tuned model on the same test rows; intervals, gates, verdict, samples.
 
     Replies are cached by content, so a second report of the same model costs nothing.
     """

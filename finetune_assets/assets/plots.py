@@ -44,7 +44,8 @@ def curve_plot(series: dict[str, Sequence[tuple[float, float]]], x_label: str, y
         return f"{50 + 560 * (x - left) / span_x:.1f},{14 + 190 * (1 - (y - low) / span_y):.1f}"
 
     parts = [
-        f"<line x1='50' y1='{y}' x2='610' y2='{y}' stroke='{GRID}'/><text x='44' y='{y + 4}' text-anchor='end' fill='{INK}'>{value:.2f}</text>"
+        f"<line x1='50' y1='{y}' x2='610' y2='{y}' stroke='{GRID}'/>"
+        f"<text x='44' y='{y + 4}' text-anchor='end' fill='{INK}'>{value:.2f}</text>"
         for y, value in ((14, high), (109, (high + low) / 2), (204, low))
     ]
     for (name, line), colour in zip(series.items(), (BAR, "#b45309", "#6d28d9", "#be123c"), strict=False):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from finetune_assets.training.plan import check_budget
 
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
@@ -19,6 +18,7 @@ from finetune_assets.resources import AssistantsResource, LauncherResource, Ledg
 from finetune_assets.resources.claims import claim
 from finetune_assets.resources.tags import APPROVED, JOB
 from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish
 from finetune_assets.training.spec import request_for, train_spec
 
@@ -108,8 +108,8 @@ def training_job(
     plan = _plan(store.store, assistant.name, folder.name)
     if assistant.require_approval and context.run_tags.get(APPROVED) != "true":
         raise BudgetExceeded(
-            f"{assistant.name} has `require_approval: true`, and nobody approved this run. Start it with `finetune run --assistant "
-            f"{assistant.name} --approve`, or in the UI with the tag {APPROVED}: true."
+            f"{assistant.name} has `require_approval: true`, and nobody approved this run. Start it with `finetune run "
+            f"--assistant {assistant.name} --approve`, or in the UI with the tag {APPROVED}: true."
         )
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
     spec = train_spec(request, store.store)

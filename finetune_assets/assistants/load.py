@@ -41,7 +41,8 @@ def load_assistant(folder: Path, name: str, tenants: Mapping[str, str] | None = 
         known = ", ".join(sorted(files)) or "none"
         seen = f" and is not one of the {len(tenants)} tenants in the corpus" if tenants else ""
         raise UnknownAssistant(
-            f"Assistant {name!r} has no file in {folder} (there: {known}){seen}. Add {name}.yaml with a `select`, or correct the name."
+            f"Assistant {name!r} has no file in {folder} (there: {known}){seen}. "
+            f"Add {name}.yaml with a `select`, or correct the name."
         )
     chain = [(values, origin)]
     parent = _parent(values, name, files, tenants)

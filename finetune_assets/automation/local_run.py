@@ -185,7 +185,7 @@ class LocalRun:
         with self._ledger() as ledger:
             if job.released_at is None and not claim(self.instance, ledger, job, cli_owner()):
                 raise LedgerError(
-                    f"Job {job.id} is being released by {job.released_by}; see its run in the UI, or run this command again later."
+                    f"Job {job.id} is being released by {job.released_by}; see its run in the UI, or try again later."
                 )
         self._execute("release", PHASE_TWO, self.request.assistant, {JOB: job.id})
         with self._ledger() as ledger:

@@ -16,7 +16,7 @@ from finetune_assets.resources.tags import RANGE_END, RANGE_START, REASON, TRAIN
     cron_schedule=Environment.read().retrain_cron,
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Brings the corpus up to date; `corpus_ready` then asks for one training of each assistant with `retrain.weekly`.",
+    description="Brings the corpus up to date; `corpus_ready` then asks for a training of each assistant with `retrain.weekly`.",
 )
 def weekly_retrain(
     context: dg.ScheduleEvaluationContext, source: SourceResource, store: StoreResource, assistants: AssistantsResource

@@ -14,13 +14,12 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 
 from finetune_assets.automation import schedules, sensors
 from finetune_assets.automation.failures import explain_failure
-from finetune_assets.definitions import defs
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.tags import JOB, RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
+from finetune_assets_tests.code_location import DEFINITIONS
 
-DEFINITIONS = defs()
 SAMPLE = ROOT / "data" / "sample"
 SETTINGS = "select: {vertical: dental}\nretrain: {feedback_threshold: 200}\n"
 
@@ -34,7 +33,9 @@ class World:
         self.source_folder.mkdir()
         assistants.mkdir()
         (assistants / "dental.yaml").write_text(SETTINGS)
-        (assistants / "resting.yaml").write_text("select: {vertical: restaurant}\nretrain: {weekly: false, feedback_threshold: 9999}\n")
+        (assistants / "resting.yaml").write_text(
+            "select: {vertical: restaurant}\nretrain: {weekly: false, feedback_threshold: 9999}\n"
+        )
         for table in ("conversations", "messages", "feedback"):
             pl.read_parquet(SAMPLE / f"{table}.parquet").write_parquet(self.source_folder / f"{table}.parquet")
         self.url = f"sqlite:///{folder / 'ledger.db'}"
@@ -89,8 +90,8 @@ def test_feedback_starts_one_training(world: World) -> None:
 
 
 def test_feedback_is_counted_since_the_last_training(world: World) -> None:
-    from finetune_assets.dataset import choose, freeze
     from finetune_assets.assistants import load_assistant
+    from finetune_assets.dataset import choose, freeze
 
     names = ("source", "store", "assistants", "ledger")
     world.prepare(world.tick(sensors.feedback_volume, *names)[0])
@@ -131,7 +132,9 @@ def test_the_schedule_and_corpus_ready_ask_for_one_training_an_assistant(world: 
 
     job = DEFINITIONS.resolve_job_def("prepare_corpus")
     result = job.execute_in_process(
-        instance=world.instance, tags={**request.tags, RANGE_START: "2026-08-03", RANGE_END: "2026-08-03"}, resources=world.resources
+        instance=world.instance,
+        tags={**request.tags, RANGE_START: "2026-08-03", RANGE_END: "2026-08-03"},
+        resources=world.resources,
     )
     status = dg.build_run_status_sensor_context(
         sensor_name="corpus_ready",
@@ -178,7 +181,9 @@ def test_tenants_with_enough_examples_are_enrolled(world: World) -> None:
     names = ("source", "store", "assistants", "ledger")
     world.prepare(world.tick(sensors.feedback_volume, *names)[0])
     context = dg.build_sensor_context(
-        instance=world.instance, resources={name: world.resources[name] for name in ("store", "assistants")}, definitions=DEFINITIONS
+        instance=world.instance,
+        resources={name: world.resources[name] for name in ("store", "assistants")},
+        definitions=DEFINITIONS,
     )
     data = sensors.enrol_tenants.evaluate_tick(context)
     [added] = data.dynamic_partitions_requests or []
