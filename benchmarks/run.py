@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--rounds 3]
 
-Prints a table of medians and ratios and writes `benchmarks/results.json` with versions, machine and command. Each figure is the median
-of `--rounds` repetitions in CPU seconds of this process (all threads), so that other processes disturb it little.
+Prints a table of medians and ratios; writes `benchmarks/results.json` with versions, machine and command. Each figure is the
+median of `--rounds` repetitions in CPU seconds of this process (all threads), so that other processes disturb it little.
 """
 
 # ruff: noqa: T201, PLC0415
