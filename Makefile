@@ -8,7 +8,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 install: .venv/installed
 
-# torch first and by itself: the CPU build where there is no GPU. TORCH_INDEX names an index of such builds; empty: pip's own.
+# torch first and by itself, at its pinned version. On Linux pip's own index brings the CUDA build (gigabytes): on a machine without a
+# GPU set TORCH_INDEX to an index of CPU builds.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "torch==$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from finetune_assets import __version__
 from finetune_assets.environment import ROOT, Environment
-from finetune_assets.errors import FinetuneError
+from finetune_assets.errors import FinetuneError, SettingsError
 
 VERDICTS = {
     "serve": "[green]serve[/]",
@@ -74,6 +74,8 @@ def run(assistant: str, until: str | None, require: str | None, approve: bool, w
             outcome = run_assistant(request, defs(), say, {"launcher": TerminalLauncher.showing(console)})
         except RunFailed as error:
             say(f"finetune: {error}\nLog: {home / 'finetune.log'}")
+            if as_json:
+                print(json.dumps({"assistant": assistant, "state": "failed", "error": str(error)}), file=output)
             sys.exit(1)
         if as_json:
             print(json.dumps({key: value for key, value in vars(outcome).items() if value is not None}), file=output)
@@ -241,7 +243,10 @@ def _wide() -> Console:
 @contextmanager
 def _quiet(home: Path) -> Generator[tuple[TextIO, TextIO]]:
     """Sends what libraries print to `<home>/finetune.log`; yields the real stderr and stdout."""
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"FINETUNE_HOME={home} cannot be made: {error}. Name a folder that is writable.") from None
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(2), os.dup(1)

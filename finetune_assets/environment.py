@@ -48,12 +48,12 @@ class Environment:
             sources=tuple(
                 _source(s.strip()) for s in (variables.get("FINETUNE_SOURCE") or "data/sample").split(",") if s.strip()
             ),
-            home=home,
-            database_url=variables.get("FINETUNE_DATABASE_URL") or f"sqlite:///{home / 'ledger.db'}",
+            home=_folder(home),
+            database_url=_database(variables.get("FINETUNE_DATABASE_URL") or f"sqlite:///{home / 'ledger.db'}"),
             assistants=_path(variables.get("FINETUNE_ASSISTANTS") or str(ROOT / "finetune_assets" / "assistants")),
             user_key=variables.get("FINETUNE_USER_KEY") or None,
             first_week=_monday(variables.get("FINETUNE_FIRST_WEEK") or "2020-01-06"),
-            retrain_cron=variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1",
+            retrain_cron=_cron(variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1"),
             launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
         )
 
@@ -70,6 +70,27 @@ def _path(text: str) -> Path:
 
 def _source(text: str) -> str:
     return text if "://" in text else str(_path(text))
+
+
+def _database(url: str) -> str:
+    scheme, separator, path = url.partition("sqlite:///")
+    return f"sqlite:///{_path(path)}" if separator and not scheme and path and path != ":memory:" else url
+
+
+def _folder(home: Path) -> Path:
+    if home.exists() and not home.is_dir():
+        raise SettingsError(f"FINETUNE_HOME={home} is a file; name a folder, which is made if it is missing.")
+    return home
+
+
+def _cron(text: str) -> str:
+    from dagster._utils.schedules import is_valid_cron_string  # noqa: PLC0415
+
+    if not is_valid_cron_string(text):
+        raise SettingsError(
+            f"FINETUNE_RETRAIN_CRON={text!r} is no cron expression; five fields, e.g. 0 3 * * 1 for Mondays at 3."
+        )
+    return text
 
 
 def _monday(text: str) -> date:

@@ -5,11 +5,11 @@ from typing import Any
 
 import dagster as dg
 
-from finetune_assets.assets.evaluation import current_version
 from finetune_assets.assets.partitions import OWNERS, assistants
 from finetune_assets.evaluation.card import model_card
 from finetune_assets.registry import Version
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+from finetune_assets.resources.claims import current_version
 from finetune_assets.storage import Store, read_json, write_text
 from finetune_assets.training import base_model
 
@@ -32,7 +32,14 @@ def _report(store: Store, version: Version) -> dict[str, Any]:
     return read_json(store.report(version.assistant, version.version) / "report.json")
 
 
-@dg.asset(group_name="deployment", partitions_def=assistants, deps=["benchmark_report"], kinds={"sqlite"}, owners=OWNERS)
+@dg.asset(
+    group_name="deployment",
+    partitions_def=assistants,
+    deps=["benchmark_report"],
+    kinds={"sqlite"},
+    owners=OWNERS,
+    code_version="1",
+)
 def registered_model(
     context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
 ) -> Result:
@@ -42,7 +49,7 @@ def registered_model(
     """
     assistant = assistants.load(context.partition_key, store.tenants())
     with ledger.open() as book:
-        version = current_version(context, book)
+        version = current_version(store.store, book, context.partition_key, context.run_tags)
         report = _report(store.store, version)
         manifest = read_json(store.store.dataset(assistant.name, version.dataset_fingerprint) / "manifest.json")
         training = read_json(Path(version.path) / "result.json")
@@ -51,7 +58,8 @@ def registered_model(
         write_text(Path(version.path) / "card.md", card)
         file = store.store.report(assistant.name, version.version) / "report.html"
         stored = book.register(assistant.name, version.version, report["verdict"], report["reasons"], str(file))
-        book.release_done(version.job_id)
+        if stored.verdict != "serve":
+            book.release_done(version.job_id)  # the gates stop this run here; else `rollout` ends it
     return Result(
         metadata={
             "version": stored.version,
@@ -59,7 +67,7 @@ def registered_model(
             "reasons": dg.MetadataValue.json(stored.reasons or []),
             "card": dg.MetadataValue.md(card),
             "folder": dg.MetadataValue.path(stored.path),
-            "report": dg.MetadataValue.url(file.resolve().as_uri()),
+            "report": dg.MetadataValue.path(file),
         },
         data_version=dg.DataVersion(f"{stored.version}:{stored.verdict}"),
     )
@@ -67,8 +75,9 @@ def registered_model(
 
 def _gate_check(gate: str, description: str) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=registered_model, name=gate, description=description, blocking=True, partitions_def=assistants)
-    def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        report = read_json(store.store.home / "reports" / context.partition_key / "latest" / "report.json")
+    def check(context: dg.AssetCheckExecutionContext, store: StoreResource, ledger: LedgerResource) -> dg.AssetCheckResult:
+        with ledger.open() as book:
+            report = _report(store.store, current_version(store.store, book, context.partition_key, context.run.tags))
         found = next((one for one in report["gates"] if one["name"] == gate), None)
         if found is None or found["outcome"] == "not_applicable":
             reason = found["reason"] if found else "This gate is switched off in the assistant's settings."
@@ -84,23 +93,25 @@ def _gate_check(gate: str, description: str) -> dg.AssetChecksDefinition:
 
 
 @dg.asset_check(asset=registered_model, blocking=True, partitions_def=assistants)
-def verdict_is_serve(context: dg.AssetCheckExecutionContext, ledger: LedgerResource) -> dg.AssetCheckResult:
-    """All gates together: the stored verdict of the newest version is `serve`."""
+def verdict_is_serve(context: dg.AssetCheckExecutionContext, store: StoreResource, ledger: LedgerResource) -> dg.AssetCheckResult:
+    """All gates together: the stored verdict of this version is `serve`."""
     with ledger.open() as book:
-        registered = [version for version in book.versions(context.partition_key) if version.registered_at]
-    newest = max(registered, key=lambda version: (version.registered_at is not None, version.registered_at, version.number))
+        version = current_version(store.store, book, context.partition_key, context.run.tags)
+    verdict = (version.verdict or "not benchmarked").replace("_", " ")
     return dg.AssetCheckResult(
-        passed=newest.verdict == "serve",
-        description=f"{newest.version}: {(newest.verdict or '').replace('_', ' ')}. " + " ".join((newest.reasons or [])[:3]),
-        metadata={"version": newest.version, "verdict": newest.verdict or ""},
+        passed=version.verdict == "serve",
+        description=f"{version.version}: {verdict}. " + " ".join((version.reasons or [])[:3]),
+        metadata={"version": version.version, "verdict": verdict},
     )
 
 
-@dg.asset(group_name="deployment", partitions_def=assistants, deps=[registered_model], kinds={"sqlite"}, owners=OWNERS)
-def rollout(context: dg.AssetExecutionContext, ledger: LedgerResource) -> Result:
+@dg.asset(
+    group_name="deployment", partitions_def=assistants, deps=[registered_model], kinds={"sqlite"}, owners=OWNERS, code_version="1"
+)
+def rollout(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
     """The only way to become champion: reads the stored verdict of the exact version again, and promotes `serve` only."""
     with ledger.open() as book:
-        version = current_version(context, book)
+        version = current_version(store.store, book, context.partition_key, context.run_tags)
         before = book.rollout(context.partition_key)
         if version.verdict != "serve":
             raise dg.Failure(
@@ -112,6 +123,7 @@ def rollout(context: dg.AssetExecutionContext, ledger: LedgerResource) -> Result
             reason = (version.reasons or ["verdict serve"])[0]
             book.promote(context.partition_key, version.version, before.generation, reason, f"run {context.run_id}")
         now = book.rollout(context.partition_key)
+        book.release_done(version.job_id)
     return Result(
         metadata={
             "champion": now.champion or "",

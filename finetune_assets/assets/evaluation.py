@@ -8,12 +8,11 @@ import dagster as dg
 from finetune_assets import __version__
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
-from finetune_assets.assets.training import current_job
-from finetune_assets.evaluation.benchmark import Made, prepare, summarise
+from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
 from finetune_assets.evaluation.report import markdown, write_report
-from finetune_assets.registry import Ledger, Version
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
+from finetune_assets.resources.claims import current_version
 from finetune_assets.storage import point, read_json
 from finetune_assets.training.spec import default_threads
 
@@ -21,14 +20,14 @@ Result = dg.MaterializeResult[Any]
 SHOWN = ("bits_per_byte", "perplexity", "rules", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
 
 
-def current_version(context: dg.AssetExecutionContext, book: Ledger) -> Version:
-    """The version of this run's job, else of the assistant's newest finished one. Raises LedgerError if it has none."""
-    job = current_job(context, book)
-    return book.version(context.partition_key, job.fine_tuned_model or "(none: materialise trained_model)")
-
-
 @dg.asset(
-    group_name="evaluation", partitions_def=assistants, deps=["trained_model"], kinds={"python"}, owners=OWNERS, pool=GPU_POOL
+    group_name="evaluation",
+    partitions_def=assistants,
+    deps=["trained_model"],
+    kinds={"python"},
+    owners=OWNERS,
+    pool=GPU_POOL,
+    code_version=str(REPORT_VERSION),
 )
 def benchmark_report(
     context: dg.AssetExecutionContext,
@@ -43,7 +42,7 @@ def benchmark_report(
     """
     assistant = assistants.load(context.partition_key, store.tenants())
     with ledger.open() as book:
-        version = current_version(context, book)
+        version = current_version(store.store, book, context.partition_key, context.run_tags)
         plan = book.job(version.job_id).plan
     dataset = store.store.dataset(assistant.name, version.dataset_fingerprint)
     report_folder = store.store.report(assistant.name, version.version)
@@ -76,7 +75,7 @@ def benchmark_report(
                 if values.get(measure, {}).get("value") is not None
             },
             "gates": records_table(report["gates"], ["name", "outcome", "value", "low", "high", "limit", "reason"]),
-            "report": dg.MetadataValue.url((report_folder / "report.html").resolve().as_uri()),
+            "report": dg.MetadataValue.path(report_folder / "report.html"),
             "folder": dg.MetadataValue.path(report_folder),
         }
     )

@@ -15,12 +15,12 @@ from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, Train
 from finetune_assets.evaluation.benchmark import curve
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource, TrainerResource
-from finetune_assets.resources.claims import claim
-from finetune_assets.resources.tags import APPROVED, JOB
+from finetune_assets.resources.claims import claim, cli_owner, current_job
+from finetune_assets.resources.tags import APPROVED
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish
-from finetune_assets.training.spec import request_for, train_spec
+from finetune_assets.training.spec import RECIPE, request_for, train_spec
 
 Result = dg.MaterializeResult[Any]
 
@@ -32,7 +32,9 @@ def _dataset(store: Store, assistant: str) -> Path:
     return folder
 
 
-@dg.asset(group_name="training", partitions_def=assistants, deps=["jsonl_splits"], kinds={"python"}, owners=OWNERS)
+@dg.asset(
+    group_name="training", partitions_def=assistants, deps=["jsonl_splits"], kinds={"python"}, owners=OWNERS, code_version=RECIPE
+)
 def training_plan(
     context: dg.AssetExecutionContext,
     store: StoreResource,
@@ -55,6 +57,7 @@ def training_plan(
     check_budget(assistant, estimate)
     plan = {
         **asdict(estimate),
+        "spec_hash": train_spec(request, store.store)["spec_hash"],
         "dataset_fingerprint": folder.name,
         "base_model": request.base_model,
         "trainer": backend.provider,
@@ -89,6 +92,7 @@ def training_plan(
     kinds={"pytorch", "huggingface"},
     owners=OWNERS,
     pool=GPU_POOL,
+    code_version=RECIPE,
 )
 def training_job(
     context: dg.AssetExecutionContext,
@@ -136,6 +140,8 @@ def training_job(
             handle = backend.submit(request)
             state = backend.poll(handle)
         except Exception as error:
+            if book.job(job.id).status == "cancelled":
+                raise TrainingError(f"{job.id} was cancelled; start it again and it goes on from its last checkpoint.") from None
             book.set_job(job.id, "failed", error=str(error))
             raise
         if state.status != "succeeded":
@@ -180,27 +186,15 @@ def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reus
     return Result(metadata=metadata)
 
 
-def current_job(context: dg.AssetExecutionContext, book: Ledger) -> Job:
-    """The job of this run's tag, else the assistant's newest one that succeeded. Raises LedgerError if there is none."""
-    tagged = context.run_tags.get(JOB)
-    if tagged:
-        return book.job(tagged)
-    for job in book.jobs(context.partition_key):
-        if job.status == "succeeded":
-            return job
-    raise LedgerError(f"{context.partition_key} has no finished training job; materialise training_job first.")
-
-
-@dg.asset(group_name="training", partitions_def=assistants, deps=[training_job], kinds={"huggingface"}, owners=OWNERS)
+@dg.asset(
+    group_name="training", partitions_def=assistants, deps=[training_job], kinds={"huggingface"}, owners=OWNERS, code_version="1"
+)
 def trained_model(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
     """The finished model as an immutable version: numbered within its assistant, named after its content."""
     with ledger.open() as book:
-        job = current_job(context, book)
-        if (
-            job.released_at is None
-            and not (job.released_by or "").startswith("cli:")
-            and not claim(context.instance, book, job, f"run:{context.run_id}")
-        ):
+        job = current_job(store.store, book, context.partition_key, context.run_tags)
+        owner = cli_owner() if job.released_by == cli_owner() else f"run:{context.run_id}"
+        if job.released_at is None and not claim(context.instance, book, job, owner, store.store.home):
             raise LedgerError(f"{job.id} is being released by {book.job(job.id).released_by}; this run leaves it alone.")
         model = store.store.job(job.spec_hash) / "model"
         version = book.mint_version(

@@ -65,7 +65,7 @@ def _file(folder: Path, name: str) -> Path:
 def _parent(values: dict[str, Any], name: str, files: Mapping[str, Path], tenants: Mapping[str, str]) -> str | None:
     explicit = values.get("extends")
     if explicit is not None:
-        if explicit not in files:
+        if not isinstance(explicit, str) or explicit not in files:
             raise SettingsError(f"{files[name]}: `extends: {explicit}` names no file; there are: {', '.join(sorted(files))}.")
         return str(explicit)
     select = values.get("select")

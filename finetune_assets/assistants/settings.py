@@ -10,6 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Comparable = Literal[
+    "bits_per_byte",
+    "loss",
+    "perplexity",
+    "rules",
+    "similarity",
+    "similarity_gain",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "empty",
+    "repeated",
+    "unfinished",
+    "personal_data",
+]
+"""Measures of replies in which two candidates can be compared."""
 
 
 class Group(BaseModel):
@@ -112,7 +128,7 @@ class Gates(Group):
     max_empty: Share | None = Field(default=0.01, description="Share of empty replies.")
     max_repeated: Share | None = Field(default=0.05, description="Share of replies that repeat themselves.")
     above_similarity_floor: bool = Field(default=True, description="Similarity with the references above the shuffled floor.")
-    better_than_base: str | None = Field(default="bits_per_byte", description="Measure in which the model must beat its base.")
+    better_than_base: Comparable | None = Field(default="bits_per_byte", description="Measure in which it must beat its base.")
 
 
 class Budget(Group):
@@ -177,12 +193,6 @@ class Benchmark(Group):
     )
 
 
-class Rollout(Group):
-    """How a version becomes champion."""
-
-    require_verdict: Literal["serve"] = "serve"
-
-
 class Assistant(Group):
     """All settings of one assistant. `language` picks rules and texts, it never filters rows."""
 
@@ -214,7 +224,6 @@ class Assistant(Group):
     retrain: Retrain = Retrain()
     split: Split = Split()
     hyperparameters: Hyperparameters = Hyperparameters()
-    rollout: Rollout = Rollout()
 
     @field_validator("name")
     @classmethod

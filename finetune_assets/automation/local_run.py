@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from finetune_assets.assets.partitions import GPU_POOL
 from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant
 from finetune_assets.automation.failures import step_errors, stopped_by_gate
@@ -26,8 +27,8 @@ from finetune_assets.corpus.ingest import stale_weeks
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError, LedgerError, SettingsError, UnknownAssistant
-from finetune_assets.registry import Job, Ledger
-from finetune_assets.resources.claims import claim, cli_owner
+from finetune_assets.registry import Ledger
+from finetune_assets.resources.claims import claim, cli_owner, current_job, run_lock
 from finetune_assets.resources.tags import APPROVED, HOST, JOB, RANGE_END, RANGE_START, REASON
 from finetune_assets.storage import Store, read_json
 
@@ -67,7 +68,7 @@ class RunFailed(FinetuneError):
 def store_lock(home: Path, say: Say) -> Generator[None]:
     """Holds the store; says so where it has to wait for another run."""
     home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / "run.lock")
+    lock = run_lock(home)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -115,12 +116,13 @@ class LocalRun:
         if self.request.until in CORPUS:
             return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
         self._enrol()
-        job = self._phase_one()
+        tags = {APPROVED: "true"} if self.request.approved else {}
+        self._execute("train", PHASE_ONE, self.request.assistant, tags)
         if self.request.until in PHASE_ONE:
             folder = self.store.datasets(self.request.assistant) / "latest"
             fingerprint = folder.resolve().name if folder.exists() else None
             return Outcome(self.request.assistant, "stopped", fingerprint=fingerprint, made=str(folder))
-        return self._phase_two(job)
+        return self._phase_two()
 
     def _check_settings(self) -> None:
         """Fails before anything is made if the assistant's file is wrong; a tenant without a file is looked for in the data."""
@@ -137,9 +139,10 @@ class LocalRun:
         return load_assistant(self.environment.assistants, self.request.assistant, tenants)
 
     def _end_dead_runs(self) -> None:
-        """Fails active runs of the command line on this host: the lock is ours, so whoever started them is dead."""
-        filters = dg.RunsFilter(statuses=ACTIVE, tags={HOST: socket.gethostname()})
-        for run in self.instance.get_runs(filters):
+        """Fails active runs of the command line: the lock is ours, so whoever started them is dead."""
+        for run in self.instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
+            if HOST not in run.tags:
+                continue
             self.instance.report_run_failed(run, "The process that ran this was killed; the next run goes on from what it left.")
             self.instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             self.say(f"Run {run.run_id[:8]} ({run.job_name}) had been killed; going on from what it left.")
@@ -167,23 +170,10 @@ class LocalRun:
         self.say(f"Corpus: {len(weeks)} of {len(stale.all_weeks)} weeks to read, {min(weeks)} to {max(weeks)}.")
         self._execute("prepare_corpus", CORPUS, None, {RANGE_START: min(weeks), RANGE_END: max(weeks)})
 
-    def _phase_one(self) -> Job | None:
-        tags = {APPROVED: "true"} if self.request.approved else {}
-        self._execute("train", PHASE_ONE, self.request.assistant, tags)
-        if self.request.until in PHASE_ONE:
-            return None
+    def _phase_two(self) -> Outcome:
         with self._ledger() as ledger:
-            succeeded = [job for job in ledger.jobs(self.request.assistant) if job.status == "succeeded"]
-        fingerprint = (self.store.datasets(self.request.assistant) / "latest").resolve().name
-        return next((job for job in succeeded if job.dataset_fingerprint == fingerprint), None)
-
-    def _phase_two(self, job: Job | None) -> Outcome:
-        if job is None:
-            raise LedgerError(
-                f"Phase one of {self.request.assistant} ended without a finished job; `finetune jobs list` shows why."
-            )
-        with self._ledger() as ledger:
-            if job.released_at is None and not claim(self.instance, ledger, job, cli_owner()):
+            job = current_job(self.store, ledger, self.request.assistant, {})
+            if job.released_at is None and not claim(self.instance, ledger, job, cli_owner(), self.environment.home):
                 raise LedgerError(
                     f"Job {job.id} is being released by {job.released_by}; see its run in the UI, or try again later."
                 )
@@ -212,6 +202,7 @@ class LocalRun:
             ledger.close()
 
     def _execute(self, job_name: str, assets: tuple[str, ...], partition: str | None, tags: dict[str, str]) -> None:
+        self._say_if_pool_is_taken(assets)
         wanted = assets[: assets.index(self.request.until) + 1] if self.request.until in assets else assets
         result = self.definitions.resolve_job_def(job_name).execute_in_process(
             run_config=QUIET,
@@ -226,3 +217,11 @@ class LocalRun:
             return
         causes = [f"{step}: {message or name}" for step, name, message in step_errors(self.instance, result.run_id)]
         raise RunFailed("\n".join(causes) or f"Run {result.run_id} of {job_name} failed without an event; see the log.")
+
+    def _say_if_pool_is_taken(self, assets: tuple[str, ...]) -> None:
+        """Where another run trains or benchmarks, the step waits for its slot in the pool: say so, since nothing else will."""
+        if assets == CORPUS:
+            return
+        taken = self.instance.event_log_storage.get_concurrency_info(GPU_POOL).active_slot_count
+        if taken:
+            self.say(f"Pool {GPU_POOL!r}: {taken} other step(s) at work; training and benchmark wait for their slot.")

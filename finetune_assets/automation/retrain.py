@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 
 import dagster as dg
 import polars as pl
@@ -16,6 +17,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError
 from finetune_assets.registry import Ledger
 from finetune_assets.resources import AssistantsResource, SourceResource, StoreResource
+from finetune_assets.resources.claims import MAX_ATTEMPTS
 from finetune_assets.resources.tags import RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
 
 ACTIVE = [
@@ -71,19 +73,35 @@ def enough_examples(store: StoreResource, assistants: AssistantsResource) -> lis
     frame = pl.scan_parquet(folder / "week=*" / "part.parquet", hive_partitioning=False)
     satisfied = frame.filter(pl.col("satisfaction_score") >= 4).group_by("tenant_id").len().collect()
     counts = {row["tenant_id"]: row["len"] for row in satisfied.to_dicts()}
-    return sorted(tenant for tenant in tenants if counts.get(tenant, 0) >= assistants.load(tenant, tenants).min_examples)
+    return sorted(tenant for tenant in tenants if counts.get(tenant, 0) >= _least(assistants, tenant, tenants))
+
+
+def _least(assistants: AssistantsResource, tenant: str, tenants: dict[str, str]) -> float:
+    try:
+        return assistants.load(tenant, tenants).min_examples
+    except FinetuneError:
+        return math.inf  # a tenant whose id cannot be a partition key, or whose vertical's file is wrong, is not enrolled
 
 
 def refresh_request(instance: dg.DagsterInstance, source: SourceResource, store: StoreResource) -> dg.RunRequest | None:
-    """A corpus run over the weeks that are missing or changed, asked for once for each state of the source; null: up to date."""
+    """A corpus run over the weeks that are missing or changed; null: up to date, or it failed three times for this state."""
     staleness = stale_weeks(store.store, source.read())
     stale = partitioned(staleness.stale, datetime.datetime.now(datetime.UTC).date())
     if not stale:
         return None
     state = hashlib.blake2b(json.dumps(staleness.digests, sort_keys=True).encode(), digest_size=8).hexdigest()
-    start, end = min(stale), max(stale)
-    tags = {RANGE_START: start, RANGE_END: end, REASON: "source changed"}
-    return dg.RunRequest(run_key=f"refresh:{state}", job_name="prepare_corpus", tags=tags)
+    reason = f"source changed: {state}"
+    attempt = next_attempt(instance, "prepare_corpus", {REASON: reason})
+    if attempt > MAX_ATTEMPTS:
+        return None
+    tags = {RANGE_START: min(stale), RANGE_END: max(stale), REASON: reason}
+    return dg.RunRequest(run_key=f"refresh:{state}:{attempt}", job_name="prepare_corpus", tags=tags)
+
+
+def next_attempt(instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> int:
+    """One more than the runs of these tags that failed: Dagster never asks again for a run key, not even of a failed run."""
+    failed = dg.RunsFilter(job_name=job, tags=tags, statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+    return instance.get_runs_count(failed) + 1
 
 
 def due_assistants(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from finetune_assets.automation.jobs import prepare_corpus
-from finetune_assets.automation.retrain import stale_range, weekly_assistants
+from finetune_assets.automation.retrain import next_attempt, stale_range, weekly_assistants
 from finetune_assets.environment import Environment
 from finetune_assets.resources import AssistantsResource, SourceResource, StoreResource
 from finetune_assets.resources.tags import RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
@@ -28,8 +28,9 @@ def weekly_retrain(
         return
     week = f"{context.scheduled_execution_time:%G-W%V}"
     start, end = stale_range(source, store, context.scheduled_execution_time.date())
+    attempt = next_attempt(context.instance, "prepare_corpus", {REASON: f"weekly:{week}"})
     yield dg.RunRequest(
-        run_key=f"{week}:corpus",
+        run_key=f"{week}:corpus:{attempt}",
         tags={RANGE_START: start, RANGE_END: end, TRAIN_AFTERWARDS: ",".join(names), REASON: f"weekly:{week}"},
     )
 

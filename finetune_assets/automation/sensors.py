@@ -10,7 +10,7 @@ import dagster as dg
 from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.automation.failures import explain_failure
 from finetune_assets.automation.jobs import JOBS, prepare_corpus, release, train
-from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, refresh_request
+from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, next_attempt, refresh_request
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.claims import waiting_jobs
 from finetune_assets.resources.tags import FEEDBACK, JOB, REASON, TRAIN_AFTERWARDS
@@ -34,8 +34,9 @@ def corpus_ready(context: dg.RunStatusSensorContext) -> Iterator[dg.RunRequest |
         yield dg.SkipReason("This corpus run names no assistant to train.")
     reason = run.tags.get(REASON, "")
     for name in set(names) & set(enrolled(context.instance)):
-        # The reason holds the week or the feedback count; a failed training is asked for again by the next reason.
-        yield dg.RunRequest(run_key=f"{reason}:{name}", partition_key=name, tags={REASON: reason})
+        attempt = next_attempt(context.instance, train.name, {REASON: reason, "dagster/partition": name})
+        key = f"{reason.removeprefix('weekly:')}:{name}:{attempt}"
+        yield dg.RunRequest(run_key=key, partition_key=name, tags={REASON: reason})
 
 
 @dg.sensor(jobs=[prepare_corpus, train], minimum_interval_seconds=300, default_status=OFF)
@@ -67,10 +68,12 @@ def feedback_volume(
 
 
 @dg.sensor(job=release, minimum_interval_seconds=15, default_status=ON)
-def finished_jobs(context: dg.SensorEvaluationContext, ledger: LedgerResource) -> Iterator[dg.RunRequest | dg.SkipReason]:
+def finished_jobs(
+    context: dg.SensorEvaluationContext, store: StoreResource, ledger: LedgerResource
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Takes each succeeded job of the ledger into phase two, once; a phase two that failed is tried again twice."""
     with ledger.open() as book:
-        waiting = waiting_jobs(context.instance, book)
+        waiting = waiting_jobs(context.instance, book, store.store.home)
     known = set(enrolled(context.instance))
     for job in [job for job in waiting if job.assistant in known][:MAX_REQUESTS]:
         key = f"release:{job.id}:{job.release_attempt}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry.tables import (
@@ -275,7 +275,12 @@ def _event_row(
 
 def _connect(url: str) -> sa.Engine:
     """An engine whose tables exist. Raises LedgerError, without the password, if the database cannot be reached."""
-    parsed = sa.make_url(url)
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:
+        raise LedgerError(
+            "FINETUNE_DATABASE_URL is no database URL; write sqlite:///PATH or postgresql://USER@HOST/NAME."
+        ) from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg2")
     shown = parsed.render_as_string(hide_password=True)

@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m finetune_assets.worker SPEC.json\n")
         return 2
     die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `jobs cancel` sends it, and a parent may have left it ignored
     spec = cast("dict[str, Any]", json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
     set_environment(int(spec.get("threads") or 0))
     with ExitStack() as stack:

@@ -143,7 +143,7 @@ def test_the_schedule_and_corpus_ready_ask_for_one_training_an_assistant(world: 
         dagster_run=result.dagster_run,
     )
     requests = list(sensors.corpus_ready(status))
-    assert [(one.run_key, one.partition_key) for one in requests] == [("weekly:2026-W45:dental", "dental")]
+    assert [(one.run_key, one.partition_key) for one in requests] == [("2026-W45:dental:1", "dental")]
 
 
 def test_finished_jobs_go_on_once(world: World) -> None:
@@ -161,18 +161,18 @@ def test_finished_jobs_go_on_once(world: World) -> None:
     }
     job = book.set_job(book.open_job(columns).id, "succeeded")
     gone = book.set_job(book.open_job({**columns, "assistant": "deleted", "spec_hash": "t"}).id, "succeeded")
-    [request] = world.tick(sensors.finished_jobs, "ledger")
+    [request] = world.tick(sensors.finished_jobs, "store", "ledger")
     assert (request.partition_key, request.tags[JOB]) == ("dental", job.id)
-    assert world.tick(sensors.finished_jobs, "ledger")[0].run_key == request.run_key
+    assert world.tick(sensors.finished_jobs, "store", "ledger")[0].run_key == request.run_key
     run = dg.DagsterRun(job_name="release", status=dg.DagsterRunStatus.STARTED, tags={})
     world.instance.add_run(run)
     assert book.claim_release(job.id, f"run:{run.run_id}")
-    assert world.tick(sensors.finished_jobs, "ledger") == []
+    assert world.tick(sensors.finished_jobs, "store", "ledger") == []
     world.instance.report_run_failed(run)
-    [again] = world.tick(sensors.finished_jobs, "ledger")
+    [again] = world.tick(sensors.finished_jobs, "store", "ledger")
     assert again.run_key != request.run_key  # a run that died is replaced
     book.release_done(job.id)
-    assert world.tick(sensors.finished_jobs, "ledger") == []
+    assert world.tick(sensors.finished_jobs, "store", "ledger") == []
     assert book.job(gone.id).released_at is None
     book.close()
 

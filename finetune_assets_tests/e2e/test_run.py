@@ -16,7 +16,8 @@ import pytest
 
 from finetune_assets.environment import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
+SHARED = ROOT.parent / "shared" / "data" / "sgd"
 
 SETTINGS = """
 select: {tenant: clinica_aurora}
@@ -26,7 +27,7 @@ benchmark: {max_rows: 24}
 min_examples: 50
 """
 NOISY = ("seconds", "machine", "made_at", "tokens_per_second", "usd", "plan", "training", "resumed", "reasons", "model")
-"""Parts of a report's keys that time, the place of the store, or the interruption itself changes; `reasons` tells the waiting time."""
+"""Parts of a report's keys that time, the place of the store or the interruption itself changes; `reasons` tells the waiting time."""
 
 
 class Machine:
@@ -44,15 +45,15 @@ class Machine:
             "HF_HUB_OFFLINE": "1",
         }
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "finetune_assets.cli", "run", "--assistant", "aurora", "--json", *options]
+    def start(self, *options: str, assistant: str = "aurora") -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "finetune_assets.cli", "run", "--assistant", assistant, "--json", *options]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, cwd=ROOT, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
-    def run(self, *options: str) -> tuple[int, dict[str, Any], str]:
-        process = self.start(*options)
+    def run(self, *options: str, assistant: str = "aurora") -> tuple[int, dict[str, Any], str]:
+        process = self.start(*options, assistant=assistant)
         output, errors = process.communicate()
         return process.returncode, json.loads(output) if output.strip() else {}, errors
 
@@ -91,6 +92,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return machine.numbers()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["trainer", "run", "group"])
 def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, uninterrupted: Any, victim: str) -> None:
     machine = Machine(tmp_path)
@@ -122,6 +124,7 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, uninterrupted: 
     assert not [path for path in machine.home.rglob(".tmp-*") if "dagster" not in path.parts]
 
 
+@pytest.mark.slow
 def test_a_second_run_waits_and_makes_nothing_twice(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     first = machine.start()
@@ -136,10 +139,11 @@ def test_a_second_run_waits_and_makes_nothing_twice(tmp_path: Path) -> None:
     assert len(list((machine.home / "models" / "aurora").glob("v*"))) == 1
 
 
+@pytest.mark.slow
 def test_require_serve_ends_with_three(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     strict = machine.home.parent / "assistants" / "aurora.yaml"
-    strict.write_text(SETTINGS + "gates: {max_perplexity: 0.5}\n")
+    strict.write_text(SETTINGS + "gates: {max_training_loss: 0.001}\n")
     code, outcome, errors = machine.run("--require", "serve")
     assert (code, outcome["verdict"]) == (3, "do_not_serve"), errors
 
@@ -174,3 +178,38 @@ def test_bad_input_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> N
         code, _, errors = machine.run()
         assert (code, says in errors) == (expected, True), errors
         assert not (tmp_path / "home" / "datasets" / "aurora" / "latest").exists()
+
+
+def texts_of(file: Path) -> str:
+    """Everything a file says, Parquet decoded."""
+    if file.suffix == ".parquet":
+        return pl.read_parquet(file).write_ndjson() or ""
+    return file.read_bytes().decode("utf-8", "replace")
+
+
+def test_a_real_export_is_trained_and_nothing_personal_is_left(tmp_path: Path) -> None:
+    """One short training on real input, for a tenant that has no file of its own and a vertical given only by a YAML file."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real export in ../shared/data/sgd")
+    machine = Machine(tmp_path)
+    machine.environment["FINETUNE_SOURCE"] = str(SHARED)
+    (tmp_path / "assistants" / "dental.yaml").write_text(
+        "select: {vertical: dental}\nlanguage: en\nhyperparameters: {epochs: 0.2}\nbenchmark: {max_rows: 12}\n"
+    )
+    (tmp_path / "assistants" / "eating_out.yaml").write_text("select: {vertical: restaurant}\nlanguage: en\n")
+    code, outcome, errors = machine.run(assistant="clinic_aurora")
+    assert code == 0, errors
+    assert outcome["verdict"] in ("serve", "do_not_serve", "cannot_tell")
+    manifest = json.loads((machine.home / "datasets" / "clinic_aurora" / "latest" / "manifest.json").read_text())
+    assert list(manifest["counts"]["tenant"]) == ["clinic_aurora"]
+    code, outcome, errors = machine.run("--until", "jsonl_splits", assistant="eating_out")
+    assert (code, outcome["state"]) == (0, "stopped"), errors
+
+    truth = json.loads((SHARED / "truth.json").read_text())
+    values = {entry["value"] for entry in truth["pii"]}
+    files = [file for file in machine.home.rglob("*") if file.is_file() and file.suffix != ".safetensors"]
+    assert len(files) > 50
+    found = {(file.name, value) for file in files for text in [texts_of(file)] for value in values if value in text}
+    assert not found
+    rejected = pl.concat([pl.read_parquet(file) for file in machine.home.glob("corpus/rejected/*/*.parquet")])
+    assert {(row["table"], row["id"]) for row in truth["bad_rows"]} <= set(rejected.select("table", "id").rows())

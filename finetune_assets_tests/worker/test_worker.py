@@ -69,7 +69,15 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path):
 
 
 def test_cancelling_ends_the_process_that_holds_the_lock(tmp_path: Path):
-    worker = subprocess.Popen(["sleep", "60"])
+    # A shell that starts the tests in the background may leave SIGTERM ignored or blocked, and children inherit that.
+    code = (
+        "import signal, time; signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]);"
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL); print('ready', flush=True); time.sleep(60)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "ready\n"
+    worker.stdout.close()
     with FileLock(tmp_path / "worker.lock"):
         (tmp_path / "worker.json").write_text(json.dumps({"pid": worker.pid, "host": os.uname().nodename}))
         assert cancel(tmp_path)
