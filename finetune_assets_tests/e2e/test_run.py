@@ -27,7 +27,7 @@ benchmark: {max_rows: 24}
 min_examples: 50
 """
 NOISY = ("seconds", "machine", "made_at", "tokens_per_second", "usd", "plan", "training", "resumed", "reasons", "model")
-"""Parts of a report's keys that time, the place of the store or the interruption itself changes; `reasons` tells the waiting time."""
+"""What time, the place of the store or the interruption itself changes in a report; `reasons` tells the waiting time."""
 
 
 class Machine:
