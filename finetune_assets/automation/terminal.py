@@ -6,10 +6,9 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
-from pydantic import PrivateAttr
 from rich.console import Console
 
 from finetune_assets.resources import LauncherResource
@@ -21,18 +20,17 @@ PLAIN_SECONDS = 10
 class TerminalLauncher(LauncherResource):
     """The launcher of `finetune run`: the same child process, its progress on the terminal."""
 
-    _console: Console | None = PrivateAttr(default=None)
+    console: ClassVar[Console | None] = None  # of the class, since Dagster copies a resource by its fields
 
     @classmethod
     def showing(cls, console: Console) -> TerminalLauncher:
-        """A launcher that writes to a console."""
-        launcher = cls()
-        launcher._console = console
-        return launcher
+        """The launcher of a process whose progress goes to this console."""
+        cls.console = console
+        return cls()
 
     def run(self, context: dg.AssetExecutionContext, spec_file: Path, output: Path) -> None:
         """Runs the child and shows the last line of its `progress.jsonl` until it ends."""
-        console = self._console
+        console = self.console
         if console is None:
             super().run(context, spec_file, output)
             return
@@ -87,10 +85,14 @@ def _last_line(file: Path, start: int) -> str:
 
 
 def describe(event: dict[str, Any]) -> str:
-    """One progress event as a line: stage, step, loss, tokens a second, time left."""
+    """One progress event as a line: a note, or stage, step, loss, tokens a second, time left."""
+    if "note" in event:
+        return str(event["note"])
     parts = [f"{event.get('stage', 'working')} {event.get('step', 0)}/{event.get('total', '?')}"]
     if isinstance(event.get("loss"), (int, float)):
         parts.append(f"loss {event['loss']:.3f}")
+    if isinstance(event.get("eval_loss"), (int, float)):
+        parts.append(f"validation loss {event['eval_loss']:.3f}")
     if isinstance(event.get("tokens_per_second"), (int, float)):
         parts.append(f"{event['tokens_per_second']:,.0f} tokens/s")
     if isinstance(event.get("seconds_left"), (int, float)):
