@@ -22,8 +22,8 @@ def step_errors(instance: dg.DagsterInstance, run_id: str) -> list[tuple[str, st
         while error is not None and error.cause is not None:
             error = error.cause
         name = error.cls_name if error and error.cls_name else ""
-        message = error.message.removeprefix(f"{name}: ") if error else ""
-        errors.append((event.step_key or "" if event else "", name, message.split("finetune_assets.errors.")[-1].strip()))
+        message = error.message.split("finetune_assets.errors.")[-1].removeprefix(f"{name}: ").strip() if error else ""
+        errors.append((event.step_key or "" if event else "", name, message))
     return errors
 
 

@@ -112,6 +112,8 @@ class LocalRun:
         """Corpus, phase one, phase two."""
         self._end_dead_runs()
         self._check_settings()
+        with self._ledger():
+            pass  # one that cannot be used is told before anything is made
         self._corpus()
         if self.request.until in CORPUS:
             return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
