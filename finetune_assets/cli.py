@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ class Commands(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Turns an assistant's conversations and feedback into a better model, and proves that it is better."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So in scripts that start this with `&`; Dagster treats SIGTERM like SIGINT, and then nothing but SIGKILL would end it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("DAGSTER_HOME", str(ROOT))
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
