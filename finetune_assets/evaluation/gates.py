@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune_assets.assistants.settings import Gates
-from finetune_assets.errors import SettingsError
-from finetune_assets.evaluation.measures import COMPARABLE, MEASURES, comparable, improvement
+from finetune_assets.evaluation.measures import MEASURES, improvement
 from finetune_assets.evaluation.statistics import MIN_CONVERSATIONS, NOTHING, Interval, rows_needed
 from finetune_assets.evaluation.texts import Finding, Texts
 
@@ -175,10 +174,6 @@ class _Judge:
     def better_than_base(self, measure: str | None) -> Gate | None:
         if measure is None:
             return None
-        if not comparable(measure):
-            raise SettingsError(
-                f"`gates.better_than_base: {measure}` is no measure of replies; allowed: {', '.join(COMPARABLE)}."
-            )
         return self.better("better_than_base", measure, improvement(measure, self.evidence.versus_base.get(measure, NOTHING)))
 
     @property

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
 
+from finetune_assets.assistants.settings import Comparable
 from finetune_assets.corpus.personal_data import residual
 from finetune_assets.evaluation import text_scores
 from finetune_assets.evaluation.statistics import NOTHING, Bootstrap, Estimate, Floats, Interval, mean, ratio, share
@@ -56,21 +57,7 @@ MEASURES: dict[str, Measure] = {
         Measure("bytes", "lower", "bytes", 1),
     )
 }
-COMPARABLE = (
-    "bits_per_byte",
-    "loss",
-    "perplexity",
-    "rules",
-    "similarity",
-    "similarity_gain",
-    "chrf",
-    "bleu",
-    "rouge_l",
-    "empty",
-    "repeated",
-    "unfinished",
-    "personal_data",
-)
+COMPARABLE: tuple[str, ...] = get_args(Comparable)
 """Measures of single rows, of which paired differences make sense."""
 
 
@@ -184,11 +171,6 @@ def _scaled(interval: Interval, factor: float | None) -> Interval:
     if factor is None or interval.value is None or interval.low is None or interval.high is None:
         return NOTHING
     return Interval(interval.value * factor, interval.low * factor, interval.high * factor)
-
-
-def comparable(name: str) -> bool:
-    """Whether `better_than_base` may name this measure."""
-    return name in COMPARABLE
 
 
 def improvement(name: str, difference: Interval) -> Interval:

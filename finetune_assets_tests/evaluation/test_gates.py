@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from finetune_assets.assistants.settings import Gates, Rule
-from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation import gates, rules
 from finetune_assets.evaluation.candidates import TestRow as Row
-from finetune_assets.evaluation.measures import MEASURES
+from finetune_assets.evaluation.measures import COMPARABLE, MEASURES
 from finetune_assets.evaluation.statistics import Interval
 from finetune_assets.evaluation.texts import Texts, _read
 
@@ -77,8 +77,9 @@ def test_better_than_base_needs_the_whole_interval():
     assert decide(versus_base={"bits_per_byte": Interval(-0.1, -0.3, 0.1)})["better_than_base"].outcome == "cannot_tell"
     assert decide(versus_base={"bits_per_byte": Interval(0.0, 0.0, 0.0)})["better_than_base"].outcome == "failed"
     assert decide(Gates(better_than_base="chrf"), versus_base={"chrf": Interval(5, 2, 8)})["better_than_base"].outcome == "passed"
-    with pytest.raises(SettingsError, match="allowed: bits_per_byte"):
-        decide(Gates(better_than_base="charm"))
+    with pytest.raises(ValidationError, match="'bits_per_byte', 'loss'"):
+        Gates.model_validate({"better_than_base": "charm"})
+    assert set(COMPARABLE) <= set(MEASURES)
 
 
 def test_cannot_tell_says_how_many_rows_would():
