@@ -15,10 +15,12 @@ What exists under its final name is whole; a folder is written beside its place 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +157,21 @@ def point(link: Path, target: str) -> None:
     draft = link.with_name(f"{TEMPORARY}{link.name}-{secrets.token_hex(4)}")
     draft.symlink_to(target)
     os.replace(draft, link)
+
+
+def sweep(folder: Path, recursive: bool = False, seconds: float = 0.0) -> None:
+    """Removes drafts that a killed process left in a folder, if they have not changed for some seconds.
+
+    Only for a folder that nobody else writes to, or with more seconds than any write takes.
+    """
+    for path in (folder.rglob if recursive else folder.glob)(f"{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat(follow_symlinks=False).st_mtime < seconds:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _sync(path: Path) -> None:

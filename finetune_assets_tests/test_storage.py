@@ -7,7 +7,7 @@ import pytest
 
 from finetune_assets.environment import Environment
 from finetune_assets.errors import SettingsError
-from finetune_assets.storage import Store, point, read_json, replacing, replacing_folder, write_json
+from finetune_assets.storage import Store, point, read_json, replacing, replacing_folder, sweep, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -30,6 +30,17 @@ def test_a_folder_replaces_another_whole(tmp_path: Path) -> None:
             (draft / "x").write_text(text)
     assert (tmp_path / "f" / "x").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_drafts_of_killed_processes_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-model-1").mkdir()
+    (tmp_path / ".tmp-model-1" / "half").write_text("x")
+    (tmp_path / ".tmp-a.json-2").write_text("x")
+    (tmp_path / "whole.json").write_text("x")
+    sweep(tmp_path, seconds=60)
+    assert len(list(tmp_path.iterdir())) == 3
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.json"]
 
 
 def test_latest_moves_in_one_step(tmp_path: Path) -> None:

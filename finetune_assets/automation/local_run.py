@@ -30,10 +30,12 @@ from finetune_assets.errors import DataError, FinetuneError, LedgerError, Settin
 from finetune_assets.registry import Ledger
 from finetune_assets.resources.claims import claim, cli_owner, current_job, run_lock
 from finetune_assets.resources.tags import APPROVED, HOST, JOB, RANGE_END, RANGE_START, REASON
-from finetune_assets.storage import Store, read_json
+from finetune_assets.storage import Store, read_json, sweep
 
 STEPS = (*CORPUS, *PHASE_ONE, *PHASE_TWO)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+DRAFT_SECONDS = 24 * 3600.0
+"""Age from which an unfinished draft belongs to a process that was killed: no write takes a day."""
 Say = Callable[[str], None]
 
 
@@ -111,6 +113,7 @@ class LocalRun:
     def run(self) -> Outcome:
         """Corpus, phase one, phase two."""
         self._end_dead_runs()
+        sweep(self.environment.home, recursive=True, seconds=DRAFT_SECONDS)
         self._check_settings()
         with self._ledger():
             pass  # one that cannot be used is told before anything is made

@@ -53,7 +53,7 @@ def run_task(spec: dict[str, Any]) -> int:
     from filelock import FileLock, Timeout  # noqa: PLC0415
 
     from finetune_assets.errors import FinetuneError, SettingsError  # noqa: PLC0415
-    from finetune_assets.storage import write_json  # noqa: PLC0415
+    from finetune_assets.storage import sweep, write_json  # noqa: PLC0415
     from finetune_assets.worker.progress import Progress, log  # noqa: PLC0415
 
     output = Path(spec["output"])
@@ -66,6 +66,7 @@ def run_task(spec: dict[str, Any]) -> int:
         lock.acquire()
     try:
         (output / "error.json").unlink(missing_ok=True)
+        sweep(output)
         write_json(output / "worker.json", {"pid": os.getpid(), "host": os.uname().nodename})
         if spec.get("task") not in TASKS:
             raise SettingsError(f"task {spec.get('task')!r} is unknown; allowed: {', '.join(TASKS)}.")
