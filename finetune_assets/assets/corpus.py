@@ -20,17 +20,19 @@ Result = dg.MaterializeResult[Any]
 
 
 def _result(context: dg.AssetExecutionContext, store: StoreResource, table: str, counts: dict[str, dict[str, Any]]) -> Result:
-    """Each week's numbers go to its own partition, where the UI plots them over time; sample rows go to the newest week."""
+    """Each week's numbers, sample rows and folder go to its own partition; the UI plots the numbers over the weeks."""
     for week, numbers in counts.items():
-        context.add_asset_metadata(week_numbers(numbers), partition_key=week)
+        metadata = {
+            **week_numbers(numbers),
+            "sample": sample_table(store.store, table, week),
+            "folder": dg.MetadataValue.path(store.store.corpus(table, week)),
+        }
+        rejected = rejected_table(store.store, week)
+        if rejected is not None:
+            metadata["rejected_sample"] = rejected
+        context.add_asset_metadata(metadata, partition_key=week)
         context.log.info(f"{table} of week {week}: {numbers['kept']} kept of {numbers['read']} read")
-    newest = max(counts)
-    extra = {
-        "sample": sample_table(store.store, table, newest),
-        "folder": dg.MetadataValue.path(store.store.corpus(table, newest)),
-    }
-    rejected = rejected_table(store.store, newest)
-    return Result(metadata=extra if rejected is None else {**extra, "rejected_sample": rejected})
+    return Result()
 
 
 @dg.asset(
