@@ -60,7 +60,8 @@ def definitions() -> dg.Definitions:
 
 
 def test_it_is_loadable(definitions: dg.Definitions) -> None:
-    dg.Definitions.validate_loadable(definitions)
+    dg.Definitions.validate_loadable(definitions)  # raises where a partition mapping does not fit
+    assert definitions.resolve_job_def("release").partitions_def == definitions.resolve_job_def("train").partitions_def
 
 
 def test_the_graph(definitions: dg.Definitions) -> None:

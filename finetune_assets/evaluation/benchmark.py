@@ -144,6 +144,13 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "rules_by_intent": rules.by_intent(rows, fitting, references, kept),
         "samples": samples.choose(rows, frames, assistant.rules, fitting, kept),
         "models": {name: _model(name, facts, frames[name], known["shots"]) for name, facts in result["candidates"].items()},
+        **_provenance(assistant, made, manifest, result),
+    }
+
+
+def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the model and the numbers come from: training, plan, data, machine, code."""
+    return {
         "training": {"result": dict(made.training), "curve": curve(made.training_log)},
         "plan": dict(made.plan),
         "data": {key: manifest.get(key) for key in ("weeks", "counts", "rejected", "settings", "warnings")},

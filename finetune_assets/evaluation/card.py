@@ -12,27 +12,10 @@ from typing import Any
 import yaml
 
 from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED
-from finetune_assets.evaluation.report import flat, human
+from finetune_assets.evaluation.report import MARKDOWN, flat, human
 from finetune_assets.evaluation.texts import Texts
 
 T = Texts("en")
-SHOWN = (
-    "bits_per_byte",
-    "perplexity",
-    "rules",
-    "similarity",
-    "similarity_floor",
-    "chrf",
-    "bleu",
-    "rouge_l",
-    "empty",
-    "repeated",
-    "unfinished",
-    "personal_data",
-    "seconds_p50",
-    "seconds_p95",
-    "usd_per_1000",
-)
 GOOD = 0.9  # share of rules kept, from which an intent counts as one the model is good at
 WEAK = 0.7
 
@@ -164,7 +147,7 @@ def _evaluation(report: Mapping[str, Any]) -> str:
         "|---" * (len(names) + 2) + "|",
     ]
     versus = report["differences"].get(f"{TUNED}_vs_{BASE}", {})
-    for measure in SHOWN:
+    for measure in MARKDOWN:
         values = [report["candidates"][name][measure] for name in names]
         if all(value["value"] is None for value in values):
             continue

@@ -14,28 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from finetune_assets.evaluation import plots
 from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED
-from finetune_assets.evaluation.measures import MEASURES
+from finetune_assets.evaluation.measures import COMPARABLE, MEASURES
 from finetune_assets.evaluation.texts import TEMPLATES, Texts
 from finetune_assets.storage import write_json, write_text
 
 Report = dict[str, Any]
 NAMES = (BASE, FEW_SHOT, TUNED)
 GLANCE = ("rules", "similarity_gain", "bits_per_byte", "seconds_p50")
-QUALITY = (
-    "bits_per_byte",
-    "perplexity",
-    "loss",
-    "rules",
-    "similarity",
-    "similarity_gain",
-    "chrf",
-    "bleu",
-    "rouge_l",
-    "empty",
-    "repeated",
-    "unfinished",
-    "personal_data",
-)
+QUALITY = COMPARABLE
 COST = ("seconds_p50", "seconds_p95", "tokens_per_second", "usd_per_1000", "parameters", "bytes")
 MARKDOWN = (
     "bits_per_byte",
@@ -48,6 +34,7 @@ MARKDOWN = (
     "rouge_l",
     "empty",
     "repeated",
+    "unfinished",
     "personal_data",
     "seconds_p50",
     "seconds_p95",

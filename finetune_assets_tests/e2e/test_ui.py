@@ -178,6 +178,10 @@ def test_the_graph_and_the_asset_pages_read_well(ui: Ui, page: Any) -> None:
     for name in ("raw_conversations", "clean_examples", "trained_model", "rollout"):
         page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
     page.wait_for_timeout(3000)
+    groups = [
+        page.get_by_text(group, exact=True).count() for group in ("corpus", "dataset", "training", "evaluation", "deployment")
+    ]
+    assert all(groups)
     picture(page, "graph")
     page.set_viewport_size({"width": 1500, "height": 950})
     for asset, partition, text in (
@@ -189,6 +193,7 @@ def test_the_graph_and_the_asset_pages_read_well(ui: Ui, page: Any) -> None:
         page.goto(f"{ui.url}/assets/{asset}?view=partitions&partition={partition}", wait_until="domcontentloaded")
         page.get_by_text(text).first.wait_for(timeout=60_000)
         page.wait_for_timeout(1500)
+        assert page.get_by_text("Materialized", exact=True).count()
         picture(page, asset)
 
 
@@ -196,6 +201,8 @@ def test_the_gates_are_checks_of_the_registered_model(ui: Ui, page: Any) -> None
     page.goto(f"{ui.url}/assets/registered_model?view=checks", wait_until="domcontentloaded")
     page.get_by_text("verdict_is_serve").first.wait_for(timeout=60_000)
     page.wait_for_timeout(1500)
+    assert page.get_by_text("This is a blocking asset check").count()
+    assert page.get_by_text("Checks (10)").count()
     picture(page, "gates")
 
 
