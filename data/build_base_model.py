@@ -70,12 +70,12 @@ class Recipe:
     """The dials of the build."""
 
     seed: int = 11
-    dialogues: int = 20_000
+    dialogues: int = 50_000
     vocabulary: int = 2_560
     window: int = 512
     batch: int = 4
-    steps: int = 700
-    warmup: int = 40
+    steps: int = 6_000
+    warmup: int = 100
     rate: float = 3e-3
     muon_rate: float = 0.02
     spanish: float = 0.75
