@@ -35,7 +35,7 @@ def training_examples(context: dg.AssetExecutionContext, store: StoreResource, a
     for warning in notes["warnings"]:
         context.log.warning(warning)
     rejected = [{"reason": reason, "examples": number} for reason, number in notes["rejected"].items()]
-    sample = sample_rows(choice)
+    sample = sample_rows(choice.kept)
     return Result(
         metadata={
             "read": notes["read"],

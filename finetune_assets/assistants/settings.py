@@ -26,6 +26,7 @@ Comparable = Literal[
     "personal_data",
 ]
 """Measures of replies in which two candidates can be compared."""
+Layout = Literal["per_reply", "per_conversation"]
 
 
 class Group(BaseModel):
@@ -170,6 +171,90 @@ class Split(Group):
         return self
 
 
+Cap = Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+"""A number of rows, or below 1 a share of them."""
+
+
+class Balance(Group):
+    """How training rows are evened out. Validation and test stay as they are: they measure what is really asked."""
+
+    max_per_intent: Cap | None = Field(
+        default=None, description="Most training rows of one intent: a number, or below 1 a share of the training rows."
+    )
+    max_per_tenant: Cap | None = Field(
+        default=None, description="Most training rows of one tenant: a number, or below 1 a share of the training rows."
+    )
+    negative_share: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="Share of the training rows kept for negative examples: requests to decline or hand over."
+    )
+    negative_intents: list[str] = Field(default_factory=list, description="Intents whose examples are negative ones.")
+    negative_patterns: list[str] = Field(
+        default_factory=list, description="Regular expressions; a reply that matches one is a negative example."
+    )
+
+    @field_validator("negative_patterns")
+    @classmethod
+    def _patterns(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            check_pattern(pattern)
+        return patterns
+
+    @model_validator(mode="after")
+    def _recognisable(self) -> Balance:
+        if self.negative_share is not None and not self.negative_intents and not self.negative_patterns:
+            raise ValueError("`negative_share` needs `negative_intents` or `negative_patterns`: how such examples are recognised")
+        return self
+
+
+class Minimum(Group):
+    """Fewer than this are refused, with the numbers."""
+
+    train_rows: Annotated[int, Field(ge=1)] = Field(default=10, description="Training rows; providers take no fewer than 10.")
+    test_conversations: Annotated[int, Field(ge=1)] = Field(default=1, description="Conversations in the test set.")
+    per_intent: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="Intent to its least number of training rows."
+    )
+    preference_pairs: Annotated[int, Field(ge=1)] = Field(
+        default=20, description="Pairs for training where the objective is `dpo`."
+    )
+    thumbs: Annotated[int, Field(ge=1)] = Field(
+        default=20, description="Good and bad replies each, for training where the objective is `kto`."
+    )
+
+
+class VariationModel(Group):
+    """A language model behind an OpenAI-compatible endpoint that rewords requests."""
+
+    base_url: str = Field(description="Address of the API, e.g. https://api.openai.com/v1.")
+    model: str = Field(description="The model's name there.")
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="Environment variable that holds the key.")
+    max_requests: Annotated[int, Field(ge=1)] = Field(default=200, description="Most requests of one build.")
+    max_usd: float | None = Field(default=None, gt=0, description="Most US dollars of one build.")
+    usd_per_million_tokens: float | None = Field(default=None, ge=0, description="Price, prompt and answer alike.")
+
+    @model_validator(mode="after")
+    def _priced(self) -> VariationModel:
+        if self.max_usd is not None and self.usd_per_million_tokens is None:
+            raise ValueError("`max_usd` needs `usd_per_million_tokens`")
+        return self
+
+
+class Augment(Group):
+    """Synthetic variations of the user's turn for intents with few training rows; the reply is never changed."""
+
+    share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.15, description="Most of the training rows that may be synthetic; 0 switches them off."
+    )
+    below: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Intents with fewer training rows than this part of an intent's mean are filled up to it."
+    )
+    per_example: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="Most variations of one example.")
+    seed: Annotated[int, Field(ge=0)] = 0
+    llm: VariationModel | None = Field(
+        default=None, description="Who rewords; default: light variations (spelling, greetings, accents, tú and vos) made here."
+    )
+
+
 class Hyperparameters(Group):
     """Overrides of the preset; null keeps the preset's value."""
 
@@ -210,8 +295,17 @@ class Assistant(Group):
     preset: Literal["default", "conservative", "aggressive", "tiny"] | None = Field(
         default=None, description="Default: what the base model's card names, else `default`."
     )
-    rows: Literal["per_reply"] = Field(default="per_reply", description="One row for each reply that is kept.")
+    rows: Layout = Field(
+        default="per_reply",
+        description="One training row a kept reply, or as few rows a conversation as hold the same contexts and targets.",
+    )
     min_examples: Annotated[int, Field(ge=1)] = 100
+    minimum: Minimum = Minimum()
+    balance: Balance = Balance()
+    augment: Augment = Augment()
+    keep_datasets: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Frozen data sets that stay; those that a version or an open job uses always do. Default: all."
+    )
     window_weeks: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Only this many newest weeks; default: all."
     )

@@ -1,4 +1,4 @@
-"""From corpus to frozen data set: `choose` decides and writes nothing, `stage` keeps the choice, `freeze` writes the files.
+"""From corpus to frozen data set: `choose` decides, `stage` keeps the choice, `freeze` writes the files.
 
     choice = choose(store, assistant)            raises NothingSelected, TooFewExamples
     stage(store, assistant, choice)              <home>/datasets/<assistant>/staged/*.parquet
@@ -19,13 +19,16 @@ import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset import manifest as manifests
-from finetune_assets.dataset.duplicates import remove_twins, replaced_by, with_text
-from finetune_assets.dataset.formats import lines_of, trim_context, write_files
+from finetune_assets.dataset.augment import augment, variations_of
+from finetune_assets.dataset.balance import even_out, negatives_note
+from finetune_assets.dataset.coverage import coverage, drift, vocabulary_notes
+from finetune_assets.dataset.duplicates import blocking_negatives, remove_twins, replaced_by, with_text
+from finetune_assets.dataset.formats import trim_context, write_files
 from finetune_assets.dataset.leaks import examine
+from finetune_assets.dataset.lines import layout_note, lines_of
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
-from finetune_assets.dataset.preferences import UNUSABLE, make_pairs
+from finetune_assets.dataset.preferences import make_pairs
 from finetune_assets.dataset.selection import (
-    CORRECTED,
     judge,
     mark_personal,
     read_feedback,
@@ -33,18 +36,23 @@ from finetune_assets.dataset.selection import (
     tenants_of,
     verdicts,
 )
-from finetune_assets.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION, assign
-from finetune_assets.errors import DataError, LeakError, TooFewExamples
+from finetune_assets.dataset.splits import TRAIN, assign
+from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
+from finetune_assets.dataset.views import twin_rows
+from finetune_assets.errors import DataError, LeakError
 from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
 
-FEW = 1_000
-"""Fewer examples than this are enough to start, and get a warning."""
 REASONS: tuple[str, ...] = (
     *("tenant_excluded", "no_consent", "negative_feedback", "not_satisfied", "reply_empty", "reply_too_long", "user_too_short"),
     *("user_too_long", "reply_too_short", "error_reply", "excluded_pattern", "required_pattern_missing", "user_in_test"),
     *("personal_data_residual", "same_as_negative", "exact_duplicate", "near_duplicate"),
+    *("intent_cap", "tenant_cap", "negative_share"),
 )
 """Why an example is dropped, in the order in which it is decided."""
+NOTED = (
+    *("weeks", "read", "counts", "rejected", "feedback", "pairs", "negatives", "augmented", "vocabulary", "coverage", "warnings"),
+)
+"""Notes of a choice that its manifest keeps."""
 _ROW = (
     "split",
     "source",
@@ -55,6 +63,7 @@ _ROW = (
     "intent",
     "user",
     "satisfaction_score",
+    "started_at",
     "created_at",
 )
 
@@ -88,24 +97,40 @@ def choose(store: Store, assistant: Assistant) -> Choice:
     judged = judge(examples, feedback, tenants)
     frame = verdicts(trim_context(examples, filters.context_turns, filters.context_chars), judged, filters)
     frame = mark_personal(assign(frame, assistant.split))
-    frame = _without_twins(frame, filters.near_duplicate)
+    frame = even_out(_without_twins(frame, filters.near_duplicate), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
     rejected = tally(frame["reason"].drop_nulls())
-    _check_enough(assistant, frame.height, kept, rejected)
+    check_enough(assistant, frame.height, kept, rejected)
     pairs = make_pairs(frame, filters.near_duplicate)
-    notes = {
+    labels = pairs.kto.filter(pl.col("split") == TRAIN)["label"]
+    made = {
+        "preferences": tally(pairs.preferences["split"]),
+        "kto": tally(pairs.kto["split"]),
+        "kto_labels": {"good": int(labels.sum()), "bad": int((~labels).sum())},
+        "left_out": pairs.left_out,
+    }
+    check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
+    synthetic, augmented = augment(frame, assistant, variations_of(store, assistant))
+    columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
+    whole = pl.concat([kept.select(columns), synthetic.select(columns)])
+    notes: dict[str, Any] = {
         "weeks": weeks,
         "read": frame.height,
-        "counts": counts(kept),
+        "counts": counts(whole),
         "rejected": rejected,
-        "funnel": _funnel(frame.height, rejected),
-        "feedback": {"read": judged.read, "ignored": judged.ignored},
-        "pairs": {"preferences": tally(pairs.preferences["split"]), "kto": tally(pairs.kto["split"]), "left_out": pairs.left_out},
-        "warnings": _warnings(kept, rows.height - examples.height),
+        "funnel": _funnel(frame.height, rejected, synthetic.height),
+        "feedback": {"read": judged.read, "ignored": judged.ignored, "conflicts": judged.conflicts},
+        "pairs": made,
+        "negatives": negatives_note(kept, assistant.balance),
+        "augmented": augmented,
+        "vocabulary": vocabulary_notes(whole),
+        "coverage": coverage(frame, whole),
+        "twins": twin_rows(frame),
     }
+    notes["warnings"] = warnings(assistant, kept, notes, rows.height - examples.height)
     return Choice(
-        kept=kept.select(*_ROW, "replaced", "context", "user_text", "reply"),
+        kept=whole,
         dropped=frame.filter(pl.col("reason").is_not_null()).select("message_id", "reason", "kept_message_id").sort("message_id"),
         preferences=pairs.preferences.select(*_ROW, "replaced", "context", "chosen", "rejected"),
         kto=pairs.kto.select(*_ROW, "replaced", "context", "completion", "label"),
@@ -117,10 +142,9 @@ def choose(store: Store, assistant: Assistant) -> Choice:
 def _without_twins(frame: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """Adds `kept_message_id` and `replaced`, and the reasons of twins."""
     candidates = with_text(frame.filter(pl.col("reason").is_null()), "reply")
-    rated = (pl.col("verdict") == "negative").fill_null(False) | (pl.col("source") == CORRECTED).fill_null(False)
-    usable = ~pl.col("reason").is_in(UNUSABLE).fill_null(False)
-    negatives = with_text(frame.filter(rated & usable), "original").select("message_id", "created_at", "text")
-    decided = remove_twins(candidates, negatives, threshold).select("message_id", "kept_message_id", twin="reason")
+    decided = remove_twins(candidates, blocking_negatives(frame), threshold).select(
+        "message_id", "kept_message_id", twin="reason"
+    )
     return (
         frame.join(decided, on="message_id", how="left", maintain_order="left")
         .join(replaced_by(decided.rename({"twin": "reason"})), on="message_id", how="left", maintain_order="left")
@@ -129,53 +153,14 @@ def _without_twins(frame: pl.DataFrame, threshold: float) -> pl.DataFrame:
     )
 
 
-def _check_enough(assistant: Assistant, read: int, kept: pl.DataFrame, rejected: dict[str, int]) -> None:
-    dropped = ", ".join(f"{reason} {n}" for reason, n in rejected.items()) or "none"
-    if kept.height < assistant.min_examples:
-        raise TooFewExamples(
-            f"Assistant {assistant.name!r} keeps {kept.height} of {read} examples; `min_examples` is {assistant.min_examples}. "
-            f"Dropped: {dropped}. Add conversations or feedback, loosen the `filters` that drop most, or lower `min_examples`."
-        )
-    sizes = tally(kept["split"])
-    empty = [name for name in (TRAIN, TEST) if not sizes.get(name)]
-    if empty:
-        users = kept.select(pl.coalesce("user", "conversation_id").n_unique()).item()
-        setting = assistant.split.model_dump(mode="json", exclude_none=True)
-        raise TooFewExamples(
-            f"Assistant {assistant.name!r}: of {kept.height} examples by {users} users none falls into {' and '.join(empty)} "
-            f"(`split`: {setting}). Add conversations of more users, or change `split`."
-        )
-
-
-def _warnings(kept: pl.DataFrame, repeated: int) -> list[str]:
-    found: list[str] = []
-    if repeated:
-        found.append(f"{repeated} examples stand in two weeks, the later one counts: rebuild the weeks of clean_examples.")
-    if kept.height < FEW:
-        found.append(f"{kept.height} examples: under {FEW:,} a fine-tuned model may learn the style and little else.")
-    if not tally(kept["split"]).get(VALIDATION):
-        found.append("No example falls into validation: nothing watches the training for overfitting.")
-    for intent, part in sorted(kept.group_by("intent"), key=lambda group: str(group[0])):
-        sizes = tally(part["split"])
-        missing = [name for name in SPLITS if not sizes.get(name)]
-        if missing and part.height >= 20:
-            found.append(f"Intent {intent[0]}: {part.height} examples, none in {' and '.join(missing)}.")
-    return found
-
-
-def _funnel(read: int, rejected: dict[str, int]) -> list[dict[str, Any]]:
+def _funnel(read: int, rejected: dict[str, int], synthetic: int) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = [{"step": "read", "dropped": 0, "left": read}]
     for reason in REASONS:
         if n := rejected.get(reason, 0):
             steps.append({"step": reason, "dropped": n, "left": steps[-1]["left"] - n})
+    if synthetic:
+        steps.append({"step": "synthetic added", "dropped": -synthetic, "left": steps[-1]["left"] + synthetic})
     return steps
-
-
-def sample_rows(choice: Choice, n: int = 5) -> list[dict[str, Any]]:
-    """A few kept examples for a table (split, source, intent, texts, message_id); the same ones for the same content."""
-    columns = ("split", "source", "intent", "user_text", "reply", "message_id")
-    keyed = [(_hash(f"{row['user_text']}\n{row['reply']}"), row) for row in choice.kept.select(columns).iter_rows(named=True)]
-    return [row for _, row in sorted(keyed, key=lambda pair: (pair[0], pair[1]["message_id"]))[:n]]
 
 
 def _hash(text: str) -> str:
@@ -189,7 +174,12 @@ _FRAMES = ("kept", "dropped", "preferences", "kto", "feedback_seen")
 
 
 def _settings_key(assistant: Assistant) -> str:
-    settings = {"code_version": CODE_VERSION, "min_examples": assistant.min_examples, **data_settings(assistant)}
+    settings = {
+        "code_version": CODE_VERSION,
+        "min_examples": assistant.min_examples,
+        "minimum": assistant.minimum.model_dump(mode="json"),
+        **data_settings(assistant),
+    }
     return _hash(json.dumps(settings, sort_keys=True))
 
 
@@ -229,7 +219,7 @@ def freeze(store: Store, assistant: Assistant, choice: Choice) -> Manifest:
     """
     system = assistant.system_prompt.strip()
     frames = {
-        "examples": lines_of("examples", choice.kept, system),
+        "examples": lines_of("examples", choice.kept, system, assistant.rows),
         "preferences": lines_of("preferences", choice.preferences, system),
         "kto": lines_of("kto", choice.kto, system),
     }
@@ -249,7 +239,7 @@ def _write(store: Store, assistant: Assistant, choice: Choice, frames: dict[str,
     with replacing_folder(folder) as draft:
         write_files(draft, frames)
         write_parquet(draft / "dropped.parquet", choice.dropped)
-        problems, compared = examine(draft, threshold)
+        problems, compared = examine(draft, data_settings(assistant))
         if problems:
             raise LeakError(
                 f"Data set of assistant {assistant.name!r}: its splits are not separate, so nothing was frozen. "
@@ -259,6 +249,10 @@ def _write(store: Store, assistant: Assistant, choice: Choice, frames: dict[str,
             "fingerprint": mark,
             "leaks": {"found": problems, "compared": compared, "threshold": threshold},
             "parents": [before.name] if before else [],
-            **{name: choice.notes[name] for name in ("weeks", "read", "counts", "rejected", "feedback", "pairs", "warnings")},
+            "layout": layout_note(choice.kept, assistant.system_prompt.strip()),
+            **{name: choice.notes[name] for name in NOTED},
         }
         write_json(draft / "manifest.json", manifests.make_manifest(assistant, made))
+        if before is not None and (before / "train.jsonl").exists():
+            made["drift"] = drift(before, draft)
+            write_json(draft / "manifest.json", manifests.make_manifest(assistant, made))

@@ -1,31 +1,28 @@
-"""Examples as JSON lines, and the lineage that says where each line comes from.
-
-    train, validation, test      {"messages": [system?, user, …, assistant]}
-    preferences(_heldout)        {"prompt": […], "chosen": [assistant], "rejected": [assistant]}     TRL conversational
-    kto(_heldout)                {"prompt": […], "completion": [assistant], "label": true | false}   TRL conversational
+"""The files of a frozen data set: their names, what they hold, and the lineage that says where each line comes from.
 
 Lines stand in the order of a hash of their text, so a file depends on its content alone, and ids occur only in the lineage.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from finetune_assets.corpus.schema import TIME
 from finetune_assets.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
-from finetune_assets.storage import write_parquet, write_text
+from finetune_assets.storage import replacing, write_parquet
 
 LINEAGE: dict[str, Any] = {
     "split": pl.String,
-    "line": pl.Int64,
+    "line": pl.Int64,  # from 0, within its file
+    "turn": pl.Int64,  # place of the target among the line's messages; with `rows: per_conversation` a line has several targets
     "conversation_id": pl.String,
-    "message_id": pl.String,
+    "message_id": pl.String,  # of a synthetic row: the message that it varies
     "tenant_id": pl.String,
     "vertical": pl.String,
     "intent": pl.String,
@@ -33,8 +30,11 @@ LINEAGE: dict[str, Any] = {
     "source": pl.String,
     "replaced": pl.List(pl.String),
     "user": pl.String,  # pseudonym: proves that no person stands in two splits, and finds a person's rows
+    "started_at": TIME,  # of the conversation: proves a split by time
 }
+"""One row a target."""
 Row = dict[str, Any]
+_AT_ONCE = 100_000  # lines written at a time
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,14 @@ FILES: tuple[FileSpec, ...] = (
 
 def trim_context(frame: pl.DataFrame, turns: int, chars: int) -> pl.DataFrame:
     """Cuts `context` to its newest turns within both bounds, from a user's turn on. The user's last turn always stays."""
+    size = pl.col("context").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+    starts_with_user = pl.col("context").list.first().struct.field("role") == "user"
+    fits = (pl.col("context").list.len() <= turns) & (size <= chars) & starts_with_user
+    long = frame.select(~fits).to_series().arg_true()
+    if long.is_empty():
+        return frame
     flat = (
-        frame.select("context")
+        frame.select(context=pl.col("context").gather(long))
         .with_row_index("row")
         .explode("context")
         .unnest("context")
@@ -70,62 +76,12 @@ def trim_context(frame: pl.DataFrame, turns: int, chars: int) -> pl.DataFrame:
         .filter((pl.col("back") == 0) | ((pl.col("back") < turns) & (pl.col("size") <= chars)))
         .filter((pl.col("role") == "user").cast(pl.Int8).cum_max().over("row") == 1)
     )
-    kept = flat.group_by("row", maintain_order=True).agg(context=pl.struct("role", "content"))
-    return frame.drop("context").with_row_index("row").join(kept, on="row", how="left", maintain_order="left").drop("row")
-
-
-def example_line(system: str, row: Row) -> str:
-    """`row` has context and reply."""
-    return _json({"messages": [*_prompt(system, row), _said(row["reply"])]})
-
-
-def preference_line(system: str, row: Row) -> str:
-    """`row` has context, chosen and rejected."""
-    return _json({"prompt": _prompt(system, row), "chosen": [_said(row["chosen"])], "rejected": [_said(row["rejected"])]})
-
-
-def kto_line(system: str, row: Row) -> str:
-    """`row` has context, completion and label."""
-    return _json({"prompt": _prompt(system, row), "completion": [_said(row["completion"])], "label": row["label"]})
-
-
-LINE: dict[str, Callable[[str, Row], str]] = {"examples": example_line, "preferences": preference_line, "kto": kto_line}
-COLUMNS = {
-    "examples": ["context", "reply"],
-    "preferences": ["context", "chosen", "rejected"],
-    "kto": ["context", "completion", "label"],
-}
-
-
-def _prompt(system: str, row: Row) -> list[Row]:
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["context"]]
-    return [{"role": "system", "content": system}, *turns] if system else turns
-
-
-def _said(text: str) -> Row:
-    return {"role": "assistant", "content": text}
-
-
-_BREAKS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})  # line ends to some readers
-
-
-def _json(value: Row) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_BREAKS)
-
-
-def digest(line: str) -> str:
-    """The hash that orders lines and stands for them in the fingerprint."""
-    return hashlib.blake2b(line.encode(), digest_size=16).hexdigest()
-
-
-def lines_of(kind: str, frame: pl.DataFrame, system: str) -> pl.DataFrame:
-    """The frame with `jsonl` and `digest`, in the order of the digests; ties by split and message id."""
-    make = LINE[kind]
-    texts = [make(system, row) for row in frame.select(COLUMNS[kind]).iter_rows(named=True)]
-    made = frame.with_columns(
-        pl.Series("jsonl", texts, dtype=pl.String), pl.Series("digest", [digest(t) for t in texts], dtype=pl.String)
+    kept = flat.group_by("row", maintain_order=True).agg(cut=pl.struct("role", "content"))
+    cut = kept.select(pl.col("cut"), at=long)
+    numbered = frame.with_row_index("at").join(
+        cut.with_columns(pl.col("at").cast(pl.UInt32)), on="at", how="left", maintain_order="left"
     )
-    return made.sort("digest", "split", "message_id")
+    return numbered.with_columns(context=pl.coalesce("cut", "context")).drop("at", "cut")
 
 
 def write_files(folder: Path, frames: dict[str, pl.DataFrame]) -> None:
@@ -133,8 +89,12 @@ def write_files(folder: Path, frames: dict[str, pl.DataFrame]) -> None:
     lineages: dict[str, list[pl.DataFrame]] = {}
     for spec in FILES:
         rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits))
-        write_text(folder / spec.name, "".join(f"{line}\n" for line in rows["jsonl"]))
-        numbered = rows.with_columns(line=pl.int_range(pl.len(), dtype=pl.Int64))
+        lines = rows["jsonl"].drop_nulls()
+        with replacing(folder / spec.name) as draft, draft.open("wb") as file:
+            for first in range(0, len(lines), _AT_ONCE):
+                text = lines.slice(first, _AT_ONCE).str.join("\n").item()
+                file.write(f"{text}\n".encode())
+        numbered = rows.with_columns(line=pl.col("jsonl").is_not_null().cum_sum().cast(pl.Int64) - 1)
         lineages.setdefault(spec.lineage, []).append(numbered.select(pl.col(name).cast(dtype) for name, dtype in LINEAGE.items()))
     for name, parts in lineages.items():
         write_parquet(folder / name, pl.concat(parts))
@@ -145,3 +105,37 @@ def read_lines(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             yield json.loads(line)
+
+
+_MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "weight": pl.Int8}))
+_SCHEMA: dict[str, dict[str, Any]] = {
+    "examples": {"messages": _MESSAGES},
+    "preferences": {"prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES},
+    "kto": {"prompt": _MESSAGES, "completion": _MESSAGES, "label": pl.Boolean},
+}
+_TARGET = {"preferences": "chosen", "kto": "completion"}
+
+
+def read_targets(folder: Path, spec: FileSpec, lines: int | None = None) -> pl.DataFrame:
+    """line, turn, user_text and reply of everything in a file that is trained on or asked for; of its first `lines` alone.
+
+    Targets are the assistant's messages of weight 1; where no message has a weight, the last one.
+    """
+    path = folder / spec.name
+    empty = pl.DataFrame(schema={"line": pl.Int64, "turn": pl.Int64, "user_text": pl.String, "reply": pl.String})
+    if path.stat().st_size == 0:
+        return empty
+    rows = pl.scan_ndjson(path, schema=_SCHEMA[spec.kind], n_rows=lines).collect().with_row_index("line")
+    if spec.kind != "examples":
+        said = pl.col(_TARGET[spec.kind]).list.first().struct.field("content")
+        asked = pl.col("prompt").list.last().struct.field("content")
+        made = rows.select("line", turn=pl.col("prompt").list.len(), user_text=asked, reply=said)
+        return made.cast(empty.schema)  # pyright: ignore[reportArgumentType]
+    flat = rows.explode("messages").unnest("messages").with_columns(turn=pl.int_range(pl.len()).over("line"))
+    flat = flat.with_columns(
+        user_text=pl.col("content").shift(1).over("line"),
+        weighted=pl.col("weight").is_not_null().any().over("line"),
+        last=pl.col("turn") == pl.len().over("line") - 1,
+    )
+    targets = flat.filter(pl.when("weighted").then(pl.col("weight").fill_null(0) == 1).otherwise("last"))
+    return targets.select("line", "turn", "user_text", reply="content").cast(empty.schema)  # pyright: ignore[reportArgumentType]

@@ -20,15 +20,17 @@ from finetune_assets.dataset.selection import scan, tenants_of
 from finetune_assets.storage import Store, read_json, write_parquet
 
 Manifest = dict[str, Any]
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Of the rules in this package; a change that may choose, cut or write other rows raises it."""
-DATA_SETTINGS = {"select", "system_prompt", "rows", "window_weeks", "filters", "split"}
+DATA_SETTINGS = {"select", "system_prompt", "rows", "window_weeks", "filters", "split", "balance", "augment"}
 
 
 def data_settings(assistant: Assistant) -> dict[str, Any]:
     """The settings that decide what is in the data set, as JSON; the others (model, trainer, gates, …) do not change it."""
     settings = assistant.model_dump(mode="json", include=DATA_SETTINGS)
     settings["filters"]["exclude_tenants"] = sorted(settings["filters"]["exclude_tenants"])
+    if llm := assistant.augment.llm:  # what it said is in the rows; where it runs and what it may cost is not
+        settings["augment"]["llm"] = {"model": llm.model}
     return settings
 
 
@@ -38,9 +40,9 @@ def fingerprint(settings: dict[str, Any], frames: dict[str, pl.DataFrame]) -> st
     head = {"code_version": CODE_VERSION, "settings": settings}
     state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
     for spec in FILES:
-        rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits)).select("split", "source", "digest")
-        for row in sorted(rows.rows()):
-            state.update("\t".join((spec.name, *row)).encode() + b"\n")
+        rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits)).select("split", "source", "digest").sort(pl.all())
+        rows = rows.select(pl.concat_str(pl.lit(f"{spec.name}\t"), pl.concat_str(pl.all(), separator="\t"), pl.lit("\n")))
+        state.update("".join(rows.to_series()).encode())
     return state.hexdigest()
 
 

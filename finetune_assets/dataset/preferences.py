@@ -3,6 +3,10 @@
 Who is in training and who is held out is the split of the examples. A row whose target is a twin of one on the other side is left
 out: held-out rows that repeat a training example first, then training rows that repeat anything held out. A correction that is no
 twin of another correction is never lost by this, since its own example survives every other twin.
+
+What several people said of one message is one verdict (rules in `selection`): a correction makes a pair and a good row whatever
+the thumbs say; the original is a bad row only where the newest thumb is down. Where two messages of the same context contradict
+each other, a correction that calls a text good outweighs a thumb that calls it bad, and of two opposite pairs the newer counts.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from finetune_assets.dataset.duplicates import twins_in, with_text
-from finetune_assets.dataset.selection import CORRECTED, POSITIVE, holds_personal
+from finetune_assets.dataset.lines import turns
+from finetune_assets.dataset.selection import CORRECTED, POSITIVE, UNUSABLE, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 
-UNUSABLE = ("tenant_excluded", "no_consent")
 DUPLICATE = ("exact_duplicate", "near_duplicate")
 NEGATIVE = "negative"
 
@@ -40,7 +44,8 @@ def make_pairs(frame: pl.DataFrame, threshold: float) -> Pairs:
         personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])])
         made = with_text(_without(made, personal, "personal_data_residual", counts[kind]), texts[kind])  # noqa: PLW2901
         equal = ~made.select(pl.struct("context", texts[kind], "split", *_says(kind)).is_first_distinct()).to_series()
-        rows[kind] = _without(made, equal, "equal_row", counts[kind])
+        made = _without(made, equal, "equal_row", counts[kind])  # noqa: PLW2901
+        rows[kind] = _without(made, _contradicted(kind, made), "contradicted", counts[kind])
     examples = with_text(frame.filter(pl.col("reason").is_null()), "reply")
     learnt = examples.filter(train)["text"]
     for kind, made in rows.items():
@@ -70,6 +75,17 @@ def _thumbs(frame: pl.DataFrame) -> pl.DataFrame:
         completion="original", label=pl.lit(False), source=pl.lit(NEGATIVE), replaced=pl.lit([], pl.List(pl.String))
     )
     return _stable(pl.concat([good, bad.select(good.columns)]))
+
+
+def _contradicted(kind: str, rows: pl.DataFrame) -> pl.Series:
+    """Rows that another one of the same context and texts speaks against; `rows` come newest first."""
+    rows = rows.with_columns(history=turns())
+    if kind == "kto":
+        praised = pl.col("label").any().over("history", "completion")
+        return rows.select(~pl.col("label") & praised).to_series()
+    either = (pl.min_horizontal("chosen", "rejected").alias("one"), pl.max_horizontal("chosen", "rejected").alias("other"))
+    newest = pl.col("chosen").first().over("history", "one", "other")
+    return rows.with_columns(either).select(pl.col("chosen") != newest).to_series()
 
 
 def _says(kind: str) -> list[str]:

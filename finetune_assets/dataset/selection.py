@@ -27,9 +27,12 @@ from finetune_assets.errors import NothingSelected
 from finetune_assets.storage import Store, read_json
 
 CORRECTED, POSITIVE, SATISFIED, IMPORTED = "corrected", "positive", "satisfied", "imported"
-SOURCES: tuple[str, ...] = (CORRECTED, POSITIVE, SATISFIED, IMPORTED)
+SYNTHETIC = "synthetic"
+SOURCES: tuple[str, ...] = (CORRECTED, POSITIVE, SATISFIED, IMPORTED, SYNTHETIC)
 """Best first; of two near-duplicates the better source survives."""
 
+UNUSABLE = ("tenant_excluded", "no_consent")
+"""Reasons for which a message is of no use whatever, not even as a bad example."""
 FEEDBACK_COLUMNS = ("feedback_id", "tenant_id", "message_id", "feedback_type", "expected_response", "created_at")
 
 
@@ -40,6 +43,8 @@ class Judged:
     messages: pl.DataFrame
     read: int
     ignored: dict[str, int]
+    conflicts: dict[str, int]
+    """Messages on which people disagree: both thumbs, several corrections, a correction and praise."""
 
 
 def part_files(store: Store, table: str, weeks: list[str]) -> list[Path]:
@@ -143,7 +148,21 @@ def judge(examples: pl.DataFrame, feedback: pl.DataFrame, tenants: list[str]) ->
         )
         .sort("message_id")
     )
-    return Judged(messages, joined.height, {k: int(v) for k, v in ignored.items() if v})
+    return Judged(messages, joined.height, {k: int(v) for k, v in ignored.items() if v}, _conflicts(used))
+
+
+def _conflicts(used: pl.DataFrame) -> dict[str, int]:
+    said = used.group_by("message_id").agg(
+        good=(pl.col("feedback_type") == "positive").any(),
+        bad=(pl.col("feedback_type") == "negative").any(),
+        corrections=pl.col("expected").drop_nulls().n_unique(),
+    )
+    found = said.select(
+        both_thumbs=(pl.col("good") & pl.col("bad")).sum(),
+        several_corrections=(pl.col("corrections") > 1).sum(),
+        corrected_and_praised=((pl.col("corrections") > 0) & pl.col("good")).sum(),
+    ).row(0, named=True)
+    return {name: int(n) for name, n in found.items() if n}
 
 
 def _blank(text: pl.Expr) -> pl.Expr:

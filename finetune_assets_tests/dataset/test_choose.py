@@ -46,7 +46,7 @@ def test_each_reason_is_recorded_and_every_example_is_kept_or_dropped(corpus: Co
     fits = corpus.example(14, intent="booking", user_text="Quiero una CITA para hoy, por favor")
     corpus.rate("msg_00003", "negative")
     filters = {"exclude_tenants": ["clinic_out"], "require": {"booking": "cita|hora"}}
-    choice = choose(corpus.write(), dental(filters=filters))
+    choice = choose(corpus.write(), dental(filters=filters, augment={"share": 0}))
     dropped = reasons(choice)
     assert {m: dropped.get(m) for m in expected} == expected
     assert row(choice, fits)["source"] == "satisfied"

@@ -23,7 +23,8 @@ from finetune_assets.dataset import (
     sample_rows,
     stage,
 )
-from finetune_assets.dataset.formats import LINEAGE, example_line
+from finetune_assets.dataset.formats import LINEAGE
+from finetune_assets.dataset.lines import lines_of
 from finetune_assets.errors import DataError, LeakError, TooFewExamples
 from finetune_assets.storage import Store
 from finetune_assets_tests.dataset.small_corpus import Corpus, dental
@@ -78,7 +79,7 @@ def test_the_folder_holds_the_contract(corpus: Corpus, assistant: Assistant) -> 
     assert sum(manifest["rejected"].values()) == pl.read_parquet(folder / "dropped.parquet").height
     assert manifest["leaks"]["found"] == check_leaks(folder) == []
     assert manifest["parents"] == []
-    assert len(sample_rows(choice)) == 5
+    assert len(sample_rows(choice.kept)) == 5
 
 
 def test_preferences_and_thumbs(corpus: Corpus, assistant: Assistant) -> None:
@@ -224,7 +225,8 @@ def test_new_feedback_counts_what_a_data_set_has_not_seen(corpus: Corpus, assist
 
 def test_a_line_is_one_line_to_every_reader() -> None:
     row = {"context": [{"role": "user", "content": "a\u2028b\x85c\nd"}], "reply": "ñ \u2029"}
-    line = example_line("", row)
+    frame = pl.DataFrame([row | {"message_id": "m", "split": "train"}])
+    line = lines_of("examples", frame, "")["jsonl"].item()
     assert len(line.splitlines()) == 1
     assert json.loads(line) == {"messages": [*row["context"], {"role": "assistant", "content": row["reply"]}]}
     assert "ñ" in line

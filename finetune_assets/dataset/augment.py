@@ -1,0 +1,148 @@
+"""Synthetic training rows: other ways to ask what few people asked. The user's turn varies, the reply is the parent's.
+
+An intent is filled up where it has fewer training rows than `below` times the mean of the intents, the smallest first, until
+`share` of the training rows is synthetic. Parents are taken best source first, then by hash. A variation is left out where the
+rules of `filters` drop it, where it holds personal data, and where it equals or nearly equals a held-out or negatively rated
+example, or equals a training one. It carries its parent's ids, intent and user, and its source is `synthetic`; it never stands in
+validation, test or preferences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.dataset.balance import best_first
+from finetune_assets.dataset.duplicates import blocking_negatives, twins_in, with_text
+from finetune_assets.dataset.selection import CORRECTED, SYNTHETIC, content, holds_personal
+from finetune_assets.dataset.splits import TRAIN
+from finetune_assets.dataset.variations import vary
+from finetune_assets.dataset.wording import worded
+from finetune_assets.storage import Store
+
+Variations = Callable[[pl.DataFrame, int], list[list[str]]]
+"""Parents (message_id, conversation_id, user, user_text, reply) and how many each, to that many texts for each, or fewer."""
+SPARE = 1.25
+"""Candidates made for each row that is wanted: the rules leave some out."""
+UNKNOWN = "unknown"
+
+
+def light(assistant: Assistant) -> Variations:
+    """Variations made here; the same ones for the same text and seed."""
+
+    def make(parents: pl.DataFrame, count: int) -> list[list[str]]:
+        return [_varied(text, reply, count, assistant) for text, reply in parents.select("user_text", "reply").rows()]
+
+    return make
+
+
+def _varied(text: str, reply: str, count: int, assistant: Assistant) -> list[str]:
+    found: dict[str, None] = {}
+    for number in range(2 * count):
+        key = f"{assistant.augment.seed}\n{number}\n{text}\n{reply}"
+        chance = random.Random(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big"))
+        made = vary(text, reply, assistant.language, chance)
+        if made is not None and len(found) < count:
+            found[made] = None
+    return list(found)
+
+
+def variations_of(store: Store, assistant: Assistant) -> Variations:
+    """What the settings name: light variations, or a language model."""
+    llm = assistant.augment.llm
+    return light(assistant) if llm is None else worded(llm, assistant, store.datasets(assistant.name))
+
+
+def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
+    """How many synthetic rows each intent gets, the smallest intent first. `sizes`: training rows by intent."""
+    named = {intent: size for intent, size in sizes.items() if intent != UNKNOWN}
+    if not named or share <= 0:
+        return {}
+    goal = math.ceil(below * sum(named.values()) / len(named) - 1e-9)
+    budget = math.floor(share * sum(sizes.values()) / (1 - share) + 1e-9)
+    found: dict[str, int] = {}
+    for intent, size in sorted(named.items(), key=lambda item: (item[1], item[0])):
+        take = min(goal - size, budget)
+        if take > 0:
+            found[intent] = take
+            budget -= take
+    return found
+
+
+def augment(frame: pl.DataFrame, assistant: Assistant, make: Variations) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
+
+    `frame` holds every example of the assistant with its final reason, split and source.
+    """
+    settings = assistant.augment
+    kept = frame.filter(pl.col("reason").is_null())
+    train = kept.filter(pl.col("split") == TRAIN)
+    sizes = {str(intent): int(n) for intent, n in train["intent"].value_counts().rows()}
+    plan = wanted(sizes, settings.share, settings.below)
+    made: list[pl.DataFrame] = []
+    for intent, need in plan.items():
+        candidates = math.ceil(SPARE * need)
+        each = settings.per_example if settings.llm else 1  # a request costs the same for several
+        parents = best_first(train.filter(pl.col("intent") == intent)).head(math.ceil(candidates / each))
+        count = min(settings.per_example, math.ceil(candidates / max(parents.height, 1)))
+        made.append(_candidates(parents, make(parents, count)))
+    rows = pl.concat([frame.head(0), *made])
+    left_out: dict[str, int] = {}
+    if not rows.is_empty():
+        rows, left_out = _filtered(rows, frame, kept, assistant)
+    place = pl.int_range(pl.len()).over("intent")
+    rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
+    by_intent = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
+    total = train.height + rows.height
+    notes: dict[str, Any] = {
+        "rows": rows.height,
+        "share": round(rows.height / max(total, 1), 4),
+        "by": settings.llm.model if settings.llm else "light",
+        "intents": {intent: {"wanted": need, "made": by_intent.get(intent, 0)} for intent, need in plan.items()},
+        "left_out": left_out,
+    }
+    return rows, notes
+
+
+def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
+    """Each parent's first variation, then each one's second, and so on."""
+    many = parents.with_columns(pl.Series("_said", texts, dtype=pl.List(pl.String))).with_row_index("_parent").explode("_said")
+    many = many.drop_nulls("_said").with_columns(_round=pl.int_range(pl.len()).over("_parent")).sort("_round", "_parent")
+    last = pl.struct(role=pl.lit("user"), content="_said")
+    context = pl.concat_list(pl.col("context").list.head(pl.col("context").list.len() - 1), last)
+    return many.with_columns(
+        context=context,
+        user_text="_said",
+        user_chars=pl.col("_said").str.len_chars(),
+        error_reply=pl.col("error_reply") & (pl.col("source") != CORRECTED),  # says what the original was
+        source=pl.lit(SYNTHETIC),
+        replaced=pl.lit([], pl.List(pl.String)),
+        kept_message_id=pl.lit(None, pl.String),
+    ).drop("_said", "_parent", "_round")
+
+
+def _filtered(
+    rows: pl.DataFrame, frame: pl.DataFrame, kept: pl.DataFrame, assistant: Assistant
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    threshold = assistant.filters.near_duplicate
+    rows = with_text(content(rows, assistant.filters), "reply")
+    heldout = with_text(kept.filter(pl.col("split") != TRAIN), "reply")["text"]
+    trained = with_text(kept.filter(pl.col("split") == TRAIN), "reply")["text"]
+    equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
+    rules = (
+        ("personal_data_residual", holds_personal(rows, ["reply"])),
+        ("twin_held_out", pl.Series(twins_in(rows["text"], heldout, threshold) >= 0)),
+        ("same_as_negative", pl.Series(twins_in(rows["text"], blocking_negatives(frame)["text"], threshold) >= 0)),
+        ("exact_duplicate", rows.select(equal).to_series()),
+    )
+    reason = pl.coalesce("reason", *[pl.when(pl.lit(found)).then(pl.lit(name)) for name, found in rules])
+    rows = rows.with_columns(reason=reason)
+    counted = rows["reason"].drop_nulls().value_counts().rows()
+    left_out = {str(name): int(n) for name, n in sorted(counted)}
+    return rows.filter(pl.col("reason").is_null()).drop("text"), left_out

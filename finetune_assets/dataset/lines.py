@@ -1,0 +1,162 @@
+"""Examples as lines of JSON, made column by column: each text is escaped once and lines are put together from pieces.
+
+    examples, per_reply          {"messages": [system?, user, …, assistant]}: the target is the last message
+    examples, per_conversation   the same with `"weight": 0 | 1` on each assistant message: 1 is a target
+    preferences                  {"prompt": […], "chosen": [assistant], "rejected": [assistant]}     TRL conversational
+    kto                          {"prompt": […], "completion": [assistant], "label": true | false}   TRL conversational
+
+`per_conversation` holds the same (context, target) pairs as `per_reply`, in fewer rows: a reply goes on with the row of the
+reply before it if, and only if, that row so far is the beginning of its own context. So a row ends at a corrected reply (what
+was said next answered the original, which stands in the context of the rows that follow), where the context has lost its oldest
+turns to `context_turns` or `context_chars`, and at the first of several messages in a row. Synthetic rows stand alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import polars as pl
+
+from finetune_assets.assistants.settings import Layout
+from finetune_assets.dataset.selection import SYNTHETIC
+from finetune_assets.dataset.splits import TEST, TRAIN
+
+_ESCAPES = {
+    **{chr(code): f"\\u{code:04x}" for code in range(0x20)},
+    **{"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"},
+    **{"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"},  # line ends to some readers
+}
+COLUMNS = {"examples": ("reply",), "preferences": ("chosen", "rejected"), "kto": ("completion",)}
+"""Texts of a line beside its context."""
+_REPLY = '{"role":"assistant","content":"'
+_TRAINED, _UNTRAINED = ',"weight":1', ',"weight":0'
+AT_ONCE = 50_000
+"""Rows whose texts are put together at a time: bounds what is held beside the lines."""
+
+
+def escaped(text: pl.Expr) -> pl.Expr:
+    """The inside of a JSON string: what `json.dumps(…, ensure_ascii=False)` writes, in one line to every reader."""
+    return text.str.replace_many(list(_ESCAPES), list(_ESCAPES.values()))
+
+
+def digest(line: str) -> str:
+    """The hash that orders lines and stands for them in the fingerprint."""
+    return hashlib.blake2b(line.encode(), digest_size=16).hexdigest()
+
+
+def lines_of(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_reply") -> pl.DataFrame:
+    """One row a target, in the order of the files, with three columns more.
+
+    `digest` of its line; `jsonl`, the line, for the first target of a line (null for the others); `turn`, its place among the
+    line's messages (preferences and kto: after the prompt). Lines stand in the order of their digests.
+    The test set is always `per_reply`: a benchmark asks for one reply at a time.
+    """
+    if kind == "examples" and layout == "per_conversation":
+        many = frame.filter(pl.col("split") != TEST)
+        parts = [_per_conversation(many, system), _single(kind, frame.filter(pl.col("split") == TEST), system)]
+        return _ordered(pl.concat(parts))
+    return _ordered(_single(kind, frame, system))
+
+
+def _ordered(made: pl.DataFrame) -> pl.DataFrame:
+    return made.sort("digest", "split", "group", "turn").drop("group")
+
+
+def _single(kind: str, frame: pl.DataFrame, system: str) -> pl.DataFrame:
+    """One line a row; `group` is the message id."""
+    parts = [_texts(kind, frame.slice(first, AT_ONCE), system) for first in range(0, max(frame.height, 1), AT_ONCE)]
+    jsonl = pl.concat(parts)
+    return frame.with_columns(
+        jsonl.alias("jsonl"),
+        pl.Series("digest", [digest(line) for line in jsonl], dtype=pl.String),
+        turn=pl.col("context").list.len().cast(pl.Int64) + bool(system),
+        group="message_id",
+    )
+
+
+def _texts(kind: str, frame: pl.DataFrame, system: str) -> pl.Series:
+    prompt = pl.concat_str(pl.lit(_system(system)), turns())
+    said = {name: pl.concat_str(pl.lit(_REPLY), escaped(pl.col(name)), pl.lit('"}')) for name in COLUMNS[kind]}
+    if kind == "examples":
+        made = pl.concat_str(pl.lit('{"messages":['), prompt, pl.lit(","), said["reply"], pl.lit("]}"))
+    elif kind == "preferences":
+        parts = (pl.lit('],"chosen":['), said["chosen"], pl.lit('],"rejected":['), said["rejected"], pl.lit("]}"))
+        made = pl.concat_str(pl.lit('{"prompt":['), prompt, *parts)
+    else:
+        label = pl.when("label").then(pl.lit("true")).otherwise(pl.lit("false"))
+        parts = (pl.lit('],"completion":['), said["completion"], pl.lit('],"label":'), label, pl.lit("}"))
+        made = pl.concat_str(pl.lit('{"prompt":['), prompt, *parts)
+    return frame.select(jsonl=made).to_series()
+
+
+def _system(system: str) -> str:
+    return f'{{"role":"system","content":"{pl.select(escaped(pl.lit(system))).item()}"}},' if system else ""
+
+
+def turns(weight: str = "") -> pl.Expr:
+    """The messages of `context` as JSON, joined by commas; `weight` is added to each of the assistant's."""
+    role, content = pl.element().struct.field("role"), pl.element().struct.field("content")
+    end = pl.when(role == "assistant").then(pl.lit(f'"{weight}}}')).otherwise(pl.lit('"}')) if weight else pl.lit('"}')
+    message = pl.concat_str(pl.lit('{"role":"'), role, pl.lit('","content":"'), escaped(content), end)
+    return pl.col("context").list.eval(message).list.join(",")
+
+
+def _stitched(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows by conversation, with `goes_on` (continues the line of the row before), `before` and `previous`.
+
+    `before` is the context with weight 0 on the assistant's messages, `previous` what the line holds up to here if it goes on.
+    """
+    alone = pl.when(pl.col("source") == SYNTHETIC).then(pl.int_range(pl.len())).otherwise(-1)
+    rows = frame.with_columns(alone=alone, size=pl.col("context").list.len()).sort(
+        "conversation_id", "split", "alone", "size", "created_at", "message_id"
+    )
+    rows = rows.with_columns(before=turns(_UNTRAINED), said=escaped(pl.col("reply")))
+    so_far = pl.concat_str("before", pl.lit(f",{_REPLY}"), "said", pl.lit(f'"{_UNTRAINED}}},'))
+    previous = so_far.shift(1).over("conversation_id", "split", "alone")
+    return rows.with_columns(previous=previous).with_columns(
+        goes_on=pl.col("before").str.starts_with(pl.col("previous")).fill_null(False)
+    )
+
+
+def layout_note(kept: pl.DataFrame, system: str) -> dict[str, Any]:
+    """Training rows and characters of text of both layouts, and the share of characters that `per_conversation` saves."""
+    rows = kept.filter(pl.col("split") == TRAIN)
+    if rows.is_empty():
+        return {}
+    rows = _stitched(rows)
+    chars = (
+        pl.col("context").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+        + pl.col("reply").str.len_chars()
+    )
+    rows = rows.with_columns(chars=chars.cast(pl.Int64)).with_columns(
+        more=pl.when("goes_on").then(pl.col("chars") - pl.col("chars").shift(1)).otherwise(pl.col("chars") + len(system))
+    )
+    lines, whole = int((~rows["goes_on"]).sum()), int(rows["chars"].sum()) + rows.height * len(system)
+    return {
+        "per_reply": {"rows": rows.height, "characters": whole},
+        "per_conversation": {"rows": lines, "characters": int(rows["more"].sum())},
+        "saved_by_per_conversation": round(1 - int(rows["more"].sum()) / max(whole, 1), 4),
+    }
+
+
+def _per_conversation(frame: pl.DataFrame, system: str) -> pl.DataFrame:
+    """`group` is the message id of the line's first target."""
+    if frame.is_empty():
+        return _single("examples", frame, system)
+    rows = _stitched(frame)
+    new = pl.when("goes_on").then(pl.col("before").str.strip_prefix(pl.col("previous"))).otherwise("before")
+    piece = pl.concat_str(new, pl.lit(f",{_REPLY}"), "said", pl.lit(f'"{_TRAINED}}}'))
+    rows = rows.with_columns(line=(~pl.col("goes_on")).cum_sum(), piece=piece)
+    whole = rows.group_by("line", maintain_order=True).agg(pl.col("piece").str.join(","), group=pl.col("message_id").first())
+    start = f'{{"messages":[{_system(system)}'
+    texts = whole.select(jsonl=pl.concat_str(pl.lit(start), "piece", pl.lit("]}"))).to_series()
+    digests = pl.Series([digest(text) for text in texts], dtype=pl.String)
+    lines = whole.select("line", "group", texts, digests.alias("digest"))
+    return rows.join(lines, on="line", how="left", maintain_order="left").select(
+        *frame.columns,
+        jsonl=pl.when(~pl.col("goes_on")).then("jsonl"),
+        digest="digest",
+        turn=pl.col("size").cast(pl.Int64) + bool(system),
+        group="group",
+    )

@@ -1,0 +1,72 @@
+"""What a data engineer looks at: sample rows, kept and removed twins side by side, and rows over the weeks."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import polars as pl
+from rapidfuzz import fuzz
+
+from finetune_assets.corpus.near_duplicates import normalise
+from finetune_assets.dataset.coverage import sample
+
+OTHER = "other"
+TWINS = ("near_duplicate", "same_as_negative", "exact_duplicate")
+
+
+def sample_rows(kept: pl.DataFrame, n: int = 5) -> list[dict[str, Any]]:
+    """A few kept examples (split, source, intent, texts, message_id); the same ones for the same content."""
+    columns = ("split", "source", "intent", "user_text", "reply", "message_id")
+    keyed = [(_hash(f"{row['user_text']}\n{row['reply']}"), row) for row in sample(kept, 500).select(columns).to_dicts()]
+    return [row for _, row in sorted(keyed, key=lambda pair: (pair[0], pair[1]["message_id"]))[:n]]
+
+
+def twin_rows(frame: pl.DataFrame, n: int = 8) -> list[dict[str, Any]]:
+    """Removed examples beside what they are twins of: reason, similarity (0..1), kept and removed text, both message ids.
+
+    `frame` has every example with its final reason. Chosen by a hash of the ids, near-duplicates first: they show the threshold.
+    """
+    removed = frame.filter(pl.col("reason").is_in(TWINS)).select("reason", "message_id", "kept_message_id", "user_text", "reply")
+    order = pl.col("reason").replace_strict({name: place for place, name in enumerate(TWINS)}, return_dtype=pl.Int8)
+    ids = pl.Series([_hash(message) for message in removed["message_id"]], dtype=pl.String)
+    parts = removed.with_columns(_order=order, _hash=ids).sort("_order", "_hash")
+    share = {"near_duplicate": n - n // 4 - n // 8, "same_as_negative": n // 4, "exact_duplicate": n // 8}
+    chosen = pl.concat([parts.filter(pl.col("reason") == reason).head(most) for reason, most in share.items()])
+    other = "original" if "original" in frame.columns else "reply"
+    twins = frame.select(kept_message_id="message_id", kept_user="user_text", kept_reply="reply", said=other)
+    both = chosen.join(twins, on="kept_message_id", how="left", maintain_order="left")
+    rows: list[dict[str, Any]] = []
+    for row in both.to_dicts():
+        kept_reply = row["said"] if row["reason"] == "same_as_negative" else row["kept_reply"]
+        kept, gone = f"{row['kept_user']}\n{kept_reply}", f"{row['user_text']}\n{row['reply']}"
+        one, two = normalise(pl.Series([kept, gone])).to_list()
+        rows.append(
+            {
+                "reason": row["reason"],
+                "similarity": round(fuzz.ratio(one, two) / 100, 3),
+                "kept": kept,
+                "removed": gone,
+                "kept_message_id": row["kept_message_id"],
+                "message_id": row["message_id"],
+            }
+        )
+    return rows
+
+
+def by_week(kept: pl.DataFrame, column: str, most: int = 6) -> dict[str, dict[str, int]]:
+    """Examples by week of their conversation and value of a column; values after the `most` - 1 most frequent are `other`."""
+    frequent = [value for value, _ in kept[column].value_counts().sort("count", column, descending=[True, False]).rows()]
+    shown = frequent if len(frequent) <= most else frequent[: most - 1]
+    week = pl.col("started_at").dt.truncate("1w").dt.strftime("%Y-%m-%d")
+    value = pl.when(pl.col(column).is_in(shown)).then(pl.col(column)).otherwise(pl.lit(OTHER))
+    counted = kept.group_by(week.alias("week"), value.alias("value")).len().sort("week")
+    names = [*shown, *([OTHER] if len(frequent) > len(shown) else [])]
+    weeks: dict[str, dict[str, int]] = {}
+    for when, name, count in counted.rows():
+        weeks.setdefault(str(when), dict.fromkeys(names, 0))[str(name)] = int(count)
+    return weeks
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
