@@ -1,18 +1,34 @@
 """Data set: what one assistant trains on, chosen by feedback, split by user, frozen as JSONL. One partition an assistant."""
 
+from itertools import islice
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import OWNERS, assistants, every_week
-from finetune_assets.assets.plots import funnel_plot
-from finetune_assets.dataset import check_leaks, choose, freeze, latest, load_staged, read_manifest, sample_rows, stage
+from finetune_assets.assets.plots import funnel_plot, stacked_plot
+from finetune_assets.dataset import (
+    by_week,
+    check_foreign,
+    check_leaks,
+    choose,
+    freeze,
+    latest,
+    load_staged,
+    prune,
+    read_manifest,
+    sample_rows,
+    stage,
+)
+from finetune_assets.dataset.formats import read_lines
 from finetune_assets.dataset.manifest import CODE_VERSION
+from finetune_assets.dataset.views import vocabulary_rows
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 
 Result = dg.MaterializeResult[Any]
+TWINS = ["reason", "similarity", "kept", "removed", "kept_message_id", "message_id"]
+VOCABULARY = ["side", "texts", "words", "vocabulary", "distinct_1", "distinct_2"]
 
 
 @dg.asset(
@@ -36,16 +52,28 @@ def training_examples(context: dg.AssetExecutionContext, store: StoreResource, a
         context.log.warning(warning)
     rejected = [{"reason": reason, "examples": number} for reason, number in notes["rejected"].items()]
     sample = sample_rows(choice.kept)
+    coverage = notes["coverage"]
     return Result(
         metadata={
             "read": notes["read"],
             "kept": choice.kept.height,
             "dropped": choice.dropped.height,
+            "synthetic": notes["augmented"]["rows"],
             **{f"source/{source}": number for source, number in notes["counts"]["source"].items()},
             "preference_pairs": choice.preferences.height,
             "weeks": len(notes["weeks"]),
             "funnel": dg.MetadataValue.md(funnel_plot(notes["funnel"])),
             "dropped_by_reason": records_table(rejected, ["reason", "examples"]),
+            "by_source_over_weeks": dg.MetadataValue.md(stacked_plot(by_week(choice.kept, "source"), "source")),
+            "by_intent_over_weeks": dg.MetadataValue.md(stacked_plot(by_week(choice.kept, "intent"), "intent")),
+            "by_tenant_over_weeks": dg.MetadataValue.md(stacked_plot(by_week(choice.kept, "tenant_id"), "tenant")),
+            "intent_divergence_from_live": coverage["intent_divergence"],
+            "word_divergence_from_live": coverage["word_divergence"],
+            "live_words_covered": coverage["words_covered"],
+            "vocabulary": records_table(vocabulary_rows(notes["vocabulary"]), VOCABULARY),
+            "synthetic_by_intent": records_table(_augmented(notes["augmented"]), ["intent", "wanted", "made"]),
+            "duplicates": records_table(notes["twins"], TWINS),
+            "conflicting_feedback": dg.MetadataValue.json(notes["feedback"]["conflicts"]),
             "by_intent": _table("intent", notes["counts"]["intent"]),
             "by_tenant": _table("tenant", notes["counts"]["tenant"]),
             "warnings": dg.MetadataValue.json(notes["warnings"]),
@@ -75,14 +103,24 @@ def jsonl_splits(
     folder = store.store.dataset(assistant.name, manifest["fingerprint"])
     with ledger.open() as book:
         book.record_dataset(assistant.name, assistant.select.tenant, folder, manifest)
+        pruned = prune(store.store, assistant, book.datasets_in_use(assistant.name))
+    for name in pruned:
+        context.log.info(f"Removed the data set {name}: `keep_datasets` is {assistant.keep_datasets}, and nothing uses it.")
     split = manifest["counts"]["split"]
-    lines = pl.read_ndjson(folder / "train.jsonl", n_rows=3)["messages"].to_list()
+    lines = [line["messages"] for line in islice(read_lines(folder / "train.jsonl"), 3)]
     sample = [{"context": row[:-1], "reply": row[-1]["content"]} for row in lines]
     return Result(
         metadata={
             "train": split.get("train", 0),
             "validation": split.get("validation", 0),
             "test": split.get("test", 0),
+            "training_rows": manifest["layout"].get(assistant.rows, {}).get("rows", 0),
+            "characters_saved_by_per_conversation": manifest["layout"].get("saved_by_per_conversation", 0.0),
+            "preference_pairs": manifest["pairs"]["preferences"].get("train", 0),
+            "kto_good": manifest["pairs"]["kto_labels"]["good"],
+            "kto_bad": manifest["pairs"]["kto_labels"]["bad"],
+            **{f"drift/{name}": value for name, value in manifest.get("drift", {}).items()},
+            "pruned": len(pruned),
             "fingerprint": manifest["fingerprint"],
             "sample": records_table(sample, ["context", "reply"]),
             "manifest": dg.MetadataValue.path(folder / "manifest.json"),
@@ -94,7 +132,7 @@ def jsonl_splits(
 
 @dg.asset_check(asset=jsonl_splits, blocking=True, partitions_def=assistants)
 def no_leak_between_splits(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-    """No conversation, user or near-duplicate stands in two splits, proven from the frozen files alone."""
+    """No conversation, user or near-duplicate stands in two splits, nothing out of time: proven from the frozen files alone."""
     folder = latest(store.store, context.partition_key)
     if folder is None:
         return dg.AssetCheckResult(passed=False, description="There is no frozen data set.")
@@ -103,6 +141,18 @@ def no_leak_between_splits(context: dg.AssetCheckExecutionContext, store: StoreR
     numbers = ", ".join(f"{number:,} {what}" for what, number in compared.items())
     description = f"Compared {numbers}: nothing is shared." if not problems else f"{len(problems)} shared: {problems[0]}"
     return dg.AssetCheckResult(passed=not problems, description=description, metadata={"problems": problems, **compared})
+
+
+@dg.asset_check(asset=jsonl_splits, blocking=True, partitions_def=assistants)
+def no_foreign_rows(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """Every row is of the tenant, or the vertical, that the assistant's `select` names."""
+    folder = latest(store.store, context.partition_key)
+    if folder is None:
+        return dg.AssetCheckResult(passed=False, description="There is no frozen data set.")
+    problems = check_foreign(folder)
+    tenants = ", ".join(read_manifest(folder)["counts"]["tenant"])
+    description = problems[0] if problems else f"All rows are of {tenants}."
+    return dg.AssetCheckResult(passed=not problems, description=description, metadata={"problems": problems})
 
 
 @dg.asset_check(asset=training_examples, partitions_def=assistants)
@@ -128,5 +178,9 @@ def _table(name: str, numbers: dict[str, int]) -> dg.TableMetadataValue:
     return records_table([{name: key, "examples": number} for key, number in numbers.items()], [name, "examples"])
 
 
+def _augmented(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"intent": intent, **numbers} for intent, numbers in notes["intents"].items()]
+
+
 ASSETS = [training_examples, jsonl_splits]
-CHECKS = [no_leak_between_splits, covers_every_week]
+CHECKS = [no_leak_between_splits, no_foreign_rows, covers_every_week]

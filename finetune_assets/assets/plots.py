@@ -19,7 +19,8 @@ def funnel_plot(steps: Sequence[dict[str, Any]]) -> str:
     rows: list[str] = []
     for index, step in enumerate(steps):
         y, width = 8 + index * 24, 360 * step["left"] / total
-        note = f"{step['left']:,}" + (f"  (−{step['dropped']:,})" if step["dropped"] else "")
+        sign, moved = ("−", step["dropped"]) if step["dropped"] > 0 else ("+", -step["dropped"])
+        note = f"{step['left']:,}" + (f"  ({sign}{moved:,})" if moved else "")
         rows.append(
             f"<text x='182' y='{y + 13}' text-anchor='end' fill='{INK}'>{html.escape(str(step['step']).replace('_', ' '))}</text>"
             f"<rect x='190' y='{y}' width='{width:.1f}' height='17' rx='2' fill='{BAR}'/>"
@@ -29,6 +30,43 @@ def funnel_plot(steps: Sequence[dict[str, Any]]) -> str:
     return _image(
         f"<svg xmlns='http://www.w3.org/2000/svg' width='680' height='{height}' {FONT}>{''.join(rows)}</svg>", "data funnel"
     )
+
+
+COLOURS = ("#0f766e", "#b45309", "#6d28d9", "#be123c", "#0369a1", "#4d7c0f", "#9ca3af")
+
+
+def stacked_plot(columns: dict[str, dict[str, int]], what: str) -> str:
+    """Bars over the weeks, divided by a value. `columns`: week to value to rows; every week has the same values."""
+    if not columns:
+        return "(nothing yet)"
+    names = list(next(iter(columns.values())))
+    most = max(sum(parts.values()) for parts in columns.values()) or 1
+    step = min(48.0, 560 / len(columns))
+    parts = [
+        f"<line x1='50' y1='{y}' x2='610' y2='{y}' stroke='{GRID}'/>"
+        f"<text x='44' y='{y + 4}' text-anchor='end' fill='{INK}'>{value:,.0f}</text>"
+        for y, value in ((14, most), (99, most / 2), (184, 0))
+    ]
+    every = -(-len(columns) // 8)
+    for place, (week, values) in enumerate(columns.items()):
+        x, y = 52 + place * step, 184.0
+        for name, colour in zip(names, COLOURS, strict=False):
+            height = 170 * values[name] / most
+            y -= height
+            if height:
+                title = f"<title>{html.escape(week)}: {html.escape(name)} {values[name]:,}</title>"
+                size = f"width='{step * 0.82:.1f}' height='{height:.1f}'"
+                parts.append(f"<rect x='{x:.1f}' y='{y:.1f}' {size} fill='{colour}'>{title}</rect>")
+        if place % every == 0:
+            parts.append(f"<text x='{x:.1f}' y='200' font-size='10' fill='{INK}'>{html.escape(week)}</text>")
+    for place, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        x, y = 54 + 190 * (place % 3), 222 + 18 * (place // 3)
+        total = sum(values[name] for values in columns.values())
+        text = f"● {html.escape(name)}  {total:,}"
+        parts.append(f"<text x='{x}' y='{y}' fill='{colour}'>{text}</text>")
+    height = 230 + 18 * ((len(names) - 1) // 3)
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg' width='640' height='{height}' {FONT}>{''.join(parts)}</svg>"
+    return _image(svg, f"rows by {what} over the weeks")
 
 
 def curve_plot(series: dict[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:

@@ -37,17 +37,18 @@ def light(assistant: Assistant) -> Variations:
     """Variations made here; the same ones for the same text and seed."""
 
     def make(parents: pl.DataFrame, count: int) -> list[list[str]]:
-        return [_varied(text, reply, count, assistant) for text, reply in parents.select("user_text", "reply").rows()]
+        rows = parents.select("user_text", "reply", opens=pl.col("context").list.len() == 1).rows()
+        return [_varied(text, reply, count, assistant, opens) for text, reply, opens in rows]
 
     return make
 
 
-def _varied(text: str, reply: str, count: int, assistant: Assistant) -> list[str]:
+def _varied(text: str, reply: str, count: int, assistant: Assistant, opens: bool) -> list[str]:
     found: dict[str, None] = {}
     for number in range(2 * count):
         key = f"{assistant.augment.seed}\n{number}\n{text}\n{reply}"
         chance = random.Random(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big"))
-        made = vary(text, reply, assistant.language, chance)
+        made = vary(text, reply, assistant.language, chance, opens=opens)
         if made is not None and len(found) < count:
             found[made] = None
     return list(found)

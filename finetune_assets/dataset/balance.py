@@ -37,15 +37,15 @@ def cap_of(counts: Sequence[int], cap: float, setting: str) -> int:
     if cap >= 1:
         return int(cap)
     sizes = sorted(counts)
-    best = done = 0
+    best = done = below = 0
     for place, size in enumerate(sizes):
-        # With c in (the size before, this size]: Σ min = done + c · (groups from here on).
+        # With c above `below` and up to `size`: Σ min = done + c · (groups from here on).
         above = len(sizes) - place
         slope = 1 - cap * above
         fits = size if slope <= 0 else min(size, math.floor(cap * done / slope + 1e-9))
-        if fits <= cap * (done + fits * above) + 1e-9:
-            best = max(best, fits)
-        done += size
+        if fits > below:
+            best = fits
+        done, below = done + size, size
     if best < 1:
         raise DataError(
             f"{setting} is {cap:g}, but there are {len(sizes)} groups: the largest holds at least {1 / len(sizes):.2g} of the "

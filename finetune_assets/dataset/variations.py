@@ -17,14 +17,16 @@ _PIECE = re.compile(r"\s+|[^\s]+")
 _CORE = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
 _FIXED = {
     "es": """lunes martes miércoles miercoles jueves viernes sábado sabado domingo enero febrero marzo abril mayo junio julio
-    agosto septiembre setiembre octubre noviembre diciembre hoy mañana pasado ayer tarde noche mediodía mediodia medianoche media cuarto
-    un uno una dos tres cuatro cinco seis siete ocho nueve diez once doce quince veinte treinta primera segunda no sin ni nunca""",
+    agosto septiembre setiembre octubre noviembre diciembre hoy mañana pasado ayer tarde noche mediodía mediodia
+    medianoche media cuarto un uno una dos tres cuatro cinco seis siete ocho nueve diez once doce quince veinte
+    treinta primera segunda no sin ni nunca""",
     "en": """monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
-    september october november december today tomorrow yesterday morning afternoon evening night noon midnight half quarter a an one two
-    three four five six seven eight nine ten eleven twelve fifteen twenty thirty first second no not without never""",
+    september october november december today tomorrow yesterday morning afternoon evening night noon midnight half
+    quarter a an one two three four five six seven eight nine ten eleven twelve fifteen twenty thirty first second
+    no not without never""",
     "pt": """segunda terça quarta quinta sexta sábado domingo janeiro fevereiro março abril maio junho julho agosto setembro
-    outubro novembro dezembro hoje amanhã ontem manhã tarde noite meio meia um uma dois duas três quatro cinco seis sete oito nove dez
-    onze doze quinze vinte trinta primeira não sem nem nunca""",
+    outubro novembro dezembro hoje amanhã ontem manhã tarde noite meio meia um uma dois duas três quatro cinco seis
+    sete oito nove dez onze doze quinze vinte trinta primeira não sem nem nunca""",
 }
 _STOP_TEXT = (
     """de la el los las en y a que por con para del al me te se su mi lo es o si the of to and in is it for on do da e os as"""
@@ -36,7 +38,9 @@ _GREETINGS = {
     "pt": ("oi", "olá", "bom dia"),
 }
 _GREETED = re.compile(r"^\W*(hola|buen[oa]s?|hi|hello|hey|good|oi|olá|bom)\b", re.IGNORECASE)
-_POLITE = {"es": ("por favor", "gracias", "porfa"), "en": ("please", "thanks"), "pt": ("por favor", "obrigado")}
+_POLITE = {"es": (("por favor", "porfa"), "gracias"), "en": (("please",), "thanks"), "pt": (("por favor",), "obrigado")}
+_IS_POLITE = re.compile(r"favor|porfa|gracias|please|pls|thank|obrigad")
+_ASKS = re.compile(r"[?]|quier|quisiera|necesit|pued|podr|puéd|want|need|could|can |would|quero|preciso|pode")
 _VOSEO = {
     **{"puedes": "podés", "tienes": "tenés", "quieres": "querés", "sabes": "sabés", "dices": "decís", "haces": "hacés"},
     **{"vienes": "venís", "atiendes": "atendés", "necesitas": "necesitás", "dime": "decime", "eres": "sos"},
@@ -83,13 +87,13 @@ def keeps_slots(parent: str, said: str, reply: str, language: str) -> bool:
     return all(slot.casefold() in low for slot in slots(parent, reply, language))
 
 
-def vary(text: str, reply: str, language: str, chance: random.Random) -> str | None:
-    """Another way to say `text`, different after normalisation; None where no way is found."""
+def vary(text: str, reply: str, language: str, chance: random.Random, *, opens: bool = True) -> str | None:
+    """Another way to say `text`, in other words or letters; None where no way is found. `opens`: it begins the conversation."""
     said = _words(reply)
     ways: list[Callable[[Pieces], Pieces | None]] = [
         lambda pieces: _typo(pieces, said, language, chance),
         lambda pieces: _accents(pieces, said, language),
-        lambda pieces: _greeting(pieces, language, chance),
+        lambda pieces: _greeting(pieces, language, chance) if opens else None,
         lambda pieces: _politeness(pieces, language, chance),
         lambda pieces: _swap(pieces, _FORMS.get(language, {}), said, language),
         lambda pieces: _swap(pieces, _SHORT[language], said, language),
@@ -167,9 +171,10 @@ def _greeting(pieces: Pieces, language: str, chance: random.Random) -> Pieces | 
 def _politeness(pieces: Pieces, language: str, chance: random.Random) -> Pieces | None:
     """A polite word at the end."""
     text = "".join(pieces).casefold()
-    if any(word in text for word in _POLITE[language]):
+    if _IS_POLITE.search(text):
         return None
-    return [*pieces, " ", chance.choice(_POLITE[language])]
+    asks, thanks = _POLITE[language]
+    return [*pieces, " ", chance.choice((*asks, thanks)) if _ASKS.search(text) else thanks]
 
 
 def _swap(pieces: Pieces, table: dict[str, str], said: set[str], language: str) -> Pieces | None:

@@ -54,6 +54,11 @@ def twin_rows(frame: pl.DataFrame, n: int = 8) -> list[dict[str, Any]]:
     return rows
 
 
+def vocabulary_rows(notes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The notes of `coverage.vocabulary_notes` as rows of a table."""
+    return [{"side": side, **numbers} for side, numbers in notes.items()]
+
+
 def by_week(kept: pl.DataFrame, column: str, most: int = 6) -> dict[str, dict[str, int]]:
     """Examples by week of their conversation and value of a column; values after the `most` - 1 most frequent are `other`."""
     frequent = [value for value, _ in kept[column].value_counts().sort("count", column, descending=[True, False]).rows()]

@@ -68,6 +68,15 @@ class Ledger:
             pass  # the same content has the same id
         return dataset_id
 
+    def datasets_in_use(self, assistant: str) -> set[str]:
+        """Fingerprints of the data sets of the assistant's versions (so of its rollout) and of its jobs that are not over."""
+        open_jobs = [
+            job
+            for job in self.jobs(assistant)
+            if job.status in OPEN_STATUSES or (job.status == "succeeded" and job.released_at is None)
+        ]
+        return {one.dataset_fingerprint for one in (*self.versions(assistant), *open_jobs)}
+
     def open_job(self, job: dict[str, Any]) -> Job:
         """The job of `job["spec_hash"]`: the newest one that has not failed, else a new attempt.
 
