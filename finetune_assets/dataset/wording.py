@@ -50,7 +50,8 @@ def worded(llm: VariationModel, assistant: Assistant, folder: Path) -> Callable[
                 if key not in known.answers and not _exhausted(llm, spent):
                     known.add(key, parent, _ask(llm, instruction, str(parent["user_text"]), spent))
                 said = known.take(key, parent)
-                kept = [t for t in said if keeps_slots(parent["user_text"], t, parent["reply"], assistant.language)]
+                text, reply = str(parent["user_text"]), str(parent["reply"])
+                kept = [t for t in said if t != text and keeps_slots(text, t, reply, assistant.language)]
                 made.append(list(dict.fromkeys(kept))[:count])
         finally:
             known.save()

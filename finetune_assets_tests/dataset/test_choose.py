@@ -197,3 +197,55 @@ def test_one_tenant_and_a_window_of_weeks(corpus: Corpus) -> None:
     window = choose(store, dental(window_weeks=2, min_examples=1, split={"train": 0.5, "validation": 0.25, "test": 0.25}))
     assert window.notes["weeks"] == weeks[-1:] or window.notes["weeks"] == weeks[-2:]
     assert window.notes["read"] < 300
+
+
+def test_people_who_disagree_are_counted_and_the_correction_wins(corpus: Corpus) -> None:
+    corpus.fill()
+    both, corrected, praised = corpus.example(1), corpus.example(2), corpus.example(3)
+    day = datetime.timedelta(days=1)
+    corpus.rate(both, "positive", created_at=START)
+    corpus.rate(both, "negative", created_at=START + day)
+    corpus.rate(corrected, "negative", "La primera corrección del equipo.", created_at=START)
+    corpus.rate(corrected, "negative", "Otra cosa muy distinta se corrige.", created_at=START + day)
+    corpus.rate(praised, "negative", "Un texto mejor para el cliente.", created_at=START)
+    corpus.rate(praised, "positive", created_at=START + day)
+    choice = choose(corpus.write(), dental())
+    assert choice.notes["feedback"]["conflicts"] == {"both_thumbs": 2, "several_corrections": 1, "corrected_and_praised": 1}
+    assert row(choice, praised)["reply"] == "Un texto mejor para el cliente."
+    pairs = choice.preferences.select("message_id", "chosen").sort("message_id").rows()
+    assert pairs == [(corrected, "Otra cosa muy distinta se corrige."), (praised, "Un texto mejor para el cliente.")]
+    bad = choice.kto.filter(~pl.col("label"))["message_id"].to_list()
+    assert sorted(bad) == [both, corrected]  # the newest thumb of the third one is up
+
+
+def test_rows_that_contradict_each_other_are_resolved(corpus: Corpus) -> None:
+    """Two messages, the same request: one corrects A to B, the later one B to A; and B is rated badly elsewhere."""
+    corpus.fill()
+    ask = {
+        "user_text": "¿Abren el sábado por la tarde?",
+        "context": [{"role": "user", "content": "¿Abren el sábado por la tarde?"}],
+    }
+    yes, no = "Sí, abrimos el sábado de tres a siete.", "El sábado por la tarde está cerrado."
+    older = corpus.example(1, reply=yes, bucket=9000, user="u_1", **ask)
+    newer = corpus.example(2, reply=no, bucket=9000, user="u_1", **ask)
+    disliked = corpus.example(3, reply=yes, bucket=9000, user="u_1", **ask)
+    corpus.rate(older, "negative", no)
+    corpus.rate(newer, "negative", yes)
+    corpus.rate(disliked, "negative")
+    choice = choose(corpus.write(), dental())
+    assert choice.preferences.select("message_id", "chosen").rows() == [(newer, yes)]
+    labels = choice.kto.filter(pl.col("message_id").is_in([older, newer, disliked])).select("completion", "label").rows()
+    assert sorted(labels) == [(no, True), (yes, True)]
+    left_out = choice.notes["pairs"]["left_out"]
+    assert left_out["preferences"]["contradicted"] == 1
+    assert left_out["kto"]["contradicted"] >= 2
+
+
+def test_pairs_of_many_turns_keep_every_turn_in_order(corpus: Corpus) -> None:
+    corpus.fill()
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"turno {n}"} for n in range(7)]
+    message = corpus.example(1, context=turns, user_text="turno 6")
+    corpus.rate(message, "negative", "La respuesta que tocaba dar aquí.")
+    choice = choose(corpus.write(), dental())
+    assert choice.preferences["context"].to_list() == [turns]
+    assert choice.kto.filter(pl.col("message_id") == message)["context"].to_list() == [turns, turns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from finetune_assets.assistants import Assistant
 from finetune_assets.dataset import (
     Choice,
     build,
+    check_foreign,
     check_leaks,
     choose,
     freeze,
@@ -26,8 +28,8 @@ from finetune_assets.dataset import (
 from finetune_assets.dataset.formats import LINEAGE
 from finetune_assets.dataset.lines import lines_of
 from finetune_assets.errors import DataError, LeakError, TooFewExamples
-from finetune_assets.storage import Store
-from finetune_assets_tests.dataset.small_corpus import Corpus, dental
+from finetune_assets.storage import Store, read_json
+from finetune_assets_tests.dataset.small_corpus import START, Corpus, dental
 
 FILES = {
     *("train.jsonl", "validation.jsonl", "test.jsonl", "preferences.jsonl", "preferences_heldout.jsonl", "kto.jsonl"),
@@ -201,6 +203,37 @@ def test_leaks_are_found_in_the_files_alone(corpus: Corpus, assistant: Assistant
     assert any(p.startswith("train.jsonl:0") and "near-duplicate of test.jsonl:0" in p for p in check_leaks(folder))
     (folder / "train.jsonl").write_text("\n".join(train[1:]) + "\n")
     assert any("train.jsonl has" in problem for problem in check_leaks(folder))
+
+
+def test_a_row_of_another_tenant_or_out_of_time_is_found(corpus: Corpus) -> None:
+    corpus.fill(150, first=0)
+    late = START + datetime.timedelta(days=4)
+    assistant = dental(select={"tenant": "clinic_a"}, split={"mode": "time", "date": late.date()})
+    freeze(corpus.write(), assistant, choose(corpus.store, assistant))
+    folder = latest(corpus.store, "dental")
+    assert folder is not None
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["leaks"]["compared"]["dates"] == 150
+    assert check_leaks(folder) == check_foreign(folder) == []
+    lineage = pl.read_parquet(folder / "lineage.parquet")
+    first = (pl.col("split") == "test") & (pl.col("line") == 0)
+    bad = lineage.with_columns(
+        started_at=pl.when(first).then(pl.lit(START)).otherwise("started_at"),
+        source=pl.when(first).then(pl.lit("synthetic")).otherwise("source"),
+        tenant_id=pl.when(first).then(pl.lit("clinic_b")).otherwise("tenant_id"),
+    )
+    bad.write_parquet(folder / "lineage.parquet")
+    message = lineage.filter(first)["message_id"].item()
+    foreign = f"1 rows of tenant clinic_b (dental), e.g. {message}, stand in a data set of tenant: clinic_a"
+    assert check_leaks(folder) == [
+        f"test.jsonl:0 ({message}) starts before 2026-08-07 and is in test",
+        f"test.jsonl:0 ({message}) is synthetic",
+        foreign,
+    ]
+    assert check_foreign(folder) == [foreign]
+    ahead = pl.when(pl.col("split") == "train").then(pl.lit(late)).otherwise("started_at")
+    lineage.with_columns(started_at=ahead).write_parquet(folder / "lineage.parquet")
+    assert "starts on or after 2026-08-07 and is not in test" in check_leaks(folder)[0]
 
 
 def test_new_feedback_counts_what_a_data_set_has_not_seen(corpus: Corpus, assistant: Assistant) -> None:

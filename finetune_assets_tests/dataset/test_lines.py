@@ -81,8 +81,8 @@ def expanded(lines: pl.DataFrame) -> list[tuple[str, str]]:
         weighted = any("weight" in message for message in messages)
         targets = [at for at, m in enumerate(messages) if m.get("weight") == 1] if weighted else [len(messages) - 1]
         assert not weighted or all(("weight" in m) == (m["role"] == "assistant") for m in messages)
-        for at in targets:
-            found.append((dumped([[m["role"], m["content"]] for m in messages[:at]]), messages[at]["content"]))
+        said = [[m["role"], m["content"]] for m in messages]
+        found.extend((dumped(said[:at]), said[at][1]) for at in targets)
     return sorted(found)
 
 
@@ -128,7 +128,9 @@ def test_a_correction_is_a_target_and_never_a_context() -> None:
         example(4, ["u1", "r1", "u2", "r2", "u3", "r3", "u4"], "r4"),
     ]
     lines = lines_of("examples", pl.DataFrame(rows, schema_overrides=EXAMPLES), "", "per_conversation")
-    said = sorted([[(m["content"], m.get("weight")) for m in json.loads(line)["messages"]] for line in lines["jsonl"].drop_nulls()])
+    said = sorted(
+        [[(m["content"], m.get("weight")) for m in json.loads(line)["messages"]] for line in lines["jsonl"].drop_nulls()]
+    )
     assert said == [
         [("u1", None), ("r1", 0), ("u2", None), ("r2", 0), ("u3", None), ("r3", 1), ("u4", None), ("r4", 1)],
         [("u1", None), ("r1", 1), ("u2", None), ("mejor r2", 1)],

@@ -62,7 +62,7 @@ def talk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
-def test_removing_a_tenth_of_the_conversations_moves_no_example(
+def test_removing_or_adding_a_tenth_of_the_conversations_moves_no_example(
     talk: tuple[Corpus, Choice, dict[str, object]], tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
     corpus, before, split = talk
