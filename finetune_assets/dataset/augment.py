@@ -46,10 +46,12 @@ def light(assistant: Assistant) -> Variations:
 def _varied(text: str, reply: str, count: int, assistant: Assistant, opens: bool) -> list[str]:
     found: dict[str, None] = {}
     for number in range(2 * count):
+        if len(found) == count:
+            break
         key = f"{assistant.augment.seed}\n{number}\n{text}\n{reply}"
         chance = random.Random(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big"))
         made = vary(text, reply, assistant.language, chance, opens=opens)
-        if made is not None and len(found) < count:
+        if made is not None:
             found[made] = None
     return list(found)
 

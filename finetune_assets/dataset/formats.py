@@ -5,6 +5,8 @@ Lines stand in the order of a hash of their text, so a file depends on its conte
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ LINEAGE: dict[str, Any] = {
 }
 """One row a target."""
 Row = dict[str, Any]
-_AT_ONCE = 100_000  # lines written at a time
+_BLOCK = 2**24  # bytes of a JSONL file that are parsed at a time: bounds what is held to some 100 MB
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,8 @@ def write_files(folder: Path, frames: dict[str, pl.DataFrame]) -> None:
     lineages: dict[str, list[pl.DataFrame]] = {}
     for spec in FILES:
         rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits))
-        lines = rows["jsonl"].drop_nulls()
-        with replacing(folder / spec.name) as draft, draft.open("wb") as file:
-            for first in range(0, len(lines), _AT_ONCE):
-                text = lines.slice(first, _AT_ONCE).str.join("\n").item()
-                file.write(f"{text}\n".encode())
+        with replacing(folder / spec.name) as draft:
+            rows.select("jsonl").drop_nulls().write_csv(draft, include_header=False, quote_style="never")
         numbered = rows.with_columns(line=pl.col("jsonl").is_not_null().cum_sum().cast(pl.Int64) - 1)
         lineages.setdefault(spec.lineage, []).append(numbered.select(pl.col(name).cast(dtype) for name, dtype in LINEAGE.items()))
     for name, parts in lineages.items():
@@ -121,21 +120,64 @@ def read_targets(folder: Path, spec: FileSpec, lines: int | None = None) -> pl.D
 
     Targets are the assistant's messages of weight 1; where no message has a weight, the last one.
     """
-    path = folder / spec.name
     empty = pl.DataFrame(schema={"line": pl.Int64, "turn": pl.Int64, "user_text": pl.String, "reply": pl.String})
-    if path.stat().st_size == 0:
-        return empty
-    rows = pl.scan_ndjson(path, schema=_SCHEMA[spec.kind], n_rows=lines).collect().with_row_index("line")
-    if spec.kind != "examples":
-        said = pl.col(_TARGET[spec.kind]).list.first().struct.field("content")
+    parts = [empty]
+    done = 0
+    for rows in _blocks(folder / spec.name, spec.kind):
+        targets = _targets(spec.kind, rows.head(rows.height if lines is None else lines - done))
+        parts.append(targets.with_columns(pl.col("line") + done).cast(empty.schema))  # pyright: ignore[reportArgumentType]
+        done += rows.height
+        if lines is not None and done >= lines:
+            break
+    return pl.concat(parts)
+
+
+def _blocks(path: Path, kind: str) -> Iterator[pl.DataFrame]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield pl.read_ndjson(io.BytesIO(block + file.readline()), schema=_SCHEMA[kind])
+
+
+def _targets(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
+    rows = rows.with_row_index("line")
+    if kind != "examples":
+        said = pl.col(_TARGET[kind]).list.first().struct.field("content")
         asked = pl.col("prompt").list.last().struct.field("content")
-        made = rows.select("line", turn=pl.col("prompt").list.len(), user_text=asked, reply=said)
-        return made.cast(empty.schema)  # pyright: ignore[reportArgumentType]
-    flat = rows.explode("messages").unnest("messages").with_columns(turn=pl.int_range(pl.len()).over("line"))
-    flat = flat.with_columns(
-        user_text=pl.col("content").shift(1).over("line"),
-        weighted=pl.col("weight").is_not_null().any().over("line"),
-        last=pl.col("turn") == pl.len().over("line") - 1,
+        return rows.select("line", turn=pl.col("prompt").list.len(), user_text=asked, reply=said)
+    messages, content = pl.col("messages"), pl.element().struct.field("content")
+    has_weight = messages.list.eval(pl.element().struct.field("weight").is_not_null()).list.any()
+    contents = messages.list.eval(content).list
+    last = rows.filter(~has_weight).select(
+        "line", turn=messages.list.len() - 1, user_text=contents.get(-2, null_on_oob=True), reply=contents.last()
     )
-    targets = flat.filter(pl.when("weighted").then(pl.col("weight").fill_null(0) == 1).otherwise("last"))
-    return targets.select("line", "turn", "user_text", reply="content").cast(empty.schema)  # pyright: ignore[reportArgumentType]
+    flat = rows.filter(has_weight).explode("messages").unnest("messages")
+    flat = flat.with_columns(turn=pl.int_range(pl.len()).over("line"), user_text=pl.col("content").shift(1).over("line"))
+    many = flat.filter(pl.col("weight") == 1).select("line", "turn", "user_text", reply="content")
+    types = {"line": pl.Int64, "turn": pl.Int64}
+    return pl.concat([last.cast(types), many.cast(types)]).sort("line", "turn")  # pyright: ignore[reportArgumentType]
+
+
+def read_frames(folder: Path) -> dict[str, pl.DataFrame]:
+    """Kind to the rows of a frozen data set as `lines.lines_of` makes them: the lineage, `digest` of the line, and `jsonl`.
+
+    A line with several targets has as many rows; all but the first have no `jsonl`. `write_files` writes them again.
+    """
+    frames: dict[str, list[pl.DataFrame]] = {}
+    for spec in FILES:
+        lines = (folder / spec.name).read_text(encoding="utf-8").split("\n")[:-1]
+        lineage = pl.read_parquet(folder / spec.lineage).filter(pl.col("split").is_in(spec.splits)).sort("line", "turn")
+        texts = pl.DataFrame(
+            {"line": range(len(lines)), "jsonl": lines, "digest": [digest(line) for line in lines]}, schema=_TEXTS
+        )
+        rows = lineage.join(texts, on="line", how="left", maintain_order="left")
+        first = pl.col("line").is_first_distinct()
+        frames.setdefault(spec.kind, []).append(rows.with_columns(jsonl=pl.when(first).then("jsonl")))
+    return {kind: pl.concat(parts) for kind, parts in frames.items()}
+
+
+_TEXTS = {"line": pl.Int64, "jsonl": pl.String, "digest": pl.String}
+
+
+def digest(line: str) -> str:
+    """The hash that orders lines and stands for them in the fingerprint."""
+    return hashlib.blake2b(line.encode(), digest_size=16).hexdigest()

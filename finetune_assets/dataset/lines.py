@@ -13,12 +13,12 @@ turns to `context_turns` or `context_chars`, and at the first of several message
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import polars as pl
 
 from finetune_assets.assistants.settings import Layout
+from finetune_assets.dataset.formats import digest
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.splits import TEST, TRAIN
 
@@ -38,11 +38,6 @@ AT_ONCE = 50_000
 def escaped(text: pl.Expr) -> pl.Expr:
     """The inside of a JSON string: what `json.dumps(…, ensure_ascii=False)` writes, in one line to every reader."""
     return text.str.replace_many(list(_ESCAPES), list(_ESCAPES.values()))
-
-
-def digest(line: str) -> str:
-    """The hash that orders lines and stands for them in the fingerprint."""
-    return hashlib.blake2b(line.encode(), digest_size=16).hexdigest()
 
 
 def lines_of(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_reply") -> pl.DataFrame:

@@ -47,15 +47,27 @@ def make_pairs(frame: pl.DataFrame, threshold: float) -> Pairs:
         made = _without(made, equal, "equal_row", counts[kind])  # noqa: PLW2901
         rows[kind] = _without(made, _contradicted(kind, made), "contradicted", counts[kind])
     examples = with_text(frame.filter(pl.col("reason").is_null()), "reply")
-    learnt = examples.filter(train)["text"]
-    for kind, made in rows.items():
-        twin = pl.Series(twins_in(made["text"], learnt, threshold) >= 0) & (made["split"] != TRAIN)
-        rows[kind] = _without(made, twin, "twin_in_training", counts[kind])
+    rows = _apart(rows, heldout, examples.filter(train)["text"], "twin_in_training", threshold, counts)
     hidden = pl.concat([examples.filter(heldout)["text"], *[made.filter(heldout)["text"] for made in rows.values()]])
-    for kind, made in rows.items():
-        twin = pl.Series(twins_in(made["text"], hidden, threshold) >= 0) & (made["split"] == TRAIN)
-        rows[kind] = _without(made, twin, "twin_held_out", counts[kind])
+    rows = _apart(rows, train, hidden, "twin_held_out", threshold, counts)
     return Pairs(rows["preferences"].drop("text"), rows["kto"].drop("text"), {k: v for k, v in counts.items() if v})
+
+
+def _apart(
+    rows: dict[str, pl.DataFrame],
+    side: pl.Expr,
+    others: pl.Series,
+    reason: str,
+    threshold: float,
+    counts: dict[str, dict[str, int]],
+) -> dict[str, pl.DataFrame]:
+    """Without the rows of one side that are twins of `others`; both kinds are compared at once."""
+    both = pl.concat([made.filter(side)["text"] for made in rows.values()]).unique().sort()
+    twins = both.filter(pl.Series(twins_in(both, others, threshold) >= 0))
+    for kind, made in rows.items():
+        out = made.select(side & pl.col("text").is_in(twins.implode())).to_series()
+        rows[kind] = _without(made, out, reason, counts[kind])
+    return rows
 
 
 def _preferences(frame: pl.DataFrame) -> pl.DataFrame:

@@ -112,7 +112,7 @@ def vary(text: str, reply: str, language: str, chance: random.Random, *, opens: 
 
 def _normal(text: str) -> list[str]:
     """Words without case and punctuation."""
-    return "".join(c for c in text.casefold() if c.isalnum() or c.isspace()).split()
+    return re.findall(r"\w+", text.casefold())
 
 
 def _words(text: str) -> set[str]:
