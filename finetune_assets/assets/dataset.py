@@ -108,14 +108,14 @@ def jsonl_splits(
         context.log.info(f"Removed the data set {name}: `keep_datasets` is {assistant.keep_datasets}, and nothing uses it.")
     split = manifest["counts"]["split"]
     lines = [line["messages"] for line in islice(read_lines(folder / "train.jsonl"), 3)]
-    sample = [{"context": row[:-1], "reply": row[-1]["content"]} for row in lines]
+    sample = [{"context": [turn for turn in row[:-1] if turn["role"] != "system"], "reply": row[-1]["content"]} for row in lines]
     return Result(
         metadata={
             "train": split.get("train", 0),
             "validation": split.get("validation", 0),
             "test": split.get("test", 0),
             "training_rows": manifest["layout"].get(assistant.rows, {}).get("rows", 0),
-            "characters_saved_by_per_conversation": manifest["layout"].get("saved_by_per_conversation", 0.0),
+            "per_conversation_saves": manifest["layout"].get("saved_by_per_conversation", 0.0),
             "preference_pairs": manifest["pairs"]["preferences"].get("train", 0),
             "kto_good": manifest["pairs"]["kto_labels"]["good"],
             "kto_bad": manifest["pairs"]["kto_labels"]["bad"],
