@@ -182,28 +182,26 @@ def _candidates(signed: Signatures, side: Bytes, most: int = 2**62) -> tuple[Int
     if signed.threshold < EXACT_BELOW:
         found = jit(_join_all)(ends, sides, lengths, histograms, edits, most)
     else:
-        counts = np.diff(signed.starts)
-        bits = max(1, int(len(lengths) - 1).bit_length())
         place = np.empty(len(lengths), dtype=np.uint64)
         place[by_length] = np.arange(len(lengths), dtype=np.uint64)
-        low = np.uint64(bits)
-        postings = (signed.keys >> low << low) | np.repeat(place, counts)
+        place, keys = np.repeat(place, np.diff(signed.starts)), signed.keys
         if len(sides) and sides.min() == 0:
-            postings = postings[_shared(signed.keys, np.repeat(side, counts))]
+            there = _shared(signed, side)
+            place, keys = place[there], keys[there]
+        bits = max(1, int(len(lengths) - 1).bit_length())
+        postings = (keys >> np.uint64(bits) << np.uint64(bits)) | place
         postings.sort()
-        s = signed.take(by_length)
-        found = jit(_join)(postings, bits, ends, sides, lengths, histograms, s.keys, s.starts, edits, most)
+        found = jit(_join)(postings, bits, ends, sides, lengths, histograms, signed.keys, signed.starts[by_length], edits, most)
     left, right = (found >> np.uint64(32)).astype(np.int64), (found & np.uint64(2**32 - 1)).astype(np.int64)
     return by_length[left].astype(np.int32), by_length[right].astype(np.int32)
 
 
-def _shared(keys: Keys, side: Bytes) -> npt.NDArray[np.bool_]:
-    """Keys that may stand on both sides: by a table of their first 24 bits."""
-    coarse = (keys >> np.uint64(40)).astype(np.uint32)
-    seen = np.zeros((2, 2**24), dtype=np.bool_)
-    for one in (0, 1):
-        seen[one, coarse[side == one]] = True
-    return (seen[0] & seen[1])[coarse]
+def _shared(signed: Signatures, side: Bytes) -> npt.NDArray[np.bool_]:
+    """Which keys may stand on side 1 too: by a table of their first 24 bits."""
+    coarse = (signed.keys >> np.uint64(40)).astype(np.uint32)
+    seen = np.zeros(2**24, dtype=np.bool_)
+    seen[coarse[np.repeat(side, np.diff(signed.starts)) == 1]] = True
+    return seen[coarse]
 
 
 def _verified(left_texts: Sequence[str], right_texts: Sequence[str], left: Ints, right: Ints, threshold: float) -> Pairs:
