@@ -33,6 +33,7 @@ class Environment:
     first_week: date
     retrain_cron: str
     launcher: str
+    fresh_days: float | None
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -55,6 +56,7 @@ class Environment:
             first_week=_monday(variables.get("FINETUNE_FIRST_WEEK") or "2020-01-06"),
             retrain_cron=_cron(variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1"),
             launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
+            fresh_days=_days(variables.get("FINETUNE_FRESH_DAYS")),
         )
 
     @property
@@ -101,6 +103,19 @@ def _monday(text: str) -> date:
     if day.weekday() != 0:
         raise SettingsError(f"FINETUNE_FIRST_WEEK={text} is a {day:%A}; weeks start on Mondays, so write the Monday before.")
     return day
+
+
+def _days(text: str | None) -> float | None:
+    """How old the newest row of the source may be by the clock; null: as old as its own gaps are (databases), or any age."""
+    if not text:
+        return None
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days < 10_000:
+        raise SettingsError(f"FINETUNE_FRESH_DAYS={text!r} is no number of days above 0, e.g. 2 or 0.5.")
+    return days
 
 
 def _launcher(text: str) -> str:

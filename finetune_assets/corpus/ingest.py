@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.corpus.schema import CODE_VERSIONS, CONVERSATIONS, FEEDBACK, MESSAGE, REJECTED, UNKNOWN_WEEK
+from finetune_assets.corpus.schema import CODE_VERSIONS, CONVERSATIONS, FEEDBACK, KINDS, MESSAGE, REJECTED, UNKNOWN_WEEK
 from finetune_assets.corpus.scrubbing import Scrubbed, buckets, clean_ids, clean_labels, pseudonyms, scrub_texts
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.staleness import ASSETS, Staleness, empty_digest, part_digest, source_digests, stale_weeks
@@ -69,7 +69,7 @@ def _stored_conversations(conversations: pl.DataFrame, messages: pl.DataFrame, k
         pseudonyms(users, key).alias("user"),
         buckets(users, ids).alias("bucket"),
         pl.col("training_consent").fill_null(True),
-        pl.lit("conversation").alias("kind"),
+        pl.col("kind").fill_null(KINDS[0]),
     )
 
 

@@ -1,30 +1,37 @@
 """Near-duplicates: `rapidfuzz.fuzz.ratio` / 100 of normalised texts at or above a threshold.
 
-`drop_near_duplicates(normalise(series).to_list(), rank)` names for each text the kept one it is a copy of. Candidates share
-a key: winnowed 12-gram hashes (long texts), segment hashes (short texts). A 32-bin character histogram bounds the edits from
-below. Every pair is then verified, so precision is 1; recall against the exact answer was 0.998 or more at thresholds from
-EXACT_BELOW up. Below it all texts of like length are compared, which is exact and quadratic.
+`drop_near_duplicates(normalise(series).to_list(), rank)` names for each text the kept one it is a copy of. Candidates share a
+key (`signatures`) and have histograms that lie near enough; every pair is then verified, so precision is 1.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from rapidfuzz import fuzz, process
 
-Ints = npt.NDArray[np.int32]
-Keys = npt.NDArray[np.uint64]
-EXACT_BELOW = 0.85
-LONG = 40  # code points from which a text has gram keys
-FIRST_BLOCK = 4_000  # texts of the first block of `drop_near_duplicates`; each next block is as large as all before it
+from finetune_assets.corpus.signatures import EXACT_BELOW, Bytes, Ints, Keys, Rows, Signatures, jit, signatures
+
+__all__ = [
+    "EXACT_BELOW",
+    "Pairs",
+    "Signatures",
+    "drop_near_duplicates",
+    "exact_keys",
+    "find_pairs",
+    "keep_best",
+    "normalise",
+    "pairs_between",
+    "signatures",
+]
+
+ENOUGH = 8_000_000  # candidate pairs from which `drop_near_duplicates` goes on in blocks
+FIRST_BLOCK = 4_000  # texts of the first block; each next block is as large as all before it
 VERIFY_AT_ONCE = 1_000_000  # candidate pairs per call of rapidfuzz: bounds its lists to about 20 MB
 
 
@@ -38,49 +45,6 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.left)
-
-
-@dataclass(frozen=True)
-class Signatures:
-    """What finds candidates without the characters, 60-280 bytes a text; text i has `keys[starts[i]:starts[i + 1]]`."""
-
-    threshold: float
-    lengths: Ints
-    histograms: npt.NDArray[np.uint8]
-    keys: Keys
-    starts: npt.NDArray[np.int64]
-
-    def take(self, rows: npt.NDArray[np.int64]) -> Signatures:
-        """The signatures of some rows, in that order."""
-        counts = (self.starts[1:] - self.starts[:-1])[rows]
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        flat = np.arange(int(starts[-1]), dtype=np.int64) + np.repeat(self.starts[rows] - starts[:-1], counts)
-        return Signatures(self.threshold, self.lengths[rows], self.histograms[rows], self.keys[flat], starts)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Everything that follows from the threshold."""
-
-    edits: float  # insertions and deletions allowed per code point of both texts
-    ratio: float  # length ratio that a pair cannot exceed
-    gram: int
-    share: float  # a pair of length L is expected to share a run of share * L
-    short: int  # code points up to which a text has segment keys
-    step: float  # length classes of short texts: 4 * step ** c
-    segments: int
-    shift: int
-
-
-def _settings(threshold: float) -> _Settings:
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold {threshold}: a similarity is above 0 and at most 1")
-    edits = 1 - threshold
-    ratio = (1 + edits) / (1 - edits)
-    looser = max(1.0, edits / 0.1)  # 1 at 0.9 and above
-    gram = max(6, round(12 / looser))
-    step = max(1.25, ratio * 1.02)
-    return _Settings(edits, ratio, gram, 0.33 / looser, math.ceil(LONG * ratio), step, 3 if looser < 1.2 else 4, 2)
 
 
 # --- texts
@@ -99,161 +63,103 @@ def exact_keys(texts: Sequence[str]) -> Keys:
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
 
 
-def signatures(texts: Sequence[str], threshold: float = 0.9) -> Signatures:
-    """Histograms and keys of normalised texts, 50,000 texts at a time (4 bytes per code point are held meanwhile)."""
-    settings = _settings(threshold)
-    lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
-    histograms = np.zeros((len(texts), 32), dtype=np.uint8)
-    keys: list[Keys] = [np.empty(0, dtype=np.uint64)]
-    counts = np.zeros(len(texts), dtype=np.int64)
-    for first in range(0, len(texts), 50_000):
-        part = slice(first, first + 50_000)
-        codes = np.frombuffer("".join(texts[part]).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        starts = np.concatenate([[0], np.cumsum(lengths[part], dtype=np.int64)])
-        _jit(_fill_histograms)(codes, starts, histograms[part])
-        if threshold >= EXACT_BELOW:
-            room = int(
-                np.maximum(
-                    lengths[part].astype(np.int64), 2 * settings.segments * (2 * settings.shift + 1) + settings.short
-                ).sum()
-            )
-            buffer = np.empty(room, dtype=np.uint64)
-            used = _jit(_fill_keys)(codes, starts, buffer, counts[part], *_key_arguments(settings))
-            keys.append(buffer[:used].copy())
-    return Signatures(threshold, lengths, histograms, np.concatenate(keys), np.concatenate([[0], np.cumsum(counts)]))
+# --- kernels: plain functions, compiled by numba at their first call
 
 
-def _key_arguments(s: _Settings) -> tuple[int, float, int, float, int, int, int]:
-    return s.gram, s.share, s.short, s.step, s.segments, s.shift, LONG
-
-
-# --- numba kernels: plain functions, compiled at their first call (importing numba costs half a second)
-
-
-@lru_cache(maxsize=16)
-def _jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    import numba
-
-    return numba.njit(cache=True, nogil=True)(kernel)
-
-
-def _fill_histograms(codes: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
-    for row in range(len(starts) - 1):
-        for at in range(starts[row], starts[row + 1]):
-            code = codes[at]
-            slot = 27 + code % 5 if 48 <= code < 58 else code & 31  # digits get the bins that a-z leave free
-            if out[row, slot] < 255:
-                out[row, slot] += 1
-
-
-def _fill_keys(  # noqa: PLR0912, PLR0913, PLR0917
-    codes: npt.NDArray[np.uint32],
-    starts: npt.NDArray[np.int64],
-    out: Keys,
-    counts: npt.NDArray[np.int64],
-    gram: int,
-    share: float,
-    short: int,
-    step: float,
-    segments: int,
-    shift: int,
-    long: int,
-) -> int:
-    base, mix = np.uint64(1_000_003), np.uint64(0x9E3779B97F4A7C15)
-    used = 0
-    for row in range(len(starts) - 1):
-        start, size, before = starts[row], starts[row + 1] - starts[row], used
-        if size >= long:
-            grams = size - gram + 1
-            hashes = np.empty(grams, dtype=np.uint64)
-            top = np.uint64(1)
-            for _ in range(gram - 1):
-                top *= base
-            value = np.uint64(0)
-            for at in range(size):
-                if at >= gram:
-                    value -= np.uint64(codes[start + at - gram]) * top
-                value = value * base + np.uint64(codes[start + at])
-                if at >= gram - 1:
-                    mixed = (value ^ (value >> np.uint64(29))) * mix
-                    hashes[at - gram + 1] = mixed ^ (mixed >> np.uint64(32))
-            window = min(grams, max(1, int(share * size) - gram + 1))
-            last = -1
-            for left in range(grams - window + 1):
-                if last >= left and hashes[left + window - 1] > hashes[last]:
-                    continue
-                best = left
-                for at in range(left + 1, left + window):
-                    if hashes[at] <= hashes[best]:
-                        best = at
-                if best != last:
-                    out[used] = hashes[best]
-                    used += 1
-                    last = best
-        if 0 < size <= short:
-            own = math.floor(math.log(size / 4.0) / math.log(step) + 1e-9)
-            for level in range(own - 1, own + 1):
-                piece = max(1, int(4.0 * step**level) // segments)
-                for part in range(segments):
-                    anchor = part * piece if part < segments // 2 else size - (segments - part) * piece
-                    for at in range(max(0, anchor - shift), min(size - piece, anchor + shift) + 1):
-                        value = np.uint64((level + 16) * 8 + part)
-                        for place in range(start + at, start + at + piece):
-                            value = value * base + np.uint64(codes[place])
-                        mixed = (value ^ (value >> np.uint64(29))) * mix
-                        out[used] = mixed ^ (mixed >> np.uint64(31))
-                        used += 1
-        counts[row] = used - before
-    return used
-
-
-def _join(  # noqa: PLR0913, PLR0917
+def _join(  # noqa: PLR0912, PLR0913, PLR0917
+    postings: Keys,
+    bits: int,
+    ends: Ints,
+    side: Bytes,
     lengths: Ints,
-    histograms: npt.NDArray[np.uint8],
-    side: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
-    place: npt.NDArray[np.int64],
-    rows: Ints,
-    ends: npt.NDArray[np.int64],
+    histograms: Bytes,
+    keys: Keys,
+    starts: Rows,
     edits: float,
-    every: bool,
-) -> tuple[Ints, Ints]:
-    """Rows come sorted by length; postings of one key stand together in row order. `every`: all rows of like length."""
-    count = len(lengths)
-    stamp = np.full(count, -1, dtype=np.int32)
-    left, right = np.empty(1024, dtype=np.int32), np.empty(1024, dtype=np.int32)
-    used = 0
-    for i in range(count):
-        limit = lengths[i] * (1 + edits) / (1 - edits) + 1e-9
-        looks = 1 if every else starts[i + 1] - starts[i]
-        for look in range(looks):
-            first = i + 1 if every else place[starts[i] + look] + 1
-            stop = count if every else ends[first - 1]
+    most: int,
+) -> Keys:
+    """Candidate pairs as left * 2**32 + right; more than `most` of them: cut off there.
+
+    Rows stand in order of length; row i may pair with the rows before `ends[i]`. A posting is the upper bits of a key, then its
+    row; they come sorted, so the rows of one key stand together, in order of length. A pair that shares several keys is
+    taken at the first of them.
+    """
+    low = np.uint64(bits)
+    mask = (np.uint64(1) << low) - np.uint64(1)
+    count = len(postings)
+    out = np.empty(1024, dtype=np.uint64)
+    rows = np.empty(1024, dtype=np.int64)  # of one key, and their histograms, side by side
+    near = np.empty((1024, 32), dtype=np.uint8)
+    used, first = 0, 0
+    while first < count and used <= most:
+        key, stop = postings[first] >> low, first + 1
+        while stop < count and postings[stop] >> low == key:
+            stop += 1
+        size = 0
+        if stop - first > len(rows):
+            rows, near = np.empty(2 * (stop - first), dtype=np.int64), np.empty((2 * (stop - first), 32), dtype=np.uint8)
+        if stop - first > 1:
             for at in range(first, stop):
-                j = at if every else rows[at]
-                if lengths[j] > limit:
-                    break
-                if j == i or stamp[j] == i or (side[i] == side[j] and side[i] != 2):
-                    continue
-                stamp[j] = i
-                room = int(edits * (lengths[i] + lengths[j]) + 1e-9)
-                apart = 0
+                row = np.int64(postings[at] & mask)
+                if size == 0 or rows[size - 1] != row:
+                    rows[size], near[size] = row, histograms[row]
+                    size += 1
+        first = stop
+        low_row, high_row = 0, 0
+        for at in range(size):
+            i = rows[at]
+            while high_row < size and rows[high_row] < ends[i]:
+                high_row += 1
+            while ends[rows[low_row]] <= i:
+                low_row += 1
+            if side[i] == 0 or used > most:
+                continue
+            most_apart = edits * lengths[i] + 1e-9
+            for other in range(at + 1 if side[i] == 2 else low_row, high_row):
+                apart = np.int32(0)
                 for slot in range(32):
-                    apart += abs(np.int32(histograms[i, slot]) - np.int32(histograms[j, slot]))
-                    if apart > room:
-                        break
-                if apart <= room:
-                    if used == len(left):
-                        left = np.concatenate((left, np.empty(used, dtype=np.int32)))
-                        right = np.concatenate((right, np.empty(used, dtype=np.int32)))
-                    left[used], right[used] = i, j
-                    used += 1
-    return left[:used], right[:used]
+                    apart += np.int32(max(near[at, slot], near[other, slot]) - min(near[at, slot], near[other, slot]))
+                j = rows[other]
+                if apart > most_apart + edits * lengths[j] or (side[i] == 1 and side[j] == 1):
+                    continue
+                a, b = starts[i], starts[j]
+                while keys[a] >> low != keys[b] >> low:
+                    if keys[a] < keys[b]:
+                        a += 1
+                    else:
+                        b += 1
+                if keys[a] >> low != key:
+                    continue
+                if used == len(out):
+                    out = np.concatenate((out, np.empty(used, dtype=np.uint64)))
+                out[used] = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+                used += 1
+    return out[:used]
 
 
-def _walk(
-    order: npt.NDArray[np.int64], place: Ints, starts: npt.NDArray[np.int64], others: Ints, kept_by: npt.NDArray[np.int64]
-) -> None:
+def _join_all(ends: Ints, side: Bytes, lengths: Ints, histograms: Bytes, edits: float, most: int) -> Keys:
+    """The same without keys: all rows of like length."""
+    out = np.empty(1024, dtype=np.uint64)
+    used = 0
+    for i in range(len(lengths)):
+        for j in range(i + 1, ends[i]):
+            if side[i] == side[j] and side[i] != 2:
+                continue
+            apart = np.int32(0)
+            for slot in range(32):
+                apart += np.int32(max(histograms[i, slot], histograms[j, slot]) - min(histograms[i, slot], histograms[j, slot]))
+            if apart > int(edits * (lengths[i] + lengths[j]) + 1e-9):
+                continue
+            if used > most:
+                return out[:used]
+            if used == len(out):
+                out = np.concatenate((out, np.empty(used, dtype=np.uint64)))
+            out[used] = (np.uint64(i) << np.uint64(32)) | np.uint64(j)
+            used += 1
+    return out[:used]
+
+
+def _walk(order: Rows, place: Ints, starts: Rows, others: Ints, kept_by: Rows) -> None:
     for row in order:
         best = -1
         for at in range(starts[row], starts[row + 1]):
@@ -266,24 +172,36 @@ def _walk(
 # --- pairs
 
 
-def _candidates(signed: Signatures, side: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
-    """Rows that share a key and may be near enough; side 2 pairs with all, 0 only with 1."""
+def _candidates(signed: Signatures, side: Bytes, most: int = 2**62) -> tuple[Ints, Ints]:
+    """Rows that share a key and may be near enough; side 2 pairs with all, 0 only with 1. More than `most`: cut off there."""
+    edits = 1 - signed.threshold
     by_length = np.argsort(signed.lengths, kind="stable")
-    s = signed.take(by_length)
-    order = np.argsort(s.keys, kind="stable")  # stable: within one key the rows stay sorted by length
-    ranked = s.keys[order]
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    rows = np.repeat(np.arange(len(s.lengths), dtype=np.int32), np.diff(s.starts))[order]
-    bounds = (
-        np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1], [True]]))
-        if len(ranked)
-        else np.zeros(1, dtype=np.int64)
-    )
-    ends = np.repeat(bounds[1:], np.diff(bounds)).astype(np.int64)
-    every = s.threshold < EXACT_BELOW
-    left, right = _jit(_join)(s.lengths, s.histograms, side[by_length], s.starts, place, rows, ends, 1 - s.threshold, every)
+    lengths = signed.lengths[by_length]
+    ends = np.searchsorted(lengths, lengths * (1 + edits) / (1 - edits) + 1e-9, side="right").astype(np.int32)
+    sides, histograms = side[by_length], signed.histograms[by_length]
+    if signed.threshold < EXACT_BELOW:
+        found = jit(_join_all)(ends, sides, lengths, histograms, edits, most)
+    else:
+        place = np.empty(len(lengths), dtype=np.uint64)
+        place[by_length] = np.arange(len(lengths), dtype=np.uint64)
+        place, keys = np.repeat(place, np.diff(signed.starts)), signed.keys
+        if len(sides) and sides.min() == 0:
+            there = _shared(signed, side)
+            place, keys = place[there], keys[there]
+        bits = max(1, int(len(lengths) - 1).bit_length())
+        postings = (keys >> np.uint64(bits) << np.uint64(bits)) | place
+        postings.sort()
+        found = jit(_join)(postings, bits, ends, sides, lengths, histograms, signed.keys, signed.starts[by_length], edits, most)
+    left, right = (found >> np.uint64(32)).astype(np.int64), (found & np.uint64(2**32 - 1)).astype(np.int64)
     return by_length[left].astype(np.int32), by_length[right].astype(np.int32)
+
+
+def _shared(signed: Signatures, side: Bytes) -> npt.NDArray[np.bool_]:
+    """Which keys may stand on side 1 too: by a table of their first 24 bits."""
+    coarse = (signed.keys >> np.uint64(40)).astype(np.uint32)
+    seen = np.zeros(2**24, dtype=np.bool_)
+    seen[coarse[np.repeat(side, np.diff(signed.starts)) == 1]] = True
+    return seen[coarse]
 
 
 def _verified(left_texts: Sequence[str], right_texts: Sequence[str], left: Ints, right: Ints, threshold: float) -> Pairs:
@@ -300,12 +218,8 @@ def _verified(left_texts: Sequence[str], right_texts: Sequence[str], left: Ints,
 
 def pairs_between(old: Signatures, old_texts: Sequence[str], new: Signatures, new_texts: Sequence[str]) -> Pairs:
     """Pairs of an old text (left) and a new one (right), which may be equal; both signed with the same threshold."""
-    if old.threshold != new.threshold:
-        raise ValueError(f"old texts are signed for threshold {old.threshold}, new ones for {new.threshold}: sign them again")
+    both = old.followed_by(new)
     n = len(old.lengths)
-    starts = np.concatenate([old.starts, new.starts[1:] + old.starts[-1]])
-    keys, histograms = np.concatenate([old.keys, new.keys]), np.concatenate([old.histograms, new.histograms])
-    both = Signatures(old.threshold, np.concatenate([old.lengths, new.lengths]), histograms, keys, starts)
     left, right = _candidates(both, (np.arange(len(both.lengths)) >= n).astype(np.uint8))
     return _verified(old_texts, new_texts, np.minimum(left, right), np.maximum(left, right) - np.int32(n), old.threshold)
 
@@ -325,7 +239,7 @@ def _pairs_within(signed: Signatures, texts: Sequence[str]) -> Pairs:
 # --- which texts stay
 
 
-def keep_best(n: int, pairs: Pairs, rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def keep_best(n: int, pairs: Pairs, rank: Rows) -> Rows:
     """Walk from the best rank on (the lowest; no ties), drop a text only if a partner is kept: -1 for kept, else that partner."""
     order = np.argsort(rank, kind="stable").astype(np.int64)
     place = np.empty(n, dtype=np.int32)
@@ -333,16 +247,16 @@ def keep_best(n: int, pairs: Pairs, rank: npt.NDArray[np.int64]) -> npt.NDArray[
     rows, others = np.concatenate([pairs.left, pairs.right]), np.concatenate([pairs.right, pairs.left])
     starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n))]).astype(np.int64)
     kept_by = np.full(n, -1, dtype=np.int64)
-    _jit(_walk)(order, place, starts, others[np.argsort(rows, kind="stable")], kept_by)
+    jit(_walk)(order, place, starts, others[np.argsort(rows, kind="stable")], kept_by)
     return kept_by
 
 
-def drop_near_duplicates(texts: Sequence[str], rank: npt.NDArray[np.int64], threshold: float = 0.9) -> npt.NDArray[np.int64]:
+def drop_near_duplicates(texts: Sequence[str], rank: Rows, threshold: float = 0.9) -> Rows:
     """What `keep_best` says about all pairs, equal texts included, without holding them: -1 for kept, else the kept text.
 
-    100,000 texts out of 50 templates have 100 million pairs. So texts are taken in rank order, in blocks that double: a block
-    is first compared with the texts kept so far, and only what is left within itself. The answer is that of all pairs. It
-    costs up to twice the joins of `find_pairs`; at worst it holds the first block's pairs (8 million for one template).
+    100,000 texts out of 50 templates have 100 million pairs. Where there are more than ENOUGH, texts are taken in rank order, in
+    blocks that double: a block is first compared with the texts kept so far, and only what is left within itself. The answer is
+    that of all pairs. It costs up to twice the joins; at worst it holds the first block's pairs (8 million for one template).
     """
     order = np.argsort(rank, kind="stable").astype(np.int64)
     kept_by = np.full(len(texts), -1, dtype=np.int64)
@@ -351,27 +265,39 @@ def drop_near_duplicates(texts: Sequence[str], rank: npt.NDArray[np.int64], thre
         kept_by[row] = first_of.setdefault(texts[row], row)
     distinct = order[kept_by[order] == order]
     signed = signatures(_texts(texts, distinct), threshold)
-    kept, done = np.empty(0, dtype=np.int64), 0  # positions in `distinct`
-    answer = np.full(len(distinct), -1, dtype=np.int64)
-    while done < len(distinct):
-        block = np.arange(done, min(len(distinct), max(FIRST_BLOCK, 2 * done)))
-        done = int(block[-1]) + 1
-        if len(kept):
-            pairs = pairs_between(
-                signed.take(kept), _texts(texts, distinct[kept]), signed.take(block), _texts(texts, distinct[block])
-            )
-            rows, firsts = np.unique(pairs.right[np.argsort(pairs.left, kind="stable")], return_index=True)
-            answer[block[rows]] = kept[np.sort(pairs.left)[firsts]]
-            block = block[answer[block] == -1]
-        within = _pairs_within(signed.take(block), _texts(texts, distinct[block]))
-        inner = keep_best(len(block), within, np.arange(len(block)))
-        answer[block[inner >= 0]] = block[inner[inner >= 0]]
-        kept = np.concatenate([kept, block[inner < 0]])
+    answer = _walked(signed, _texts(texts, distinct))
     by_row = np.full(len(texts), -1, dtype=np.int64)  # for the first of equal texts: the kept text it is near, or -1
     by_row[distinct[answer >= 0]] = distinct[answer[answer >= 0]]
     first_is_kept = by_row[kept_by] == -1
     return np.where(first_is_kept, np.where(kept_by == np.arange(len(texts)), -1, kept_by), by_row[kept_by])
 
 
-def _texts(texts: Sequence[str], rows: npt.NDArray[np.int64]) -> list[str]:
+def _texts(texts: Sequence[str], rows: Rows) -> list[str]:
     return [texts[int(i)] for i in rows]
+
+
+def _walked(signed: Signatures, texts: Sequence[str]) -> Rows:
+    """What `keep_best` says about all pairs of distinct texts in order of rank."""
+    left, right = _candidates(signed, np.full(len(texts), 2, dtype=np.uint8), ENOUGH)
+    if len(left) > ENOUGH:
+        return _walked_in_blocks(signed, texts)
+    pairs = _verified(texts, texts, np.minimum(left, right), np.maximum(left, right), signed.threshold)
+    return keep_best(len(texts), pairs, np.arange(len(texts)))
+
+
+def _walked_in_blocks(signed: Signatures, texts: Sequence[str]) -> Rows:
+    kept, done = np.empty(0, dtype=np.int64), 0  # positions in `distinct`
+    answer = np.full(len(texts), -1, dtype=np.int64)
+    while done < len(texts):
+        block = np.arange(done, min(len(texts), max(FIRST_BLOCK, 2 * done)))
+        done = int(block[-1]) + 1
+        if len(kept):
+            pairs = pairs_between(signed.take(kept), _texts(texts, kept), signed.take(block), _texts(texts, block))
+            rows, firsts = np.unique(pairs.right[np.argsort(pairs.left, kind="stable")], return_index=True)
+            answer[block[rows]] = kept[np.sort(pairs.left)[firsts]]
+            block = block[answer[block] == -1]
+        within = _pairs_within(signed.take(block), _texts(texts, block))
+        inner = keep_best(len(block), within, np.arange(len(block)))
+        answer[block[inner >= 0]] = block[inner[inner >= 0]]
+        kept = np.concatenate([kept, block[inner < 0]])
+    return answer

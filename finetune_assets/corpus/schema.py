@@ -30,6 +30,8 @@ FILE_NAMES: dict[str, tuple[str, ...]] = {
 """Names a table may have in a source, as a file (without suffix), a folder or a database table."""
 
 ROLES: tuple[str, ...] = ("user", "assistant")
+KINDS: tuple[str, ...] = ("conversation", "imported")
+"""Of a conversation: one that an assistant had with a person, or a row of a file, which needs no satisfaction score."""
 FEEDBACK_TYPES: tuple[str, ...] = ("positive", "negative")
 UNKNOWN_WEEK = "unknown"
 MAX_ID = 256  # characters; longer ids are no ids
@@ -57,6 +59,7 @@ SOURCE: dict[str, dict[str, Column]] = {
         "started_at": _TIME,
         "ended_at": _TIME,
         "training_consent": Column("flag", required=False),
+        "kind": Column("text", required=False),  # one of KINDS; null: conversation
     },
     "messages": {
         "message_id": _TEXT,
@@ -65,6 +68,7 @@ SOURCE: dict[str, dict[str, Column]] = {
         "content": _TEXT,
         "intent": _TEXT,
         "created_at": _TIME,
+        "problem": Column("text", required=False),  # `reason: detail` of a row that could not be read; see `imports`
     },
     "feedback": {
         "feedback_id": _TEXT,

@@ -1,6 +1,7 @@
 """Reads sources into one frame a table: folders of exports (Parquet, JSONL, CSV) and databases, several at once.
 
-A folder holds each table as a file (`messages.parquet`, `.jsonl`, `.ndjson`, `.csv`) or as a folder of files (`messages/*.csv`).
+A folder holds each table as a file (`messages.parquet`, `.jsonl`, `.ndjson`, `.csv`) or as a folder of files (`messages/*.csv`);
+one with a `source.yaml` holds fine-tuning files (see `imports`).
 Reading is tolerant by cell (see `cells`) and strict by file: what is damaged, missing or lacks a column stops with a SourceError.
 """
 
@@ -15,6 +16,7 @@ import polars as pl
 from finetune_assets.corpus.cells import typed
 from finetune_assets.corpus.databases import read_database
 from finetune_assets.corpus.files import SUFFIXES, read_file
+from finetune_assets.corpus.imports import SETTINGS, read_folder
 from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES
 from finetune_assets.errors import SourceError
 
@@ -65,6 +67,9 @@ def _parts(source: str) -> Iterator[_Part]:
         yield from (_Part(*found) for found in read_database(source))
         return
     folder = Path(source)
+    if (folder / SETTINGS).is_file():
+        yield from (_Part(*found) for found in read_folder(folder))
+        return
     files = _files(folder)
     for table in TABLES:
         for file in files[table]:

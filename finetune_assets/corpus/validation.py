@@ -5,11 +5,11 @@ Rules, the first that holds counts:
   `<column>_invalid`, `<column>_null`
 - conversations: `tenant_null`, `label_too_long`, `conversation_id_repeated`, `conversation_empty` (no valid message)
 - messages: `role_unknown`, `content_null`, `content_empty`, `conversation_missing`, `conversation_rejected`,
-  `message_id_repeated`
+  `message_id_repeated`, and what is wrong with a row of an imported file (`forms.REASONS`)
 - feedback: `feedback_type_unknown`, `message_missing`, `message_rejected`, `conversation_mismatch`, `tenant_mismatch`,
   `feedback_on_user_message`, `feedback_id_repeated`
 - repaired, the value becomes null: a score or rating outside 1..5 (`…_out_of_range`, `…_invalid`), an `ended_at` that makes no
-  sense or lies before `started_at`, a broken or too long channel, intent or comment; an unreadable
+  sense or lies before `started_at`, a broken or too long channel, intent or comment, an unknown `kind`; an unreadable
   `training_consent` becomes false
 Of repeated ids the row with the earliest time stays, ties by content: the order of rows, files and sources never matters.
 """
@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 import polars as pl
 
-from finetune_assets.corpus.schema import FEEDBACK_TYPES, MAX_ID, MAX_LABEL, ROLES, UNKNOWN_WEEK
+from finetune_assets.corpus.schema import FEEDBACK_TYPES, KINDS, MAX_ID, MAX_LABEL, ROLES, UNKNOWN_WEEK
 from finetune_assets.corpus.sources import SourceTables
 
 IDS = {"conversations": "conversation_id", "messages": "message_id", "feedback": "feedback_id"}
@@ -218,7 +218,11 @@ def _messages(raw: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         _Rule("conversation_missing", "its conversation is not in the source", pl.col("accepted").is_null()),
         _Rule("conversation_rejected", "its conversation was dropped", ~pl.col("accepted")),
     ]
-    frame = _mark_repeated(_judge(frame, rules), "message_id", "created_at")
+    told = pl.col("problem").str.extract_groups(r"^(?<reason>[a-z_]+): (?<detail>.*)$").struct
+    judged = _judge(frame, rules).with_columns(
+        *(pl.coalesce(told.field(name), name).alias(name) for name in ("reason", "detail"))
+    )
+    frame = _mark_repeated(judged, "message_id", "created_at")
     own = monday(pl.col("created_at"))
     week = pl.when(pl.col("reason").is_null()).then("its_week").otherwise(pl.coalesce(own, "its_week", pl.lit(UNKNOWN_WEEK)))
     return frame.with_columns(week.alias("week"))
@@ -296,6 +300,7 @@ def _repairs(table: str) -> list[_Rule]:
             *(_Rule(rule.reason, f"{rule.detail}; set to null", rule.when, "ended_at") for rule in _time("ended_at")),
             _Rule("ended_before_started", "ended_at is before started_at; set to null", late, "ended_at"),
             *_text_repairs("channel", MAX_LABEL),
+            _Rule("kind_unknown", f"kind is none of {', '.join(KINDS)}; set to null", ~pl.col("kind").is_in(KINDS), "kind"),
             _Rule(
                 "training_consent_invalid",
                 "training_consent is neither true nor false; set to false",
@@ -310,7 +315,7 @@ def _repairs(table: str) -> list[_Rule]:
 _KEPT = {
     "conversations": (
         *("conversation_id", "tenant_id", "user_id", "vertical", "channel", "satisfaction_score", "training_consent"),
-        *("started_at", "ended_at", "week"),
+        *("kind", "started_at", "ended_at", "week"),
     ),
     "messages": ("message_id", "conversation_id", "role", "content", "intent", "created_at", "week", "user_id"),
     "feedback": (

@@ -22,6 +22,10 @@ class SourceResource(dg.ConfigurableResource):
 
     urls: list[str] | None = Field(default=None, description="Folders or database URLs; default: FINETUNE_SOURCE.")
 
+    def addresses(self) -> list[str]:
+        """The folders and database URLs."""
+        return list(self.urls or Environment.read().sources)
+
     def read(self) -> SourceTables:
         """All tables of all sources. Raises SourceError."""
         return read_source(self.urls or Environment.read().sources)

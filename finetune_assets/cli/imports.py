@@ -1,0 +1,76 @@
+"""`finetune import`: fine-tuning files and code repositories as a source."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Source folder to add to.")
+@click.option("--tenant", required=True)
+@click.option("--vertical", required=True)
+@click.option(
+    "--date", "day", required=True, type=click.DateTime(["%Y-%m-%d"]), help="Day of the rows; its week is their partition."
+)
+@click.option(
+    "--form", help="messages, prompt/completion, user/assistant or instruction/input/output; default: by each row's keys."
+)
+@click.option("--strict", is_flag=True, help="Write nothing and end with 1 if a row is unusable.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def import_(  # noqa: PLR0913, PLR0917
+    files: tuple[Path, ...],
+    folder: Path,
+    tenant: str,
+    vertical: str,
+    day: datetime,
+    form: str | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Make a source of fine-tuning FILES (.jsonl, .json, .csv, .parquet).
+
+    Such rows need no satisfaction score. Name the folder in FINETUNE_SOURCE afterwards. Importing a row again adds nothing.
+    Ends with 0 if rows were taken, also where some are unusable (they are named, and end in `rejected`); 1 if none was.
+    """
+    from finetune_assets.corpus.forms import FORMS
+    from finetune_assets.corpus.imports import Origin, add, convert
+
+    if form is not None and form not in FORMS:
+        raise click.BadParameter(f"{form!r} is none of {', '.join(FORMS)}", param_hint="--form")
+    origin = Origin(tenant=tenant, vertical=vertical, date=day.date(), form=form)
+    converted = convert([(path.name, path) for path in files], origin)
+    for problem in converted.problems[:SHOWN]:
+        print(f"{problem.place}: {problem.reason}: {problem.detail}", file=sys.stderr)
+    if len(converted.problems) > SHOWN:
+        print(f"… and {len(converted.problems) - SHOWN} more", file=sys.stderr)
+    if strict and converted.problems:
+        print(f"finetune: {len(converted.problems)} of {converted.read} rows are unusable; nothing was written.", file=sys.stderr)
+        sys.exit(1)
+    done = add(converted, folder)
+    told = {
+        "folder": str(folder),
+        "read": converted.read,
+        "added": done.added,
+        "already_there": done.already_there,
+        "unusable": len(converted.problems),
+        "left_aside": converted.left_aside,
+    }
+    if as_json:
+        print(json.dumps(told))
+        return
+    aside = "".join(f" {rows} rows had {what} messages, left aside." for what, rows in converted.left_aside.items())
+    print(
+        f"{converted.read} rows read: {done.added} added to {folder}, {done.already_there} already there, "
+        f"{len(converted.problems)} unusable.{aside}\nNext: FINETUNE_SOURCE={folder} finetune run --assistant NAME"
+    )
+
+
+COMMANDS: list[click.Command] = [import_]

@@ -1,0 +1,254 @@
+"""One row of a fine-tuning file becomes turns of a conversation, or is unusable for a named reason.
+
+    messages                    {"messages": [{"role", "content", "tool_calls"?}, …], "tools"?}
+    prompt/completion           {"prompt": text or messages, "completion": text or messages}
+    user/assistant              {"user": text, "assistant": text}
+    instruction/input/output    {"instruction": text, "input"?: text, "output": text, or JSON tool calls}
+
+Beside them a row may have `user_id` and `intent`. Left aside are system messages and `tools` (an assistant's settings say both).
+A tool call is the text `{"tool_calls":[{"name":…,"arguments":{…}},…]}` of the reply, a tool's answer the user's text
+`{"tool_result":…}`: so every rule for texts (personal data, lengths, near-duplicates) holds for them too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+FORMS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt/completion": ("prompt", "completion"),
+    "user/assistant": ("user", "assistant"),
+    "instruction/input/output": ("instruction", "output"),
+}
+"""The keys that a row of each form must have."""
+REASONS: tuple[str, ...] = (
+    *("json_invalid", "not_an_object", "form_unknown", "role_unknown", "content_missing", "content_unsupported"),
+    *("tool_call_invalid", "weight_zero", "no_user_turn", "no_reply", "row_repeated"),
+)
+"""Why a row is unusable."""
+LONG_NUMBER = 10**6  # whole numbers from here on become texts in arguments: a placeholder in their place leaves the JSON whole
+
+
+class Unusable(Exception):
+    """A row that makes no conversation."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """`reason` is one of REASONS; `detail` never quotes the row."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation: (role, text) turns, and what else the row said."""
+
+    turns: tuple[tuple[str, str], ...]
+    user_id: str | None
+    intent: str | None
+    left_aside: tuple[str, ...]  # "system", "tools"
+
+
+def record_of(row: Any, form: str | None = None) -> Record:
+    """The conversation in a row; `form` null finds the form by the row's keys. Raises Unusable."""
+    if not isinstance(row, Mapping):
+        raise Unusable("not_an_object", f"it is a {type(row).__name__}, not an object with keys")
+    keys = cast("Mapping[str, Any]", row)
+    cells = {key: value for key, value in keys.items() if value is not None and value != ""}
+    messages = _messages(cells, form or form_of(cells, keys))
+    left_aside = {"tools"} if cells.get("tools") else set[str]()
+    turns: list[tuple[str, str]] = []
+    for number, message in enumerate(messages, start=1):
+        turn = _turn(message, f"message {number}")
+        if turn is None:
+            left_aside.add("system")
+        else:
+            turns.append(turn)
+    roles = [role for role, _ in turns]
+    if "user" not in roles:
+        raise Unusable("no_user_turn", "it holds no message of a user")
+    if "assistant" not in roles[roles.index("user") :]:
+        raise Unusable("no_reply", "it holds no message of the assistant after one of the user")
+    return Record(tuple(turns), _label(cells.get("user_id")), _label(cells.get("intent")), tuple(sorted(left_aside)))
+
+
+def form_of(*rows: Mapping[str, Any]) -> str:
+    """The one form whose keys a row has; a second row is asked where the first has none. Raises Unusable."""
+    found: list[str] = []
+    for row in rows:
+        found = found or [form for form, keys in FORMS.items() if all(key in row for key in keys)]
+    if len(found) != 1:
+        said = f"of {' and '.join(found)} at once" if found else f"of none of the forms {', '.join(FORMS)}"
+        raise Unusable("form_unknown", f"it has the keys {said}")
+    return found[0]
+
+
+def calls_of(text: str) -> list[dict[str, Any]] | None:
+    """The tool calls (name, arguments) of a reply that is made of them, else null."""
+    if not text.startswith('{"tool_calls":'):
+        return None
+    try:
+        return _calls(json.loads(text))
+    except (ValueError, Unusable):
+        return None
+
+
+def _messages(row: Mapping[str, Any], form: str) -> list[Any]:
+    missing = [key for key in FORMS[form] if key not in row]
+    if missing:
+        raise Unusable("content_missing", f"{' and '.join(missing)} of the form {form} is missing or empty")
+    if form == "messages":
+        return _listed(row["messages"])
+    if form == "prompt/completion":
+        return [*_said("user", row["prompt"]), *_said("assistant", row["completion"])]
+    if form == "user/assistant":
+        return [*_said("user", row["user"]), *_said("assistant", row["assistant"])]
+    if not all(isinstance(row.get(key, ""), str) for key in ("instruction", "input")):
+        raise Unusable("content_unsupported", "instruction and input must be texts")
+    asked = "\n\n".join(part for key in ("instruction", "input") if (part := str(row.get(key, "")).strip()))
+    output = row["output"]
+    calls = _calls_in(output)
+    return [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": None, "tool_calls": calls} if calls else {"role": "assistant", "content": output},
+    ]
+
+
+def _said(role: str, value: Any) -> list[Any]:
+    """A prompt or completion: a text, or messages (also as the JSON of a CSV cell)."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else _listed(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise Unusable("json_invalid", "its messages are a text that is no JSON") from None
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise Unusable("content_missing", "its messages are no list, or an empty one")
+    return list(cast("Sequence[Any]", value))
+
+
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "system": None,
+    "developer": None,
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+def _turn(message: Any, where: str) -> tuple[str, str] | None:
+    """(role, text) of a message, null for the system's. Raises Unusable."""
+    if not isinstance(message, Mapping):
+        raise Unusable("not_an_object", f"{where} is no object")
+    cells = cast("Mapping[str, Any]", message)
+    named = cells.get("role")
+    if not isinstance(named, str) or named.strip().lower() not in _ROLES:
+        raise Unusable("role_unknown", f"the role of {where} is none of {', '.join(_ROLES)}")
+    role = _ROLES[named.strip().lower()]
+    if role is None:
+        return None
+    if role == "assistant" and cells.get("weight") == 0:
+        raise Unusable(
+            "weight_zero", f"{where} has weight 0, but every reply of a conversation is trained on; give the rows apart"
+        )
+    content = _text(cells.get("content"), where)
+    if role == "tool":
+        return "user", _json({"tool_result": {"name": str(cells.get("name") or ""), "content": content or ""}})
+    calls = cells.get("tool_calls") or cells.get("function_call")
+    if role == "assistant" and calls:
+        made = {"tool_calls": _calls(calls)}
+        return role, _json({**made, "content": content} if content else made)
+    if not content:
+        raise Unusable("content_missing", f"{where} has no text")
+    return role, content
+
+
+def _text(content: Any, where: str) -> str:
+    """The text of a message's content, which may come in parts; empty for none."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content.strip()
+    if isinstance(content, Sequence):
+        parts = [cast("Mapping[str, Any]", part) for part in cast("Sequence[Any]", content) if isinstance(part, Mapping)]
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        if len(texts) == len(cast("Sequence[Any]", content)):
+            return "\n".join(texts).strip()
+    raise Unusable("content_unsupported", f"{where} holds something other than text (an image, a file)")
+
+
+# --- tool calls
+
+
+def _calls_in(output: Any) -> Any:
+    """What reads like tool calls in the output of an instruction, else null: then the output is an ordinary text."""
+    if isinstance(output, str):
+        if not output.lstrip().startswith(("{", "[")):
+            return None
+        try:
+            output = json.loads(output)
+        except ValueError:
+            return None
+    listed = output if isinstance(output, list) else [output]
+    return output if listed and all(_reads_like_a_call(one) for one in listed) else None
+
+
+def _reads_like_a_call(value: Any) -> bool:
+    keys = set(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else set[str]()
+    return "tool_calls" in keys or bool({"name", "tool", "function"} & keys and {"arguments", "parameters", "function"} & keys)
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """Tool calls in the writings of OpenAI ({"function": {"name", "arguments"}}) and of data sets ({"name" or "tool", …})."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise Unusable("tool_call_invalid", "its tool calls are a text that is no JSON") from None
+    if isinstance(value, Mapping) and "tool_calls" in value:
+        value = cast("Mapping[str, Any]", value)["tool_calls"]
+    listed: list[Any] = list(cast("Sequence[Any]", value)) if isinstance(value, list) else [value]
+    if not listed:
+        raise Unusable("tool_call_invalid", "its list of tool calls is empty")
+    return [_call(one) for one in listed]
+
+
+def _call(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping) and isinstance(inner := cast("Mapping[str, Any]", value).get("function"), Mapping):
+        value = cast("Any", inner)
+    if not isinstance(value, Mapping):
+        raise Unusable("tool_call_invalid", "a tool call is no object")
+    cells = cast("Mapping[str, Any]", value)
+    name = next((cells[key] for key in ("name", "tool", "function") if isinstance(cells.get(key), str) and cells[key]), None)
+    arguments: Any = next((cells[key] for key in ("arguments", "parameters") if cells.get(key) is not None), {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise Unusable("tool_call_invalid", "the arguments of a tool call are a text that is no JSON") from None
+    if name is None or not isinstance(arguments, Mapping):
+        raise Unusable("tool_call_invalid", "a tool call needs a name, and an object of arguments")
+    return {"name": name, "arguments": _short_numbers(arguments)}
+
+
+def _short_numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _short_numbers(one) for key, one in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [_short_numbers(one) for one in cast("list[Any]", value)]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LONG_NUMBER else value
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _label(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int) else None

@@ -1,0 +1,328 @@
+"""Fine-tuning files (`forms`) as a source: written into a folder of exports, or read where they are by a `source.yaml`.
+
+`import_files` adds to a folder of the three tables; `read_folder` gives the same tables of a folder whose `source.yaml` says
+
+    tenant: clinic_aurora
+    vertical: dental
+    date: 2026-10-19             # all rows count in this week
+    form: user/assistant         # default: found by each row's keys
+    files: ["*.jsonl"]           # default: every .jsonl, .ndjson, .json, .csv and .parquet, sub-folders included
+
+One row is one conversation of the kind `imported`, which needs no satisfaction score. Its id is a hash of tenant, vertical and
+turns: the same row is the same conversation, in whatever file, order or run. A row that cannot be read is a message without
+text, `<file>:<line>` its id and `<reason>: <detail>` its problem, so it ends in `rejected` under that name like any other row.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+import yaml
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune_assets.corpus.forms import FORMS, Record, Unusable, record_of
+from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES, TIME
+from finetune_assets.errors import SourceError
+from finetune_assets.storage import write_parquet
+
+SETTINGS = "source.yaml"
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_KINDS: dict[str, Any] = {"text": pl.String, "time": TIME, "score": pl.Int8, "flag": pl.Boolean}
+COLUMNS: dict[str, dict[str, Any]] = {
+    table: {name: _KINDS[column.kind] for name, column in columns.items() if name != "training_consent"}
+    for table, columns in SOURCE.items()
+}
+"""Columns and types of the written tables."""
+
+
+class Origin(BaseModel):
+    """What the rows of a file cannot say themselves; the keys of a `source.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenant: str = Field(min_length=1, max_length=100, description="Tenant of every row.")
+    vertical: str = Field(min_length=1, max_length=100, description="Vertical of every row.")
+    date: dt.date = Field(description="Day of every row; its week is the corpus partition.")
+    form: str | None = Field(default=None, description="One of the forms; default: found by each row's keys.")
+    files: list[str] = Field(
+        default_factory=lambda: [f"**/*{suffix}" for suffix in SUFFIXES],
+        description="Globs of the files, relative to the folder of `source.yaml`.",
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that was not taken."""
+
+    place: str  # <file>:<line>
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The three tables of some files, and what was not taken."""
+
+    tables: dict[str, pl.DataFrame]
+    read: int
+    problems: list[Problem]
+    left_aside: dict[str, int]  # `system`, `tools`: rows in which they stood
+
+    @property
+    def rows(self) -> int:
+        """Rows that became conversations."""
+        return self.tables["conversations"].height
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did: `read = added + already there + problems`."""
+
+    converted: Converted
+    added: int
+
+    @property
+    def already_there(self) -> int:
+        """Rows that the folder held before."""
+        return self.converted.rows - self.added
+
+
+# --- rows of files
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line or row number from 1 on, row) of a file; a line that is no JSON comes as an Unusable. Raises SourceError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise SourceError(f"{path} is of no known kind; supported are {', '.join(SUFFIXES)}.")
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except OSError as error:
+        cause = error.strerror or type(error).__name__
+        raise SourceError(f"{path} cannot be read: {cause}. Check that it exists and that this user may read it.") from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _parsed(line)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        return Unusable("json_invalid", f"{type(error).__name__}{where}")
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    value = _parsed(path.read_text(encoding="utf-8-sig", errors="replace"))
+    if not isinstance(value, list):
+        raise SourceError(f"{path} is no JSON list of rows. Give a list of objects, or one object a line as .jsonl.")
+    yield from enumerate(cast("list[Any]", value), start=1)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                broken = None in row or None in row.values()
+                problem = Unusable("not_an_object", "it has another number of fields than the header")
+                yield reader.line_num, problem if broken else row
+        except csv.Error as error:
+            raise SourceError(f"{path}:{reader.line_num} is no well-formed CSV ({error}). Export it again.") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise SourceError(f"{path} is a damaged Parquet file ({type(error).__name__}). Copy or export it again.") from None
+    yield from enumerate(frame.iter_rows(named=True), start=1)
+
+
+_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+
+
+# --- rows as tables
+
+
+def convert(files: Sequence[tuple[str, Path]], origin: Origin) -> Converted:
+    """The rows of some (name, file) as conversations. Raises SourceError for a file that cannot be read."""
+    return tables_of(((f"{name}:{line}", row) for name, path in files for line, row in read_rows(path)), origin)
+
+
+def tables_of(rows: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
+    """Named rows as conversations."""
+    found: dict[str, Record] = {}
+    problems: list[Problem] = []
+    left_aside: Counter[str] = Counter()
+    read = 0
+    for place, row in rows:
+        read += 1
+        try:
+            if isinstance(row, Unusable):
+                raise row
+            record = record_of(row, origin.form)
+            name = conversation_id(record, origin)
+            if name in found:
+                raise Unusable("row_repeated", "an earlier row has the same turns")
+        except Unusable as unusable:
+            problems.append(Problem(place, unusable.reason, unusable.detail))
+            continue
+        found[name] = record
+        left_aside.update(record.left_aside)
+    start = dt.datetime(origin.date.year, origin.date.month, origin.date.day, tzinfo=dt.UTC)
+    conversations = [_conversation(name, record, origin, start) for name, record in found.items()]
+    messages = [message for name, record in found.items() for message in _messages(name, record, start)]
+    messages += [_unread(problem, start) for problem in problems]
+    tables = {
+        "conversations": _table("conversations", conversations),
+        "messages": _table("messages", messages),
+        "feedback": _table("feedback", []),
+    }
+    return Converted(tables, read, problems, dict(sorted(left_aside.items())))
+
+
+def conversation_id(record: Record, origin: Origin) -> str:
+    """A hash of tenant, vertical and turns."""
+    content = json.dumps([origin.tenant, origin.vertical, record.turns]).encode()
+    return f"imp_{hashlib.blake2b(content, digest_size=12).hexdigest()}"
+
+
+def _conversation(name: str, record: Record, origin: Origin, start: dt.datetime) -> dict[str, Any]:
+    return {
+        "conversation_id": name,
+        "tenant_id": origin.tenant,
+        "user_id": _clean(record.user_id),
+        "vertical": origin.vertical,
+        "channel": "import",
+        "started_at": start,
+        "ended_at": start + dt.timedelta(seconds=len(record.turns)),
+        "kind": "imported",
+    }
+
+
+def _messages(name: str, record: Record, start: dt.datetime) -> Iterator[dict[str, Any]]:
+    for number, (role, content) in enumerate(record.turns, start=1):
+        yield {
+            "message_id": f"{name}_{number}",
+            "conversation_id": name,
+            "role": role,
+            "content": _clean(content),
+            "intent": _clean(record.intent) if role == "user" else None,
+            "created_at": start + dt.timedelta(seconds=number),
+        }
+
+
+def _unread(problem: Problem, start: dt.datetime) -> dict[str, Any]:
+    return {"message_id": problem.place, "problem": f"{problem.reason}: {problem.detail}", "created_at": start}
+
+
+def _clean(text: str | None) -> str | None:
+    """Without lone surrogates, which no Parquet file can hold."""
+    return None if text is None else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame([{column: row.get(column) for column in COLUMNS[name]} for row in rows], schema=COLUMNS[name])
+
+
+# --- into a folder of exports
+
+
+def import_files(files: Sequence[Path], folder: Path, origin: Origin) -> Imported:
+    """Adds the rows of some files to a folder of imported tables, which is made if it is missing; twice adds nothing.
+
+    Raises SourceError for a file that cannot be read, a folder of other exports, or files without a single usable row. A kill in
+    between leaves whole files, and the same import again completes them.
+    """
+    converted = convert([(path.name, path) for path in files], origin)
+    return add(converted, folder)
+
+
+def add(converted: Converted, folder: Path) -> Imported:
+    """Adds conversations to a folder of imported tables."""
+    if not converted.rows:
+        first = f" The first: {_named(converted.problems[0])}." if converted.problems else ""
+        raise SourceError(f"None of {converted.read} rows can be imported.{first} The forms are {', '.join(FORMS)}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".import.lock"):
+        there = {table: _there(folder, table) for table in TABLES}
+        new = converted.tables["conversations"].join(there["conversations"], on="conversation_id", how="anti")
+        keys = {"conversations": "conversation_id", "messages": "message_id", "feedback": "feedback_id"}
+        for table in (
+            "feedback",
+            "messages",
+            "conversations",
+        ):  # a message that waits for its conversation is completed by a rerun
+            whole = pl.concat([converted.tables[table], there[table]]).unique(keys[table], keep="first", maintain_order=True)
+            write_parquet(folder / f"{table}.parquet", whole.sort(keys[table]))
+    return Imported(converted, new.height)
+
+
+def _there(folder: Path, table: str) -> pl.DataFrame:
+    """What a folder holds of a table. Raises SourceError where another than `import_files` wrote it."""
+    path = folder / f"{table}.parquet"
+    others = [
+        str(other.relative_to(folder))
+        for name in FILE_NAMES[table]
+        for other in (folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES))
+        if other.exists() and other != path
+    ]
+    frame = pl.read_parquet(path) if path.exists() else _table(table, [])
+    imported = dict(frame.schema) == COLUMNS[table] and (table != "conversations" or (frame["kind"] == "imported").all())
+    if others or not imported:
+        raise SourceError(
+            f"{folder} holds an export ({', '.join(others) or path.name}) that no import wrote; it stays as it is. Name another "
+            "folder with --to, and list both in FINETUNE_SOURCE."
+        )
+    return frame
+
+
+def _named(problem: Problem) -> str:
+    return f"{problem.place} {problem.reason} ({problem.detail})"
+
+
+# --- as a source of their own
+
+
+def read_folder(folder: Path) -> Iterator[tuple[str, str, list[str], pl.DataFrame]]:
+    """(table, place, column names, frame) of each table of a folder with a `source.yaml`. Raises SourceError."""
+    origin = read_origin(folder)
+    found = {path for pattern in origin.files for path in folder.glob(pattern) if path.is_file()}
+    files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")))
+    if not files:
+        raise SourceError(f"Source {folder} is empty: no file matches `files: {origin.files}` of its {SETTINGS}.")
+    converted = convert([(path.relative_to(folder).as_posix(), path) for path in files], origin)
+    for table, frame in converted.tables.items():
+        yield table, str(folder), list(SOURCE[table]), frame
+
+
+def read_origin(folder: Path) -> Origin:
+    """The `source.yaml` of a folder. Raises SourceError."""
+    path = folder / SETTINGS
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        origin = Origin.model_validate(given if isinstance(given, Mapping) else {})
+    except ValidationError as error:
+        causes = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise SourceError(f"{path}: {causes}. It needs tenant, vertical and date (YYYY-MM-DD).") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise SourceError(f"{path} cannot be read as YAML ({type(error).__name__}); correct it.") from None
+    if origin.form is not None and origin.form not in FORMS:
+        raise SourceError(f"{path}: form {origin.form!r} is unknown; the forms are {', '.join(FORMS)}.")
+    return origin
