@@ -220,7 +220,8 @@ _PLAIN_ID = re.compile(
 )
 
 
-def _keyed(prefix: str, value: str, key: bytes) -> str:
+def keyed(prefix: str, value: str, key: bytes) -> str:
+    """`prefix` and 16 hex digits of an HMAC."""
     return f"{prefix}_{hmac.new(key, value.encode('utf-8', 'surrogatepass'), hashlib.sha256).hexdigest()[:16]}"
 
 
@@ -229,7 +230,7 @@ def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -
     if _PLAIN_ID.fullmatch(value):
         return value
     return (
-        _keyed("p", value, key)
+        keyed("p", value, key)
         if has_phone(value, regions) or find(value, regions) or find(value.replace("_", " "), regions)
         else value
     )
@@ -237,4 +238,4 @@ def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -
 
 def pseudonym(user_id: str, key: bytes) -> str:
     """The keyed hash that stands for a user."""
-    return _keyed("u", user_id, key)
+    return keyed("u", user_id, key)
