@@ -7,10 +7,10 @@ A subject is `u_…`, the pseudonym of a user, or `p_…`, the keyed hash of a c
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -59,17 +59,27 @@ def hashed_id(value: str, key: bytes) -> str:
 # --- the source
 
 
-def without_erased(tables: SourceTables, subjects: Collection[str], key: bytes) -> SourceTables:
-    """The tables without the rows of the subjects: their conversations, and the messages and feedback that belong to them."""
-    if not subjects:
-        return tables
+@dataclass(frozen=True)
+class Erased:
+    """Whom no build may read."""
+
+    subjects: frozenset[str] = frozenset()
+    key: bytes = field(default=b"", repr=False)
+
+    def leave_out(self, tables: SourceTables) -> SourceTables:
+        """The tables without their rows."""
+        return _without(tables, self.subjects, self.key) if self.subjects else tables
+
+
+def _without(tables: SourceTables, subjects: Collection[str], key: bytes) -> SourceTables:
+    """Leaves out the subjects' conversations, and the messages and feedback that belong to them."""
     users, hashes = _parted(subjects)
     ids = _stripped(tables.conversations, "conversation_id")
-    theirs = _hits(_stripped(tables.conversations, "user_id"), users, lambda user: pseudonym(user, key))
+    theirs = _hits(_stripped(tables.conversations, "user_id"), users, partial(user_subject, key=key))
     gone = set(ids.filter(theirs).drop_nulls())
     for frame in (tables.conversations, tables.messages, tables.feedback):
         column = _stripped(frame, "conversation_id")
-        gone |= set(column.filter(_hits(column, hashes, lambda value: conversation_subject(value, key))).drop_nulls())
+        gone |= set(column.filter(_hits(column, hashes, partial(conversation_subject, key=key))).drop_nulls())
     if not gone:
         return tables
     said = _in(_stripped(tables.messages, "conversation_id"), gone)
@@ -96,7 +106,7 @@ def _in(values: pl.Series, wanted: Collection[str]) -> pl.Series:
     return values.is_in(pl.Series(sorted(wanted), dtype=pl.String).implode()).fill_null(False)
 
 
-def _hits(values: pl.Series, subjects: frozenset[str], subject_of: Any) -> pl.Series:
+def _hits(values: pl.Series, subjects: frozenset[str], subject_of: Callable[[str], str]) -> pl.Series:
     """Where the subject of a value is one of those asked for; each distinct value is hashed once."""
     if not subjects:
         return pl.repeat(False, len(values), eager=True)
@@ -210,7 +220,7 @@ def _theirs(frame: pl.DataFrame, subject: str, key: bytes) -> pl.Series:
         return pl.repeat(False, frame.height, dtype=pl.Boolean, eager=True)
     if column == "user":
         return (frame["user"] == subject).fill_null(False)
-    return _hits(frame["conversation_id"], frozenset([subject]), lambda value: conversation_subject(value, key))
+    return _hits(frame["conversation_id"], frozenset([subject]), partial(conversation_subject, key=key))
 
 
 def _matching(path: Path, traces: Traces, only: tuple[str, ...] = ()) -> pl.DataFrame:
