@@ -110,9 +110,14 @@ class World:
 
     def texts(self) -> dict[str, str]:
         """The text of every file, also of drafts that a killed process left."""
-        for draft in list(self.store.home.rglob(".tmp-*.parquet-*")):
-            draft.rename(draft.with_suffix(".parquet"))
-        return exports.everything_under(self.store.home)
+        found: dict[str, str] = {}
+        for path in sorted(path for path in self.store.home.rglob("*") if path.is_file()):
+            if ".parquet" in path.name:
+                text = json.dumps(pl.read_parquet(path.read_bytes()).to_dicts(), ensure_ascii=False, default=str)
+            else:
+                text = path.read_text(encoding="utf-8", errors="replace")
+            found[str(path.relative_to(self.store.home))] = text
+        return found
 
 
 def _job(fingerprint: str) -> dict[str, Any]:

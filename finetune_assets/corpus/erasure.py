@@ -17,12 +17,14 @@ import polars as pl
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.personal_data import keyed, pseudonym
 from finetune_assets.corpus.sources import SourceTables
-from finetune_assets.corpus.staleness import counts_of, part_digest
+from finetune_assets.corpus.staleness import counts_of, part_digest, stale_examples
 from finetune_assets.errors import SettingsError
 from finetune_assets.storage import Store, write_json, write_parquet
 
 USER, CONVERSATION = "user", "conversation"
 _HASHED = re.compile(r"[up]_[0-9a-f]{16}")
+ERASED = "erased"
+"""Stands for the digest of the source in a week from which rows were taken: the week is stale, and is made again."""
 ID_COLUMNS = ("conversation_id", "message_id", "feedback_id", "id")
 """Columns of made tables that tell whose a row is, beside `user`."""
 
@@ -244,10 +246,11 @@ def take_out(store: Store, traces: Traces, key: bytes) -> None:
         for path in sorted((root / table).glob("week=*/*.parquet")):
             changed = _take_out_of(path, traces, key)
             if path.name == "part.parquet" and table in ("conversations", "feedback"):
-                _recount(store, table, _week(path), changed or _week(path) in traces.rows.get("rejected", {}))
-    changed = [week for week in traces.weeks("conversations") if counts_of(store.corpus("examples", week))]
-    if changed:
-        build_examples(store, changed)
+                _recount(store, table, _week(path), changed)
+    changed = [
+        week for week in stale_examples(store) if counts_of(store.corpus("conversations", week)).get("source_digest") == ERASED
+    ]
+    build_examples(store, [week for week in changed if counts_of(store.corpus("examples", week))])
 
 
 def _take_out_of(path: Path, traces: Traces, key: bytes) -> bool:
@@ -266,19 +269,21 @@ def _recount(store: Store, table: str, week: str, changed: bool) -> None:
     folder = store.corpus(table, week)
     counts = counts_of(folder)
     part = folder / "part.parquet"
-    if not counts or (not changed and counts.get("part_digest") == part_digest(part)):
+    if not counts:
+        return
+    reasons: dict[str, dict[str, int]] = {name: {} for name in counts["kept"]}
+    dropped: dict[str, int] = dict.fromkeys(counts["kept"], 0)
+    rejected = store.corpus("rejected", week) / f"{table}.parquet"
+    if rejected.exists():
+        for name, reason, action in pl.read_parquet(rejected).select("table", "reason", "action").iter_rows():
+            reasons[name][reason] = reasons[name].get(reason, 0) + 1
+            dropped[name] += action == "dropped"
+    if not changed and dropped == counts["dropped"] and counts.get("part_digest") == part_digest(part):
         return
     frame = pl.read_parquet(part)
     kept = {table: frame.height}
     if table == "conversations":
         kept["messages"] = int(frame["messages"].list.len().sum())
-    rejected = store.corpus("rejected", week) / f"{table}.parquet"
-    dropped: dict[str, int] = dict.fromkeys(kept, 0)
-    reasons: dict[str, dict[str, int]] = {name: {} for name in kept}
-    if rejected.exists():
-        for name, reason, action in pl.read_parquet(rejected).select("table", "reason", "action").iter_rows():
-            reasons[name][reason] = reasons[name].get(reason, 0) + 1
-            dropped[name] += action == "dropped"
     write_json(
         folder / "counts.json",
         {
@@ -287,7 +292,7 @@ def _recount(store: Store, table: str, week: str, changed: bool) -> None:
             "dropped": dropped,
             "read": {name: kept[name] + dropped[name] for name in kept},
             "rejected_by_reason": reasons,
-            "source_digest": "erased",
+            "source_digest": ERASED,
             "part_digest": part_digest(part),
         },
     )
