@@ -12,7 +12,7 @@ from finetune_assets.assets.metadata import rejected_table, sample_table, week_n
 from finetune_assets.assets.partitions import OWNERS, weeks
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback
-from finetune_assets.resources import SourceResource, StoreResource
+from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
 from finetune_assets.storage import read_json
 
 RANGE = dg.BackfillPolicy.single_run()
@@ -43,13 +43,15 @@ def _result(context: dg.AssetExecutionContext, store: StoreResource, table: str,
     owners=OWNERS,
     code_version=corpus.CODE_VERSIONS["raw_conversations"],
 )
-def raw_conversations(context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource) -> Result:
+def raw_conversations(
+    context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
+) -> Result:
     """Conversations that started in the week: validated, and scrubbed of personal data while they are read.
 
     One row a conversation, its messages nested. Users are keyed pseudonyms. Rows that break the schema are set aside in
     `corpus/rejected` with table, id, reason and detail.
     """
-    counts = ingest_conversations(store.store, source.read(), context.partition_keys, store.key)
+    counts = ingest_conversations(store.store, source.read(ledger.erased(store.key)), context.partition_keys, store.key)
     return _result(context, store, "conversations", counts)
 
 
@@ -61,9 +63,11 @@ def raw_conversations(context: dg.AssetExecutionContext, source: SourceResource,
     owners=OWNERS,
     code_version=corpus.CODE_VERSIONS["rlhf_feedback"],
 )
-def rlhf_feedback(context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource) -> Result:
+def rlhf_feedback(
+    context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
+) -> Result:
     """Thumbs, ratings and corrections that were given in the week, which may be weeks after their message."""
-    counts = ingest_feedback(store.store, source.read(), context.partition_keys, store.key)
+    counts = ingest_feedback(store.store, source.read(ledger.erased(store.key)), context.partition_keys, store.key)
     return _result(context, store, "feedback", counts)
 
 

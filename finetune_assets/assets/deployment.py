@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.assets.partitions import OWNERS, assistants
+from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.card import model_card
 from finetune_assets.registry import Version
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
@@ -51,7 +52,7 @@ def registered_model(
     with ledger.open() as book:
         version = current_version(store.store, book, context.partition_key, context.run_tags)
         report = _report(store.store, version)
-        manifest = read_json(store.store.dataset(assistant.name, version.dataset_fingerprint) / "manifest.json")
+        manifest = read_json(standing(store.store, assistant.name, version.dataset_fingerprint) / "manifest.json")
         training = read_json(Path(version.path) / "result.json")
         card = model_card(manifest, training, report, base_model.card(version.base_model))
         write_text(Path(version.path) / "README.md", card)

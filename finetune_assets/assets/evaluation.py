@@ -8,6 +8,7 @@ import dagster as dg
 from finetune_assets import __version__
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
+from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
 from finetune_assets.evaluation.report import markdown, write_report
@@ -44,7 +45,7 @@ def benchmark_report(
     with ledger.open() as book:
         version = current_version(store.store, book, context.partition_key, context.run_tags)
         plan = book.job(version.job_id).plan
-    dataset = store.store.dataset(assistant.name, version.dataset_fingerprint)
+    dataset = standing(store.store, assistant.name, version.dataset_fingerprint)
     report_folder = store.store.report(assistant.name, version.version)
     output = report_folder.parent / "work" / version.version
     candidates = standard(dataset, version.base_model, version.path, assistant.benchmark.few_shot)

@@ -28,6 +28,7 @@ from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError, LedgerError, SettingsError, UnknownAssistant
 from finetune_assets.registry import Ledger
+from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job, run_lock
 from finetune_assets.resources.tags import APPROVED, HOST, JOB, RANGE_END, RANGE_START, REASON
 from finetune_assets.storage import Store, read_json, sweep
@@ -157,7 +158,8 @@ class LocalRun:
         self.instance.add_dynamic_partitions(str(assistant_partitions.name), sorted(wanted - set(enrolled(self.instance))))
 
     def _corpus(self) -> None:
-        stale = stale_weeks(self.store, read_source(self.environment.sources))
+        tables = SourceResource(urls=list(self.environment.sources)).read(LedgerResource().erased(StoreResource().key))
+        stale = stale_weeks(self.store, tables)
         first = self.environment.first_week.isoformat()
         early = [week for week in stale.all_weeks if week < first]
         if early:

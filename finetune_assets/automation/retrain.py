@@ -15,8 +15,8 @@ from finetune_assets.corpus.ingest import stale_weeks
 from finetune_assets.dataset import new_feedback
 from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError
-from finetune_assets.registry import Ledger
-from finetune_assets.resources import AssistantsResource, SourceResource, StoreResource
+from finetune_assets.registry import Ledger, erasures
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.claims import MAX_ATTEMPTS
 from finetune_assets.resources.tags import RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
 
@@ -40,6 +40,12 @@ def weekly_assistants(instance: dg.DagsterInstance, store: StoreResource, assist
     return [name for name in enrolled(instance) if _weekly(assistants, name, tenants)]
 
 
+def erased_assistants(instance: dg.DagsterInstance, ledger: Ledger) -> list[str]:
+    """Enrolled assistants whose newest training used rows of people who were erased since: they take part in the next weekly
+    retrain, whatever `retrain.weekly` says."""
+    return [name for name in enrolled(instance) if erasures.retrain_due(ledger, name)]
+
+
 def _weekly(assistants: AssistantsResource, name: str, tenants: dict[str, str]) -> bool:
     try:
         return assistants.load(name, tenants).retrain.weekly
@@ -52,10 +58,10 @@ def this_week(today: datetime.date) -> str:
     return (today - datetime.timedelta(days=today.weekday())).isoformat()
 
 
-def stale_range(source: SourceResource, store: StoreResource, today: datetime.date) -> tuple[str, str]:
+def stale_range(source: SourceResource, store: StoreResource, ledger: LedgerResource, today: datetime.date) -> tuple[str, str]:
     """First and last week to rebuild: every missing or changed week that has a partition, and always the current one."""
     current = this_week(today)
-    weeks = [*partitioned(stale_weeks(store.store, source.read()).stale, today), current]
+    weeks = [*partitioned(stale_weeks(store.store, source.read(ledger.erased(store.key))).stale, today), current]
     return min(weeks), max(weeks)
 
 
@@ -83,9 +89,11 @@ def _least(assistants: AssistantsResource, tenant: str, tenants: dict[str, str])
         return math.inf  # a tenant whose id cannot be a partition key, or whose vertical's file is wrong, is not enrolled
 
 
-def refresh_request(instance: dg.DagsterInstance, source: SourceResource, store: StoreResource) -> dg.RunRequest | None:
+def refresh_request(
+    instance: dg.DagsterInstance, source: SourceResource, store: StoreResource, ledger: LedgerResource
+) -> dg.RunRequest | None:
     """A corpus run over the weeks that are missing or changed; null: up to date, or it failed three times for this state."""
-    staleness = stale_weeks(store.store, source.read())
+    staleness = stale_weeks(store.store, source.read(ledger.erased(store.key)))
     stale = partitioned(staleness.stale, datetime.datetime.now(datetime.UTC).date())
     if not stale:
         return None
@@ -107,7 +115,8 @@ def next_attempt(instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -
 def due_assistants(
     instance: dg.DagsterInstance, store: StoreResource, assistants: AssistantsResource, ledger: Ledger
 ) -> list[tuple[str, str, int]]:
-    """(assistant, reason, new feedback) for each one whose threshold is reached and that is not in training."""
+    """(assistant, reason, new feedback) for each one that is not in training, and whose threshold is reached or whose newest
+    training used rows of people who were erased since."""
     tenants, found = store.tenants(), list[tuple[str, str, int]]()
     for name in enrolled(instance):
         try:
@@ -117,7 +126,10 @@ def due_assistants(
         trained = next((job.dataset_fingerprint for job in ledger.jobs(name) if job.status == "succeeded"), None)
         count = new_feedback(store.store, settings, trained)
         reached = count // settings.retrain.feedback_threshold
-        if reached and not is_training(instance, name):
+        erased = erasures.retrain_due(ledger, name)
+        if erased and not is_training(instance, name):
+            found.append((name, f"erasure:{erased}", count))
+        elif reached and not is_training(instance, name):
             found.append((name, f"feedback:{trained or 'first'}:{reached}", count))
     return found
 

@@ -49,11 +49,13 @@ def feedback_volume(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Starts a training of an assistant when the feedback its last training did not use reaches `retrain.feedback_threshold`.
 
+    Also when a person was erased from what it was last trained on, once.
+
     Weeks that are missing or changed are read first, and counted at the next tick. The run key holds the fingerprint of the last
     trained data set and how often the threshold was reached since: the same feedback never starts two trainings, whatever
     happens to the daemon; and while a training is queued or running nothing more is asked for.
     """
-    refresh = refresh_request(context.instance, source, store)
+    refresh = refresh_request(context.instance, source, store, ledger)
     if refresh is not None:
         yield refresh
         return
@@ -64,7 +66,7 @@ def feedback_volume(
             run_key=f"{name}:{reason}", job_name=train.name, partition_key=name, tags={REASON: reason, FEEDBACK: str(count)}
         )
     if not due:
-        yield dg.SkipReason("No assistant has as much new feedback as its threshold.")
+        yield dg.SkipReason("No assistant has as much new feedback as its threshold, and none was trained on erased rows.")
 
 
 @dg.sensor(job=release, minimum_interval_seconds=15, default_status=ON)

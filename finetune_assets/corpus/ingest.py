@@ -97,7 +97,10 @@ def _write(
     valid, (scrubbed, key) = validate(tables), scrubbed_key
     members = ("conversations", "messages") if table == "conversations" else ("feedback",)
     rejected = valid.rejected.filter(pl.col("table").is_in(members))
-    rejected = rejected.with_columns(clean_ids(rejected["id"], rejected["user_id"], key).alias("id"))
+    rejected = rejected.with_columns(
+        *(clean_ids(rejected[name], rejected["user_id"], key).alias(name) for name in ("id", "conversation_id")),
+        pseudonyms(rejected["user_id"], key).alias("user"),
+    )
     set_aside = _split(rejected.sort(rejected.columns, nulls_last=True), [*parts, UNKNOWN_WEEK], REJECTED)
     tally = _Tally(valid, members)
     digests = source_digests(tables)[table]

@@ -11,10 +11,36 @@ MAX_ANSWER = 100  # characters of a text that may be a name and nothing else
 
 _I = re.IGNORECASE
 
-# Plain alternatives without look-around: `personal_data.LOOK` takes them up, for Polars.
+# Plain alternatives without look-around: `personal_data.LOOK` takes them up, for Polars. A blank stands for one to three.
 # After a strong introduction a name may be in lower case, after a weak one not.
-STRONG_INTRO = r"me llamo|mi nombre(?: completo)? es|a nombre de|my (?:full )?name(?: is|'s|’s)|meu nome [ée]|me chamo"
-WEAK_INTRO = r"under the name(?: of)?|in the name of|soy|[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?"
+STRONG_INTRO = (
+    r"me llamo|mi nombre(?: completo)? es|a nombre de|my (?:full )?name(?: is|'s|’s)|meu nome (?:completo )?[ée]|me chamo"
+)
+_KIN = (
+    r"hij[oa]|espos[oa]|marido|mujer|madre|padre|mam[aá]|pap[aá]|herman[oa]|suegr[oa]|niet[oa]|t[ií][oa]|abuel[oa]|novi[oa]|"
+    r"pareja|amig[oa]|prim[oa]|sobrin[oa]"
+)
+_KIN_EN = r"son|daughter|wife|husband|mother|father|mom|dad|brother|sister|friend|partner|boyfriend|girlfriend"
+_KIN_PT = r"filh[oa]|espos[oa]|marido|mulher|m[ãa]e|pai|irm[ãa]o?|amig[oa]|namorad[oa]|av[óô]"
+WEAK_INTRO = (
+    r"under the name(?: of)?|in the name of|soy|[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
+    rf"(?:de|para|es|con) mi (?:{_KIN})|(?:for|is) my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
+    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation) under|aqui (?:é|fala)(?: [oa])?|"
+    r"saludos,|atentamente,|atte\.?,?|firmado:?|un saludo,"
+)
+LABEL = (
+    r"(?:nombres?|apellidos?|name|nome|sobrenome|firma|titular|paciente|client[e]?|a nombre de|huésped|guest|patient)"
+    r"(?: completo| y apellidos?| e sobrenome| del? (?:paciente|titular|cliente))?"
+)
+"""Of a form: a name with capitals after it and a colon."""
+
+
+def blanks(pattern: str) -> str:
+    """The pattern with one to three blanks wherever it has one."""
+    return pattern.replace(" ", r"[ \t\u00a0]{1,3}")
+
+
+STRONG_INTRO, WEAK_INTRO, LABEL = blanks(STRONG_INTRO), blanks(WEAK_INTRO), blanks(LABEL)
 _ASKING = (
     r"(?:me|nos) (?:[a-zñáéíóú]{2,12} ){1,2}|[a-zñáéíóú]{1,12}(?:me|nos) |necesit(?:o|amos) |"
     r"(?:cu[aá]l|qual) (?:es |ser[ií]a |[eé] )?"
@@ -32,15 +58,21 @@ _ASK_NAME = re.compile(ASK_NAME, _I)
 
 _WORD = r"[^\W\d_][^\W\d_'’-]{0,30}(?:['’-][^\W\d_]{1,30}){0,2}"
 _TITLE_WORD = (
-    r"(?:señora?|sra?|srta|don|doña|dra?|doctora?|mr|mrs|ms|"
+    r"(?:señora?|sra?|srta|don|doña|dra?|doctora?|mr|mrs|ms|miss|seu|dona|paciente|client[e]?|"
     r"espos[oa]|herman[oa]|hij[oa]|madre|padre|mam[aá]|pap[aá])\.?"
 )
 _TITLE = rf"(?:(?:el|la|mi){GAP}(?=\w))?(?:{_TITLE_WORD}{GAP})?"
 _INTRO = re.compile(
-    rf"{START}(?:(?P<strong>{STRONG_INTRO})|(?P<weak>{WEAK_INTRO}))(?:{GAP}|:){{1,3}}"
+    rf"{START}(?:(?P<strong>{STRONG_INTRO})|(?P<weak>{WEAK_INTRO})|(?P<label>{LABEL}){GAP}?(?=:))(?:{GAP}|:){{1,3}}"
     rf"{_TITLE}(?!{_TITLE_WORD}{GAP}\n)(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",  # no name: title, placeholder
     _I,
 )
+_CALLER = re.compile(
+    rf"(?:^|[.,;!¡\n]|hola|hello|hi){GAP}*(?:(?P<here>aqu[ií])|(?P<this>this{GAP}is)){GAP}{{1,3}}"
+    rf"(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,4}}){GAP}*(?P<end>[,.;!?¿¡:\n]|$|speaking|calling|from)",
+    _I,
+)
+"""Who says at the beginning who is there: "Hola, aquí Laura, …", "This is Sarah Connor."."""
 _ANSWER = re.compile(
     rf"[^\w?¿\[]*(?:(?:s[ií]|claro|yes|sure|sim)[^\w?¿\[]{{1,3}})?(?:(?:soy|es|a nombre de|it'?s|sou){GAP})?"
     rf"{_TITLE}(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",
@@ -73,30 +105,33 @@ argentina chileno chilena peruano peruana colombiano colombiana extranjero extra
 fumador fumadora jubilado jubilada titular socio socia hijo hija padre madre mamá papá esposo esposa hermano hermana
 amigo amiga vecino vecina dueño dueña gerente asistente persona mujer hombre joven primera primerizo siempre capaz
 consciente feliz fan usuario usuaria clínica clinica restaurante hotel banco bot ia virtual del asegurado asegurada
-particular am an and are at be been but can currently do for from going good great had has have here hi how i if in
-interested is it its just like looking mine my new not now of ok okay on only open or our out please ready really sad so
-sorry still sure thank thanks that the their them then there they thinking this to too trying under unable up us very
-wanting want was we well what when where which who will with would yes you your afraid allergic also alone already
-available back both busy calling done fine free glad happy hungry late lost off over planning running searching thirsty
-tired traveling travelling uncertain unsure using wondering american british spanish english a.i ai curious excited
-booked reserved based certain correct right wrong eu você voce uma um não nao com mais muito obrigado obrigada quero
-gostaria preciso e da na"""
+particular pendiente testigo zurdo puntual celiaca autónomo autónoma fontanero policía empleado empleada responsable
+encargado encargada dentro fuera lista allí allá am an and are at be been but can currently do for from going good great
+had has have here hi how i if in interested is it its just like looking mine my new not now of ok okay on only open or
+our out please ready really sad so sorry still sure thank thanks that the their them then there they thinking this to
+too trying under unable up us very wanting want was we well what when where which who will with would yes you your
+afraid allergic also alone already available back both busy calling done fine free glad happy hungry late lost off over
+planning running searching thirsty tired traveling travelling uncertain unsure using wondering american british spanish
+english a.i ai curious excited booked reserved based certain correct right wrong vegan vegetarian celiac coeliac
+pregnant diabetic gluten lactose nut veggie retired amazing awesome wonderful perfect lovely fantastic incredible
+terrible awful annoyed disappointed eu você depois agora ainda já sempre nunca novo nova minha meu sua seu voce uma um
+não nao com mais muito obrigado obrigada quero gostaria preciso e da na"""
 )
 # An answer that begins so is no name.
 _REPLIES = _words(
-    """claro perfecto perfecta vale dale listo lista correcto correcta exacto exacta exactamente confirmo confirmado
-confirmada confirmar cancelar cancela cancelo cancelado ninguno ninguna nadie espera espere momento disculpa disculpe
-disculpas perdón perdon depende igual mismo misma mío mía mio mia genial excelente adelante cambiar cambio nunca jamás
-quizás quizas tal vez verdad cierto saludos adiós adios chau chao bueno okey ajá aja obvio seguro ambos todos hoy mediodía
+    """claro perfecto perfecta vale dale listo lista correcto correcta exacto exacta exactamente confirmo confirmado confirmada
+confirmar cancelar cancela cancelo cancelado ninguno ninguna nadie espera espere momento disculpa disculpe disculpas
+perdón perdon depende igual mismo misma mío mía mio mia genial excelente adelante cambiar cambio nunca jamás quizás
+quizas tal vez verdad cierto saludos adiós adios chau chao bueno okey ajá aja obvio seguro ambos todos hoy mediodía
 jueves miércoles miercoles sabado olvídalo olvidalo déjalo dejalo después despues luego humano agente operador operadora
 ayuda consulta turno efectivo tarjeta familia urgente entendido entiendo anónimo anonimo acuerdo efectivamente buenísimo
-bárbaro vaya uy ah oh eh sure yep yeah yup nope nah cancel stop wait none nobody never nevermind mind perfect great exactly
-absolutely definitely maybe myself mine hello hey bye goodbye same whatever agent human someone anyone nothing dental
-appointment event meeting reservation booking any cool awesome alright confirm confirmed nice one two help monday tuesday
-wednesday thursday friday saturday sunday today tomorrow tonight reminder dinner lunch certo beleza tá ta bom isso pode
-ninguém tchau olá ola amanhã hoje tudo talvez mil muchísimas muchisimas holaa sip sipi dos tres cuatro cinco seis siete ocho
-diez doce ayer pésimo pesimo buenisimo cancelala cancélala cancelalo anulala anúlala anular excellent wonderful
-sweet later yesterday three four five six"""
+bárbaro vaya uy ah oh eh sure yep yeah yup nope nah cancel stop wait none nobody never nevermind mind perfect great
+exactly absolutely definitely maybe myself mine hello hey bye goodbye same whatever agent human someone anyone nothing
+dental appointment event meeting reservation booking any cool awesome alright confirm confirmed nice one two help monday
+tuesday wednesday thursday friday saturday sunday today tomorrow tonight reminder dinner lunch certo beleza tá ta bom
+isso pode ninguém tchau olá ola amanhã hoje tudo talvez mil muchísimas muchisimas holaa sip sipi dos tres cuatro cinco
+seis siete ocho diez doce ayer pésimo pesimo buenisimo cancelala cancélala cancelalo anulala anúlala anular excellent
+wonderful sweet later yesterday three four five six"""
 )
 # Also names, also ordinary words: a lone part is replaced only where it is written with a capital.
 _COMMON = _words(
@@ -137,13 +172,20 @@ def _name_words(words: list[re.Match[str]], strong: bool, shouting: bool) -> lis
 
 
 def find_names(text: str) -> Iterator[Span]:
-    """Names right after an introduction, title and article aside."""
+    """Names right after an introduction or the label of a form, title and article aside."""
     for m in _INTRO.finditer(text):
         strong = m["strong"] is not None
         first = m["name"].split()[0]
-        shouting = (m["strong"] or m["weak"]).isupper() and first.isupper() and len(first) > 1
+        shouting = (m["strong"] or m["weak"] or m["label"]).isupper() and first.isupper() and len(first) > 1
         words = _name_words(list(re.finditer(_WORD, m["name"])), strong, shouting)
-        if words and not (len(words) == 1 and len(words[0][0]) < 2):
+        if not words or (len(words) == 1 and len(words[0][0]) < 2) or (first.islower() and first in _REPLIES):
+            continue
+        yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
+    for m in _CALLER.finditer(text):
+        parts = list(re.finditer(_WORD, m["name"]))
+        words = _name_words(parts, strong=False, shouting=m["name"].isupper())
+        named = len(words) == len(parts) and words[0][0].casefold() not in _REPLIES  # nothing else is said before the stop
+        if words and named and (m["here"] or len(words) > 1 or m["end"].isalpha()):
             yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
 
 

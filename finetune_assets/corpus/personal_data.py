@@ -19,10 +19,20 @@ from functools import lru_cache, partial
 
 import polars as pl
 
-from finetune_assets.corpus.names import ASK_NAME, STRONG_INTRO, WEAK_INTRO, answered_name, asks_name, find_names, name_patterns
+from finetune_assets.corpus.names import (
+    ASK_NAME,
+    LABEL,
+    STRONG_INTRO,
+    WEAK_INTRO,
+    answered_name,
+    asks_name,
+    find_names,
+    name_patterns,
+)
 from finetune_assets.corpus.recognisers import (
     END,
     ID_WORD,
+    KEY_PREFIX,
     SECRET_WORD,
     START,
     Span,
@@ -60,11 +70,13 @@ _PLACEHOLDER_SPLIT = re.compile(rf"(\[(?:{_KIND})(?:_\d{{1,6}})?\])")
 # Written for Python's re and for Polars (Rust) alike: no look-around, only what some recogniser needs.
 _FIND_LOOK = (
     r"(?i)[@=]|arroba|://|bearer|-----begin|[0-9](?:[ \t\u00a0().,/\u2010-\u2013-]{0,4}[0-9]){6}|"
-    r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9a-f]:[0-9a-f]{0,4}:|::[0-9a-f]|[a-z]{4}[0-9]{6}[hmx][a-z]{5}|"
-    r"(?:^|[^a-z0-9])(?-i:sk[-_]|rk[-_]|gh[pousr]_|github_pat_|glpat-|hf_|AKIA|ASIA|xox[abeprs]-|AIza|eyJ)|"
+    r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9a-f]:[0-9a-f]{0,4}:|::[0-9a-f]|[a-zñ&]{4}[0-9]{6}[a-z0-9]{3}|[(\[]at[)\]]|"
+    rf"(?:^|[^a-z0-9])(?-i:{KEY_PREFIX})|"
     rf"(?:^|[^a-z0-9])(?:{SECRET_WORD})[ \t\u00a0]{{0,2}}(?:es|is|é|será|[:=])|{STRONG_INTRO}|"
     rf"(?:^|[^a-z0-9])(?:{ID_WORD})(?:[^0-9]{{0,3}}|[^0-9a-z][^0-9]{{0,40}})[0-9](?:[.-]?[0-9]){{4}}|"
-    rf"(?:^|[^a-z0-9])(?:{WEAK_INTRO})[ \t\u00a0:]{{1,3}}(?:\w{{1,8}}\.?[ \t\u00a0]){{0,2}}(?-i:[^\W\d_a-zß-öø-ÿ])"
+    rf"(?:^|[^a-z0-9])(?:{WEAK_INTRO})[ \t\u00a0:]{{1,3}}(?:\w{{1,8}}\.?[ \t\u00a0]){{0,2}}(?-i:[^\W\d_a-zß-öø-ÿ])|"
+    rf"(?:^|[^a-z0-9])(?:{LABEL})[ \t\u00a0]?:[ \t\u00a0:]{{0,3}}(?-i:[^\W\d_a-zß-öø-ÿ])|"
+    r"(?:^|[^a-z0-9])(?:aqu[ií]|this[ \t\u00a0]is)[ \t\u00a0]{1,3}(?-i:[^\W\d_a-zß-öø-ÿ])"
 )
 _HAS_ANY = re.compile(_FIND_LOOK)
 LOOK = f"{_FIND_LOOK}|{ASK_NAME}"  # the name that answers a question shows nothing by itself
@@ -220,7 +232,8 @@ _PLAIN_ID = re.compile(
 )
 
 
-def _keyed(prefix: str, value: str, key: bytes) -> str:
+def keyed(prefix: str, value: str, key: bytes) -> str:
+    """`prefix` and 16 hex digits of an HMAC."""
     return f"{prefix}_{hmac.new(key, value.encode('utf-8', 'surrogatepass'), hashlib.sha256).hexdigest()[:16]}"
 
 
@@ -229,7 +242,7 @@ def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -
     if _PLAIN_ID.fullmatch(value):
         return value
     return (
-        _keyed("p", value, key)
+        keyed("p", value, key)
         if has_phone(value, regions) or find(value, regions) or find(value.replace("_", " "), regions)
         else value
     )
@@ -237,4 +250,4 @@ def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -
 
 def pseudonym(user_id: str, key: bytes) -> str:
     """The keyed hash that stands for a user."""
-    return _keyed("u", user_id, key)
+    return keyed("u", user_id, key)

@@ -9,14 +9,16 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import pairwise
 
 import phonenumbers
 from stdnum import iban as iban_number
 from stdnum import luhn
 from stdnum.ar import cuit
+from stdnum.br import cnpj, cpf
 from stdnum.cl import rut
 from stdnum.es import dni, nie
-from stdnum.mx import curp
+from stdnum.mx import curp, rfc
 
 MAX_PHONE_LOOKS = 2_000  # phone shapes checked per text (about 0.1 ms each); beyond it every shape counts as a phone
 
@@ -27,16 +29,25 @@ _I = re.IGNORECASE
 
 # Plain alternatives, for the pre-filter too: no look-around.
 SECRET_WORD = (
-    r"api[ _-]?key|access[ _-]?key|token|secret|clave(?: api)?|contraseña|contrasena|password|passwd|passcode|pwd|senha|pin"
+    r"api[ _-]?key|access[ _-]?key|token|secret|clave(?: api)?|contraseña|contrasena|password|passwd|passcode|pwd|pass|senha|pin"
 )
-ID_WORD = r"d\.?n\.?i|c\.?i|carn[eé]t?|c[eé]dula|cuit|cuil|documento|pasaporte|passport|rut|nif|nie|ssn|cpf"
+ID_WORD = (
+    r"d\.?n\.?i|c\.?i|carn[eé]t?|c[eé]dula|cuit|cuil|documento|identificaci[oó]n|pasaporte|passaporte|passport|rut|run|nif|nie|ssn|cpf|"
+    r"cnpj|rfc|ine|rg"
+)
+KEY_PREFIX = (
+    r"sk[-_]|rk[-_]|gh[pousr]_|github_pat_|glpat-|hf_|AKIA|ASIA|xox[abeprs]-|xapp-|AIza|eyJ|npm_|pypi-|SG\.|shp(?:at|ss|ca|pa)_|"
+    r"dop_v1_|ya29\."
+)
 
 # --- keys, links, addresses
 
 _KEYS = re.compile(
     rf"{START}(?:(?:sk|rk)[-_][A-Za-z0-9_-]{{16,400}}|gh[pousr]_[A-Za-z0-9]{{16,255}}|"
     r"github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_[A-Za-z0-9]{20,64}|"
-    r"(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abeprs]-[A-Za-z0-9-]{10,255}|AIza[\w-]{30,45}|"
+    r"(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abeprs]-[A-Za-z0-9-]{10,255}|xapp-[A-Za-z0-9-]{10,255}|AIza[\w-]{30,45}|"
+    r"npm_[A-Za-z0-9]{30,64}|pypi-[\w-]{16,255}|SG\.[\w-]{16,64}\.[\w-]{16,64}|shp(?:at|ss|ca|pa)_[A-Fa-f0-9]{24,64}|"
+    r"dop_v1_[a-f0-9]{32,128}|ya29\.[\w-]{20,400}|"
     r"eyJ[\w-]{8,4000}\.[\w-]{8,8000}(?:\.[\w-]{0,2000})?)"
 )
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,20000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?")
@@ -49,12 +60,18 @@ _WORDED = re.compile(
 _LINK = re.compile(r"(?<![^\s<>\"'(\[])[^\s<>\"'(\[\]]+")
 _LINK_SECRET = re.compile(
     r"[?&#;][\w.-]{0,40}(?:token|key|sig|signature|auth|secret|passw|pwd|session|sid|jwt|otp|credential)"
-    r"[\w-]{0,40}=[^&\s]{4}|://[^/\s:@]{1,200}:[^/\s@]{1,200}@",
+    r"[\w-]{0,40}=[^&\s]{4}|://[^/\s:@]{1,200}:[^/\s@]{1,200}@|"
+    r"//hooks\.slack\.com/services/\w|//(?:\w+\.)?discord(?:app)?\.com/api/webhooks/\d|//api\.telegram\.org/bot\d",
     _I,
 )
+_AT = rf"(?:{GAP}?@{GAP}?|{GAP}arroba{GAP}|{GAP}?[(\[]{GAP}?(?:arroba|at){GAP}?[)\]]{GAP}?)"
+_DOT = (
+    rf"(?:\.|{GAP}punto{GAP}|{GAP}?[(\[]{GAP}?(?:punto|dot){GAP}?[)\]]{GAP}?|{GAP}\.(?=(?:com|es|org|net|mx|cl|ar|bo|br|pt)\b))"
+)
 _EMAIL = re.compile(
-    rf"{START}\w[\w.+%'-]{{0,63}}(?:{GAP}?@{GAP}?|{GAP}arroba{GAP})"
-    rf"(?:(?!\d+\.\d)[^\W_][\w-]{{0,62}}(?:\.|{GAP}punto{GAP})){{1,5}}[^\W\d_]{{2,24}}{END}",
+    rf"{START}(?:\w[\w.+%'-]{{0,63}}{GAP}(?:punto|gui[oó]n(?:{GAP}bajo)?|underscore){GAP}){{0,3}}\w[\w.+%'-]{{0,63}}{_AT}"
+    rf"(?:(?:(?!\d+\.\d)[^\W_][\w-]{{0,62}}{_DOT}){{1,5}}[^\W\d_]{{2,24}}|"
+    rf"(?:gmail|hotmail|outlook|yahoo|icloud|protonmail)){END}",
     _I,
 )
 _IPV4 = re.compile(r"(?<![\w.,])(?:\d{1,3}\.){3}\d{1,3}(?!\w|[.,]\d)", re.ASCII)
@@ -78,7 +95,7 @@ def find_secrets(text: str) -> Iterator[Span]:
     for m in _WORDED.finditer(text):
         value = m[3].rstrip(".!?:)]}")
         if len(value) >= 4 and _looks_secret(m[1], bool(m[2]), value):
-            yield m.start(3), m.start(3) + len(value)
+            yield m.start(3), m.start(3) + len(value) + int(m[3].startswith("!", len(value)))
 
 
 def find_urls(text: str) -> Iterator[Span]:
@@ -91,7 +108,8 @@ def find_urls(text: str) -> Iterator[Span]:
 
 def find_emails(text: str) -> Iterator[Span]:
     """Also "ana arroba correo punto org"."""
-    if "@" in text or "arroba" in text.casefold():
+    low = text.casefold()
+    if "@" in text or "arroba" in low or "(at)" in low or "[at]" in low:
         yield from (m.span() for m in _EMAIL.finditer(text))
 
 
@@ -101,7 +119,8 @@ def find_ips(text: str) -> Iterator[Span]:
         octets = m[0].split(".")
         before = text[max(0, m.start() - 12) : m.start()].casefold()
         version = re.search(r"\bv(?:er(?:si[oó]n)?)?\.? ?$", before) or (all(len(o) == 1 for o in octets) and "ip" not in before)
-        if not version and all(int(o) < 256 for o in octets):
+        padded = any(len(o) > 1 and o[0] == "0" for o in octets)  # 1.000.000.000
+        if not version and not padded and all(int(o) < 256 for o in octets):
             yield m.span()
     for m in _IPV6.finditer(text):
         groups = [g for g in m[0].split(":") if g]
@@ -116,14 +135,18 @@ def find_ips(text: str) -> Iterator[Span]:
 # --- numbers with check digits
 
 _IBAN = re.compile(rf"{START}[A-Z]{{2}}\d{{2}}(?:[ -]?[A-Z0-9]){{11,30}}", _I | re.ASCII)
-_CARD = re.compile(rf"{START}(?<!\+)\d(?:[ -]?\d){{12,30}}{END}", re.ASCII)
-_ES_ID = re.compile(rf"{START}(?:\d{{8}}|\d{{2}}\.\d{{3}}\.\d{{3}}|[XYZ][ -]?\d{{7}})[ -]?[A-Z]{END}", _I | re.ASCII)
+_CARD = re.compile(rf"{START}(?<!\+)(?:\d{{4}}(?:\.\d{{4}}){{3}}|\d(?:[ -]?\d){{12,30}}){END}", re.ASCII)
+_ES_ID = re.compile(rf"{START}(?:\d{{8}}|\d{{2}}\.\d{{3}}\.\d{{3}}|[XYZxyz][ -]?\d{{7}})(?:-?[A-Za-z]| [A-Z]){END}", re.ASCII)
 _CURP = re.compile(rf"{START}[A-Z]{{4}}\d{{6}}[HMX][A-Z]{{5}}[A-Z0-9]\d{END}", _I | re.ASCII)
 _RUT = re.compile(rf"{START}(?:\d{{1,2}}\.\d{{3}}\.\d{{3}}|\d{{7,8}})-[\dK]{END}", _I | re.ASCII)
+_CPF = re.compile(rf"{START}\d{{3}}\.\d{{3}}\.\d{{3}}-\d\d{END}", re.ASCII)
+_CNPJ = re.compile(rf"{START}\d\d\.\d{{3}}\.\d{{3}}/\d{{4}}-\d\d{END}", re.ASCII)
+_RFC = re.compile(rf"{START}[A-ZÑ&]{{4}}\d{{6}}[A-Z0-9]{{3}}{END}", _I)
 _WORDED_ID = re.compile(
     rf"{START}({ID_WORD})\.?(?:{GAP}(?:nacional|de{GAP}(?:identidad|identificaci[oó]n|ciudadan[ií]a)))?{GAP}{{0,2}}"
-    rf"(?:(?:es|is|el|n[uú]mero|number|nro\.?|no\.?|n[º°])?{GAP}{{0,2}}[:#=]?{GAP}{{0,2}}){{1,3}}"
-    rf"([A-Z]{{0,3}}\d(?:[.-]?\d){{4,11}}(?:[ -]?[A-Z](?![A-Z0-9]))?(?:[ -](?:LP|SC|CB|OR|PT|TJ|CH|BE|PD|BN)\b)?){END}",
+    rf"(?:(?:es|is|é|el|n[uú]mero|number|nro\.?|no\.?|n[º°])?{GAP}{{0,2}}[:#=]?{GAP}{{0,2}}){{1,3}}"
+    rf"(\d{{1,3}}(?:{GAP}\d{{3}}){{2}}(?!\d|{GAP}\d)|"
+    rf"[A-Z]{{0,3}}\d(?:[./-]?\d){{4,13}}(?:[ -]?[A-Z](?![A-Z0-9]))?(?:[ -](?:LP|SC|CB|OR|PT|TJ|CH|BE|PD|BN)\b)?){END}",
     _I | re.ASCII,
 )
 
@@ -164,7 +187,7 @@ def find_ibans(text: str) -> Iterator[Span]:
 
 def _is_card(text: str, span: Span) -> bool:
     digits = re.sub(r"\D", "", text[slice(*span)])
-    return 13 <= len(digits) <= 19 and digits[0] in "23456" and len(set(digits)) > 2 and luhn.is_valid(digits)
+    return 13 <= len(digits) <= 19 and digits[0] in "23456" and len(set(digits)) > 1 and luhn.is_valid(digits)
 
 
 def find_cards(text: str) -> Iterator[Span]:
@@ -174,13 +197,16 @@ def find_cards(text: str) -> Iterator[Span]:
 
 
 def find_national_ids(text: str) -> Iterator[Span]:
-    """DNI, NIE, CURP and RUT by their check digits; other numbers only after a word such as "cédula"."""
+    """DNI, NIE, CURP, RFC, RUT, CPF and CNPJ by their check digits; other numbers only after a word such as "cédula"."""
     for m in _ES_ID.finditer(text):
         value = re.sub(r"\W", "", m[0]).upper()
         if nie.is_valid(value) if value[0] in "XYZ" else dni.is_valid(value):
             yield m.span()
     yield from (m.span() for m in _CURP.finditer(text) if curp.is_valid(m[0].upper()))
     yield from (m.span() for m in _RUT.finditer(text) if rut.is_valid(m[0]))
+    yield from (m.span() for m in _CPF.finditer(text) if cpf.is_valid(m[0]))
+    yield from (m.span() for m in _CNPJ.finditer(text) if cnpj.is_valid(m[0]))
+    yield from (m.span() for m in _RFC.finditer(text) if rfc.is_valid(m[0].upper(), validate_check_digits=True))
     for m in _WORDED_ID.finditer(text):
         if not re.match(r"(?i)cui[tl]", m[1]) or cuit.is_valid(m[2]):
             yield m.span(2)
@@ -190,7 +216,7 @@ def find_national_ids(text: str) -> Iterator[Span]:
 
 _DASH = r"\u2010-\u2013-"
 _PHONE = re.compile(
-    rf"(?<![^\W_])(?<![$€£#])\+?\(?\d(?:[ \t\u00a0().\/{_DASH}]{{0,3}}\d){{6,18}}(?![^\W_])(?![:,]\d|{GAP}?[%€£$])", re.ASCII
+    rf"(?<![^\W_])(?<![$€£#])\(?\+?\(?\d(?:[ \t\u00a0().\/{_DASH}]{{0,3}}\d){{6,18}}(?![^\W_])(?![:,]\d|{GAP}?[%€£$])", re.ASCII
 )
 _NOT_PHONE = re.compile(
     rf"\d{{4}}[{_DASH}./ ]\d{{1,2}}[{_DASH}./ ]\d{{1,2}}(?:[ T]\d.*)?|"
@@ -200,14 +226,25 @@ _NOT_PHONE = re.compile(
     rf"\d+00{GAP}?[{_DASH}]{GAP}?\d+00|\d{{1,2}}(?:\.\d{{3}})+|"
     rf"\d{{3}}(?:\.\d{{3}}){{3,}}|\d{{1,3}}\.\d{{4,}}|\d{{5}}-\d{{4}}|000.*"  # prices, decimals, ZIP+4
 )
+_HOUR = r"(?:[01]?\d|2[0-4])[.:h][0-5]\d"
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])[./-](?:0?[1-9]|1[0-2])"
+_TIMES = re.compile(  # hours and days in a row: "9.30-13.30 / 16.30-20.30", "10.30 11.15", "01.11.-30.11.2026"
+    rf"(?<![\d.+(/{_DASH}]){_HOUR}(?:{GAP}?[/aày,;{_DASH}]?{GAP}?{_HOUR})*(?![\d.]\d|[/-]\d)|"
+    rf"(?<![\d.+(/{_DASH}]){_DAY}\.?(?:[./-](?:20)?\d\d)?{GAP}?[a{_DASH}]{GAP}?{_DAY}(?:\.?(?:[./-]?(?:20)?\d\d)|\.)?(?![\d.]\d|[/-]\d)"
+)
 _MONEY = re.compile(
     rf"{GAP}?(?:pesos|bs|bolivianos|euros?|eur|usd|d[oó]lares|dollars|clp|mxn|ars|mil|millones|km|kg|mg|ml|puntos|points)\b", _I
 )
+_MARK = r"(?:n[uú]mero|number|nro\.?|n[º°.]|no\.|num\.?|#|c[oó]digo|code|id)"
+_BOOKING = r"(?:reserva(?:ci[oó]n)?|cita|turno|reservation|appointment|booking|client[e]?|paciente|mesa|solicitud|agendamento)"
 _ORDER_WORD = re.compile(
-    r"(?:pedido|orden|order|factura|invoice|boleta|ref(?:erencia|erence)?|booking|confirmation|confirmaci[oó]n|ticket|"
+    r"(?:\b(?:pedido|orden|order|factura|invoice|boleta|ref(?:erencia|erence)?|booking|confirmation|confirmaci[oó]n|ticket|"
     r"tracking|seguimiento|c[oó]digo|code|folio|expediente|p[oó]liza|policy|lote|serie|serial|sku|isbn|"
-    r"caso|case|cuenta|account|zip|cp|postal)\b\W{0,3}"
-    r"(?:(?:n[uú]mero|number|nro|no|num|id|es|is|de|n[º°]|was|fue)\b\W{0,3}){0,3}$",
+    r"caso|case|cuenta|account|zip|cp|postal|ficha|historia(?: cl[ií]nica)?|hc|socio|afiliado|presupuesto|albar[aá]n|recibo|"
+    r"comprobante|operaci[oó]n|transacci[oó]n|transferencia|localizador|protocolo)\b|"
+    rf"{_MARK}\W{{0,2}}(?:d[aeo] |of )?(?:la |tu |mi |su |your |the |a |o )?{_BOOKING}\b|"
+    rf"\b{_BOOKING}\W{{0,2}}{_MARK})\W{{0,3}}"
+    r"(?:(?:n[uú]mero|number|nro|no|num|id|es|is|de|n[º°]|was|fue|[ée])\b\W{0,3}){0,3}$",
     _I,
 )
 _PHONE_WORD = re.compile(
@@ -228,16 +265,27 @@ def _valid_phone(digits: str, region: str | None) -> bool:
     return phonenumbers.is_valid_number(number)
 
 
+def _counts(groups: list[str]) -> bool:
+    """Numbers that go up or down by one three times in a row: teeth, tables, days."""
+    steps = [int(b) - int(a) for a, b in pairwise(groups)]
+    return any(abs(a) == 1 and a == b == c for a, b, c in zip(steps, steps[1:], steps[2:], strict=False))
+
+
 def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bool:
     shape = text[slice(*span)].strip()
     digits = re.sub(r"\D", "", shape)
-    if len(digits) < 7 or _NOT_PHONE.fullmatch(shape.lstrip("+(")):
+    if len(digits) < 7 or len(set(digits)) == 1 or _NOT_PHONE.fullmatch(shape.lstrip("+(")):
         return False
-    if shape.startswith("+") or (digits.startswith("00") and not digits.startswith("000")):
+    if digits.startswith("521") and len(digits) == 13:  # Mexican mobiles lost their 1 in 2019, people still write it
+        digits = "52" + digits[3:]
+    if shape.startswith(("+", "(+")) or (digits.startswith("00") and not digits.startswith("000")):
         return _valid_phone("+" + digits.removeprefix("00"), None)
-    sizes = [len(g) for g in re.findall(r"\d+", shape)]
-    if sizes.count(1) > 1 or (len(sizes) > 1 and sizes[-1] == 1):
-        return False
+    groups = re.findall(r"\d+", shape)
+    sizes = [len(g) for g in groups]
+    spelt = worded and set(sizes) == {1} and 8 <= len(sizes) <= 11
+    counted = not worded and max(sizes) <= 2 and _counts(groups)
+    if spelt or counted or sizes.count(1) > 1 or (len(sizes) > 1 and sizes[-1] == 1):
+        return spelt
     if worded and len(digits) <= 15 and (len(sizes) == 1 or max(sizes[1:]) <= 8):
         return True
     return any(_valid_phone(digits, region) for region in regions)
@@ -245,9 +293,10 @@ def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bo
 
 def find_phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
     """Valid numbers of the regions or with a country code; after a word such as "llámame" any number of a phone's size."""
+    text = _TIMES.sub(lambda m: "\n" * len(m[0]), text)
     for seen, m in enumerate(_PHONE.finditer(text)):
         before = text[max(0, m.start() - 40) : m.start()]
-        international = m[0].startswith(("+", "(+"))
+        international = "+" in m[0][:2]
         if re.fullmatch(r"\d{4}(?:[ -]\d{4}){3}", m[0]):  # a card's shape with a wrong check digit
             continue
         if not international and (re.search(r"\d[.,:/-]$", before) or _MONEY.match(text, m.end()) or _ORDER_WORD.search(before)):

@@ -143,4 +143,14 @@ EXAMPLES = pl.Schema(
     }
 )
 
-REJECTED = pl.Schema({"table": pl.String, "id": pl.String, "reason": pl.String, "detail": pl.String, "action": pl.String})
+REJECTED = pl.Schema(
+    {
+        "table": pl.String,
+        "id": pl.String,
+        "reason": pl.String,
+        "detail": pl.String,
+        "action": pl.String,
+        "conversation_id": pl.String,  # whose row it was, so that an erasure finds it and `explain` can tell; null where unknown
+        "user": pl.String,
+    }
+)

@@ -162,6 +162,7 @@ def _rejected(table: str, rows: pl.DataFrame, action: str) -> pl.DataFrame:
         pl.lit(action).alias("action"),
         "week",
         "user_id",
+        "conversation_id",
     )
 
 

@@ -17,9 +17,11 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.formats import FILES
 from finetune_assets.dataset.selection import scan, tenants_of
+from finetune_assets.errors import DataError
 from finetune_assets.storage import Store, read_json, write_parquet
 
 Manifest = dict[str, Any]
+TOMBSTONE = "tombstone.json"
 CODE_VERSION = "2"
 """Of the rules in this package; a change that may choose, cut or write other rows raises it."""
 DATA_SETTINGS = {"select", "system_prompt", "rows", "window_weeks", "filters", "split", "balance", "augment"}
@@ -84,10 +86,39 @@ def latest(store: Store, assistant: str) -> Path | None:
     return link.resolve() if (link / "manifest.json").exists() else None
 
 
+def read_tombstone(folder: Path) -> dict[str, Any] | None:
+    """What stands in the place of a data set that was rewritten: fingerprint, rewritten_as (or null), erased_at; else None."""
+    path = folder / TOMBSTONE
+    return read_json(path) if path.exists() else None
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a frozen data set."""
+    """The manifest of a frozen data set. Raises DataError for one that was rewritten because a person was erased from it."""
+    tombstone = read_tombstone(folder)
+    if tombstone is not None:
+        then = tombstone["rewritten_as"]
+        rest = f"what is left of it is {then}" if then else "nothing was left of it"
+        raise DataError(
+            f"Data set {folder.name} is gone: a person was erased from it on {tombstone['erased_at'][:10]}, and {rest}. "
+            "What was trained on it cannot be made again; train on the newest data set instead."
+        )
     manifest: Manifest = read_json(folder / "manifest.json")
     return manifest
+
+
+def standing(store: Store, assistant: str, fingerprint: str) -> Path:
+    """The folder of a data set, or of what took its place when people were erased. Raises DataError where neither is left."""
+    folder = store.dataset(assistant, fingerprint)
+    for _ in range(1_000):
+        tombstone = read_tombstone(folder)
+        if tombstone is None or tombstone["rewritten_as"] is None:
+            break
+        folder = store.dataset(assistant, tombstone["rewritten_as"])
+    if read_tombstone(folder) is not None:
+        read_manifest(folder)  # raises: nothing was left
+    if not (folder / "manifest.json").exists():
+        raise DataError(f"Data set {fingerprint} of {assistant} is not in {folder.parent}; materialise jsonl_splits again.")
+    return folder
 
 
 def seen_file(store: Store, assistant: str, fingerprint: str) -> Path:

@@ -118,6 +118,27 @@ rollout_events = sa.Table(
     sa.Column("created_at", sa.DateTime, nullable=False),
 )
 
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("subject", sa.String(40), primary_key=True),  # u_… or p_…: a keyed hash, nothing else of the person
+    sa.Column("key_check", sa.String(40), nullable=False),
+    sa.Column("requested_at", sa.DateTime, nullable=False),
+    sa.Column("completed_at", sa.DateTime),  # null: begun, and to be gone on with
+    sa.Column("removed", sa.JSON),  # what -> rows
+    sa.Column("messages", sa.JSON),  # keyed hashes of the ids that were removed, by which `explain` knows them again
+)
+
+erased_datasets = sa.Table(
+    "erased_datasets",
+    metadata,
+    sa.Column("assistant", sa.String(80), primary_key=True),
+    sa.Column("fingerprint", sa.String(80), primary_key=True),  # what was rewritten: whoever was trained on it holds the rows
+    sa.Column("rewritten_as", sa.String(80)),  # null: nothing was left to train on
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("erased_at", sa.DateTime, nullable=False),
+)
+
 JOB_STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 OPEN_STATUSES = ("pending", "running")
 

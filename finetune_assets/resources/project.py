@@ -11,9 +11,10 @@ import dagster as dg
 from pydantic import Field
 
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant
+from finetune_assets.corpus.erasure import Erased, key_check
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.environment import Environment
-from finetune_assets.registry import Ledger
+from finetune_assets.registry import Ledger, erasures
 from finetune_assets.storage import Store, read_json
 
 
@@ -26,9 +27,9 @@ class SourceResource(dg.ConfigurableResource):
         """The folders and database URLs."""
         return list(self.urls or Environment.read().sources)
 
-    def read(self) -> SourceTables:
-        """All tables of all sources. Raises SourceError."""
-        return read_source(self.urls or Environment.read().sources)
+    def read(self, erased: Erased) -> SourceTables:
+        """All tables of all sources, without the rows of erased people. Raises SourceError."""
+        return erased.leave_out(read_source(self.urls or Environment.read().sources))
 
 
 class StoreResource(dg.ConfigurableResource):
@@ -85,3 +86,8 @@ class LedgerResource(dg.ConfigurableResource):
             yield ledger
         finally:
             ledger.close()
+
+    def erased(self, key: bytes) -> Erased:
+        """Whom no build may read. Raises LedgerError where they were recorded with another key."""
+        with self.open() as book:
+            return Erased(erasures.subjects(book, key_check(key)), key)

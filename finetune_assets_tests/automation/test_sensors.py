@@ -15,7 +15,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from finetune_assets.automation import schedules, sensors
 from finetune_assets.automation.failures import explain_failure
 from finetune_assets.environment import ROOT
-from finetune_assets.registry import Ledger
+from finetune_assets.registry import Ledger, erasures
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.tags import JOB, RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
 from finetune_assets_tests.code_location import DEFINITIONS
@@ -112,15 +112,20 @@ def test_feedback_is_counted_since_the_last_training(world: World) -> None:
         "spec_hash": "s",
     }
     book.set_job(book.open_job(columns).id, "succeeded")
-    book.close()
     assert world.tick(sensors.feedback_volume, *names) == []
+    erasures.mark_dataset(book, "dental", fingerprint, "fedcba9876543210fedc", 3)
+    [request] = world.tick(sensors.feedback_volume, *names)
+    assert request.tags[REASON] == f"erasure:{fingerprint}"
+    book.set_job(book.open_job({**columns, "dataset_fingerprint": "fedcba9876543210fedc", "spec_hash": "t"}).id, "running")
+    assert [one.tags[REASON] for one in world.tick(sensors.feedback_volume, *names) if "erasure" in one.tags[REASON]] == []
+    book.close()
 
 
 def test_the_schedule_and_corpus_ready_ask_for_one_training_an_assistant(world: World) -> None:
     context = dg.build_schedule_context(
         instance=world.instance,
         scheduled_execution_time=datetime.datetime(2026, 11, 2, 3, tzinfo=datetime.UTC),
-        resources={name: world.resources[name] for name in ("source", "store", "assistants")},
+        resources={name: world.resources[name] for name in ("source", "store", "assistants", "ledger")},
         repository_def=DEFINITIONS.get_repository_def(),
     )
     with partition_loading_context(dynamic_partitions_store=world.instance):

@@ -1,0 +1,159 @@
+"""`finetune erase` and `finetune explain`: forgetting a person, and what became of a message."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune_assets.cli.console import quiet
+from finetune_assets.environment import Environment
+from finetune_assets.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finetune_assets.erasure import Plan
+
+LIMIT = 50
+"""Conversations that one erasure may remove without a word: an id that thousands share ("web") is hardly one person."""
+
+
+@click.command()
+@click.option("--user", help="The user's id as the source has it, or the pseudonym u_… of the store.")
+@click.option("--conversation", help="A conversation's id, as the source or the store has it.")
+@click.option("--dry-run", is_flag=True, help="Show what would be destroyed, and end.")
+@click.option("--limit", default=LIMIT, show_default=True, help="Refuse to erase more conversations than this.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; needs --yes or --dry-run.")
+def erase(user: str | None, conversation: str | None, dry_run: bool, limit: int, yes: bool, as_json: bool) -> None:
+    """Remove a person's data for good: from the store, every data set, and every later build.
+
+    Corpus rows, staged and frozen data sets, reports, caches and Dagster's sample tables lose the rows; a data set is rewritten
+    under a new fingerprint and leaves a tombstone. The source may still hold them: they are never read again. Models cannot
+    unlearn: those trained on the rows are named and marked, and their retrain is requested.
+
+    Without --user and --conversation: lists the erasures so far, and whose retrain is due.
+    """
+    listed = user is None and conversation is None
+    if user is not None and conversation is not None:
+        raise SettingsError("Give --user or --conversation, not both; a user's erasure takes all their conversations.")
+    if as_json and not (yes or dry_run or listed):
+        raise SettingsError("--json cannot ask; add --yes to erase, or --dry-run to see what would be erased.")
+    environment = Environment.read()
+    with quiet(environment.home) as (terminal, output):
+        from rich.console import Console
+
+        console = Console(file=terminal, highlight=False, soft_wrap=True)
+        outcome = _list(console) if listed else _erase(console, (user, conversation), dry_run, limit, yes)
+        if as_json:
+            print(json.dumps(outcome), file=output)
+
+
+def _list(console: Console) -> dict[str, Any]:
+    from finetune_assets.registry import erasures
+    from finetune_assets.resources import LedgerResource
+
+    with LedgerResource().open() as ledger:
+        known = [erasures.summary(one) for one in erasures.all_erasures(ledger)]
+        rewritten = [vars(one) | {"erased_at": one.erased_at.isoformat()} for one in erasures.rewritten(ledger)]
+        versions = [{"assistant": v.assistant, "version": v.version} for v in erasures.marked_versions(ledger)]
+        due = sorted({one["assistant"] for one in rewritten if erasures.retrain_due(ledger, one["assistant"])})
+    for one in known:
+        state = f"done {one['completed_at'][:16]}" if one["completed_at"] else "[red]begun, not finished: start it again[/]"
+        console.print(f"{one['subject']}  {state}  " + ", ".join(f"{n} {name}" for name, n in one["removed"].items()))
+    for one in versions:
+        console.print(f"{one['version']} of {one['assistant']} was trained on rows that were erased since")
+    console.print(f"Retrain due: {', '.join(due) or 'none'}" if known else "Nobody was erased so far.")
+    return {"erasures": known, "datasets": rewritten, "versions": versions, "retrain_due": due}
+
+
+def _erase(console: Console, who: tuple[str | None, str | None], dry_run: bool, limit: int, yes: bool) -> dict[str, Any]:
+    import dagster as dg
+
+    from finetune_assets.automation.local_run import store_lock
+    from finetune_assets.automation.retrain import ACTIVE
+    from finetune_assets.erasure import erase, look, subject_of
+    from finetune_assets.resources import LedgerResource, StoreResource
+    from finetune_assets.resources.history import forget
+
+    resource = StoreResource()
+    store, key = resource.store, resource.key
+    with store_lock(store.home, lambda text: console.print(text, markup=False)), LedgerResource().open() as ledger:
+        subject = subject_of(*who, key)
+        plan = look(store, ledger, subject, key)
+        _show(console, plan)
+        if dry_run:
+            return {**plan.as_dict(), "state": "planned"}
+        found = len(plan.traces.conversations)
+        if found > limit:
+            raise DataError(
+                f"{subject} has {found} conversations, --limit is {limit}: is this one person, or an id that many share? "
+                f"If it is right, add --limit {found}."
+            )
+        with dg.DagsterInstance.get() as instance:
+            active = [
+                run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)) if run.job_name in ("prepare_corpus", "train")
+            ]
+            if active:
+                names = ", ".join(f"{run.run_id[:8]} ({run.job_name})" for run in active[:5])
+                raise DataError(
+                    f"{len(active)} run(s) may be writing rows now: {names}. Erase when they have ended, or cancel them."
+                )
+            if not yes and not _confirmed(console, plan):
+                console.print("Nothing was changed.")
+                sys.exit(1)
+            outcome = erase(store, ledger, plan, key, lambda needles: forget(instance, needles))
+    _told(console, outcome)
+    return outcome
+
+
+def _show(console: Console, plan: Plan) -> None:
+    facts = plan.as_dict()
+    if plan.empty:
+        again = "; it was erased before" if plan.begun else ""
+        console.print(f"{plan.subject}: nothing of this subject is in the store{again}. Later builds leave it out.")
+        return
+    console.print(f"[bold]{plan.subject}[/]: this destroys for good")
+    rows = ", ".join(f"{n} {name}" for name, n in facts["rows"].items() if n)
+    console.print(f"  corpus      {rows or 'nothing'} in {len(facts['weeks'])} week(s)")
+    for one in facts["datasets"]:
+        console.print(f"  data set    {one['assistant']} {one['fingerprint']}: {one['rows']} line(s); rewritten without them")
+    if facts["files"]:
+        console.print(f"  files       {facts['files']} of reports, jobs and caches lose what is theirs")
+    for table, n in facts["ledger_rows"].items():
+        console.print(f"  ledger      {n} row(s) of {table}")
+    for one in facts["versions"]:
+        console.print(
+            f"  [yellow]stays[/]       {one['version']} of {one['assistant']} was trained on them: marked, retrain requested"
+        )
+    for job in facts["open_jobs"]:
+        console.print(f"  [yellow]runs[/]        {job} is in training on them: cancel it, or its version is marked as well")
+    for job in facts["remote_jobs"]:
+        console.print(f"  [yellow]elsewhere[/]   {job} has a copy at its provider: delete its files there")
+    for one in facts["cannot_tell"]:
+        console.print(
+            f"  [yellow]unknown[/]     {one['version']} of {one['assistant']}: its data set was pruned, nobody can tell"
+        )
+
+
+def _confirmed(console: Console, plan: Plan) -> bool:
+    if not sys.stdin.isatty():
+        raise SettingsError("This destroys data and there is nobody to ask; add --yes, or look first with --dry-run.")
+    console.print("Type [bold]erase[/] to go on: ", end="")
+    return sys.stdin.readline().strip() == "erase"
+
+
+def _told(console: Console, outcome: dict[str, Any]) -> None:
+    for one in outcome["datasets"]:
+        if one["rewritten_as"] != one["fingerprint"]:
+            then = one["rewritten_as"] or "nothing, since no training row is left"
+            console.print(f"Data set {one['fingerprint']} of {one['assistant']} is a tombstone now; in its place: {then}")
+    for name in outcome["retrain_due"]:
+        console.print(f"Retrain due: finetune run --assistant {name} (the weekly schedule and the feedback sensor know)")
+    console.print("Erased. No later build reads these rows, even if the source still holds them.")
+
+
+COMMANDS: list[click.Command] = [erase]
