@@ -78,10 +78,13 @@ def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
     return found
 
 
-def augment(frame: pl.DataFrame, assistant: Assistant, make: Variations) -> tuple[pl.DataFrame, dict[str, Any]]:
+def augment(
+    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
 
-    `frame` holds every example of the assistant with its final reason, split and source.
+    `frame` holds every example of the assistant with its final reason, split and source; `hidden` are the normalised texts of the
+    held-out preferences and KTO rows, which no training row may resemble either.
     """
     settings = assistant.augment
     kept = frame.filter(pl.col("reason").is_null())
@@ -98,7 +101,7 @@ def augment(frame: pl.DataFrame, assistant: Assistant, make: Variations) -> tupl
     rows = pl.concat([frame.head(0), *made])
     left_out: dict[str, int] = {}
     if not rows.is_empty():
-        rows, left_out = _filtered(rows, frame, kept, assistant)
+        rows, left_out = _filtered(rows, frame, hidden, assistant)
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
     by_intent = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
@@ -131,11 +134,12 @@ def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
 
 
 def _filtered(
-    rows: pl.DataFrame, frame: pl.DataFrame, kept: pl.DataFrame, assistant: Assistant
+    rows: pl.DataFrame, frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     threshold = assistant.filters.near_duplicate
     rows = with_text(content(rows, assistant.filters), "reply")
-    heldout = with_text(kept.filter(pl.col("split") != TRAIN), "reply")["text"]
+    kept = frame.filter(pl.col("reason").is_null())
+    heldout = pl.concat([with_text(kept.filter(pl.col("split") != TRAIN), "reply")["text"], hidden])
     trained = with_text(kept.filter(pl.col("split") == TRAIN), "reply")["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (

@@ -111,7 +111,7 @@ def choose(store: Store, assistant: Assistant) -> Choice:
         "left_out": pairs.left_out,
     }
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(frame, assistant, variations_of(store, assistant))
+    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant))
     columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
     whole = pl.concat([kept.select(columns), synthetic.select(columns)])
     notes: dict[str, Any] = {

@@ -26,10 +26,12 @@ NEGATIVE = "negative"
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of preferences and kto with the columns of the lineage, and how many were left out by reason."""
+    """Rows of preferences and kto with the columns of the lineage, the normalised texts of the held-out ones, and how many were
+    left out by reason."""
 
     preferences: pl.DataFrame
     kto: pl.DataFrame
+    hidden: pl.Series
     left_out: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
@@ -50,7 +52,8 @@ def make_pairs(frame: pl.DataFrame, threshold: float) -> Pairs:
     rows = _apart(rows, heldout, examples.filter(train)["text"], "twin_in_training", threshold, counts)
     hidden = pl.concat([examples.filter(heldout)["text"], *[made.filter(heldout)["text"] for made in rows.values()]])
     rows = _apart(rows, train, hidden, "twin_held_out", threshold, counts)
-    return Pairs(rows["preferences"].drop("text"), rows["kto"].drop("text"), {k: v for k, v in counts.items() if v})
+    hidden = pl.concat([made.filter(heldout)["text"] for made in rows.values()])
+    return Pairs(rows["preferences"].drop("text"), rows["kto"].drop("text"), hidden, {k: v for k, v in counts.items() if v})
 
 
 def _apart(

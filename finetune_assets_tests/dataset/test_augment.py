@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 import re
@@ -23,7 +24,7 @@ from finetune_assets.dataset.variations import keeps_slots, slots, vary
 from finetune_assets.dataset.wording import FILE, parse
 from finetune_assets.errors import SettingsError, SourceError
 from finetune_assets.storage import Store
-from finetune_assets_tests.dataset.small_corpus import TEXT, Corpus, dental, sentence
+from finetune_assets_tests.dataset.small_corpus import START, TEXT, Corpus, dental, sentence
 
 ASKS = "¿Puedes darme hora el martes a las 10:30 para limpieza? Soy [NAME_2], tengo 2 hijos y pago 45€"
 REPLY = "Claro, la limpieza del martes queda anotada."
@@ -229,3 +230,23 @@ def test_a_variation_that_nears_a_held_out_row_is_left_out(corpus: Corpus, endpo
         ("train", "synthetic", f"{said} es urgente"),
     ]
     assert choice.notes["augmented"]["left_out"] == {"twin_held_out": 1}
+
+
+def test_a_variation_that_nears_a_held_out_pair_is_left_out(corpus: Corpus, endpoint: Endpoint) -> None:
+    """The other person's early correction is no example, since that person stands in the test set, but a held-out pair."""
+    corpus.fill(200, intent="scheduling")
+    late = START + datetime.timedelta(days=90)
+    said, reply = "¿Me pueden atender hoy?", "Sí, avisamos al doctor ahora."
+    for number, text in ((1, said), (2, f"Oigan, {said} Ahorita ya")):
+        context = [{"role": "user", "content": text}]
+        corpus.example(number, intent="emergency", user=f"u_{number}", bucket=9000, user_text=text, context=context, reply=reply)
+    corpus.examples[-1]["reply"] = "No entiendo nada."
+    corpus.rate("msg_00002", "negative", reply)
+    corpus.example(3, user="u_2", bucket=9000, started_at=late)
+    llm = {"base_url": endpoint.url, "model": "tiny", "api_key_env": "WORDING_KEY"}
+    assistant = dental(augment={"llm": llm}, split={"mode": "time", "date": late.date()})
+    choice = choose(corpus.write(), assistant)
+    assert choice.preferences.select("message_id", "split").rows() == [("msg_00002", "test")]
+    assert choice.notes["augmented"]["left_out"] == {"twin_held_out": 1}
+    assert choice.notes["augmented"]["rows"] == 1
+    freeze(corpus.store, assistant, choice)
