@@ -1,10 +1,19 @@
-"""How a benchmark measures and what it answers: `cpu`, `peak_mb` and `Row`."""
+"""How a benchmark measures and what it answers: `cpu`, `peak_mb`, `peer` and `Row`.
+
+Peers that are no dependency run in the interpreter that BENCH_PEERS names, e.g. of a virtual environment with
+`pip install pandas pyarrow datasketch rensa rapidfuzz text-dedup datatrove spacy nltk tokenizers`; else their rows say
+`not installed`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,3 +57,21 @@ def peak_mb() -> int:
     """The most memory this process held since it began, in MB. Each benchmark module has a process of its own."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 2**20 if sys.platform == "darwin" else peak // 1024
+
+
+def peers_python() -> str:
+    """The interpreter that has the peers: BENCH_PEERS, by default this one."""
+    return os.environ.get("BENCH_PEERS") or sys.executable
+
+
+def peer(script: str, *arguments: str) -> dict[str, Any] | str:
+    """What `peers/<script>.py ARGUMENTS OUT` wrote into OUT, or why it could not: `not installed`, or its last line."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [peers_python(), str(ROOT / "benchmarks" / "peers" / f"{script}.py"), *arguments, str(out)]
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        if done.returncode == 0:
+            return json.loads(out.read_text(encoding="utf-8"))
+        last = done.stderr.strip().splitlines()[-1]
+        return "not installed" if last.startswith(("ModuleNotFoundError", "ImportError")) else last[:120]

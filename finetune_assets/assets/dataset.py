@@ -23,8 +23,9 @@ from finetune_assets.dataset import (
 )
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.dataset.manifest import CODE_VERSION
+from finetune_assets.dataset.semantic import embedding
 from finetune_assets.dataset.views import vocabulary_rows
-from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 
 Result = dg.MaterializeResult[Any]
 TWINS = ["reason", "similarity", "kept", "removed", "kept_message_id", "message_id"]
@@ -39,13 +40,20 @@ VOCABULARY = ["side", "texts", "words", "vocabulary", "distinct_1", "distinct_2"
     owners=OWNERS,
     code_version=CODE_VERSION,
 )
-def training_examples(context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource) -> Result:
+def training_examples(
+    context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, launcher: LauncherResource
+) -> Result:
     """The examples that this assistant learns from and is tested on: corrections first, then praised, then satisfied replies.
 
     Near-duplicates are removed so that the best source survives; each dropped example keeps its reason and its better twin.
     """
     assistant = assistants.load(context.partition_key, store.tenants())
-    choice = choose(store.store, assistant)
+    embed = embedding(
+        lambda spec, output: launcher.run(context, spec, output),
+        store.store.datasets(assistant.name),
+        assistant.filters.semantic_model,
+    )
+    choice = choose(store.store, assistant, embed)
     folder = stage(store.store, assistant, choice)
     notes = choice.notes
     for warning in notes["warnings"]:

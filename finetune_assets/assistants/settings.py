@@ -71,6 +71,12 @@ class Filters(Group):
     near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = Field(
         default=0.9, description="rapidfuzz ratio from which two examples are one."
     )
+    semantic_duplicate: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
+        default=None, description="Cosine of sentence embeddings from which two examples say the same; null: not compared."
+    )
+    semantic_model: str | None = Field(
+        default=None, description="sentence-transformers model id or path for it; default: the installed MiniLM."
+    )
 
     @field_validator("user_chars", "reply_chars")
     @classmethod

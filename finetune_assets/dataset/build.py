@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings import Assistant, Filters
 from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.augment import augment, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note
@@ -36,6 +36,7 @@ from finetune_assets.dataset.selection import (
     tenants_of,
     verdicts,
 )
+from finetune_assets.dataset.semantic import Embed, drop_same_meaning
 from finetune_assets.dataset.splits import TRAIN, assign
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
 from finetune_assets.dataset.views import twin_rows
@@ -45,7 +46,7 @@ from finetune_assets.storage import Store, point, read_json, replacing_folder, w
 REASONS: tuple[str, ...] = (
     *("tenant_excluded", "no_consent", "negative_feedback", "not_satisfied", "reply_empty", "reply_too_long", "user_too_short"),
     *("user_too_long", "reply_too_short", "error_reply", "excluded_pattern", "required_pattern_missing", "user_in_test"),
-    *("personal_data_residual", "same_as_negative", "exact_duplicate", "near_duplicate"),
+    *("personal_data_residual", "same_as_negative", "exact_duplicate", "near_duplicate", "semantic_duplicate"),
     *("intent_cap", "tenant_cap", "negative_share"),
 )
 """Why an example is dropped, in the order in which it is decided."""
@@ -84,9 +85,10 @@ class Choice:
     notes: dict[str, Any]
 
 
-def choose(store: Store, assistant: Assistant) -> Choice:
+def choose(store: Store, assistant: Assistant, embed: Embed | None = None) -> Choice:
     """Decides for each example of the assistant's weeks; every one of them is in `kept` or `dropped`.
 
+    `embed` is used where the setting `filters.semantic_duplicate` asks for it.
     Raises NothingSelected where none is the assistant's, TooFewExamples where too few are left.
     """
     filters = assistant.filters
@@ -97,7 +99,7 @@ def choose(store: Store, assistant: Assistant) -> Choice:
     judged = judge(examples, feedback, tenants)
     frame = verdicts(trim_context(examples, filters.context_turns, filters.context_chars), judged, filters)
     frame = mark_personal(assign(frame, assistant.split))
-    frame = even_out(_without_twins(frame, filters.near_duplicate), assistant.balance)
+    frame = even_out(_without_twins(frame, filters, embed), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
     rejected = tally(frame["reason"].drop_nulls())
@@ -139,12 +141,15 @@ def choose(store: Store, assistant: Assistant) -> Choice:
     )
 
 
-def _without_twins(frame: pl.DataFrame, threshold: float) -> pl.DataFrame:
+def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None) -> pl.DataFrame:
     """Adds `kept_message_id` and `replaced`, and the reasons of twins."""
     candidates = with_text(frame.filter(pl.col("reason").is_null()), "reply")
-    decided = remove_twins(candidates, blocking_negatives(frame), threshold).select(
-        "message_id", "kept_message_id", twin="reason"
-    )
+    decided = remove_twins(candidates, blocking_negatives(frame), filters.near_duplicate)
+    if filters.semantic_duplicate is not None:
+        if embed is None:
+            raise DataError("`filters.semantic_duplicate` is set: `choose` needs `embed`, which makes vectors of texts.")
+        decided = drop_same_meaning(decided, embed, filters.semantic_duplicate)
+    decided = decided.select("message_id", "kept_message_id", twin="reason")
     return (
         frame.join(decided, on="message_id", how="left", maintain_order="left")
         .join(replaced_by(decided.rename({"twin": "reason"})), on="message_id", how="left", maintain_order="left")

@@ -89,5 +89,5 @@ def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: f
 
 def replaced_by(decided: pl.DataFrame) -> pl.DataFrame:
     """message_id of each survivor that has twins, and `replaced`: their message ids, sorted."""
-    twins = decided.filter(pl.col("reason").is_in(["exact_duplicate", "near_duplicate"]))
+    twins = decided.filter(pl.col("reason").is_in(["exact_duplicate", "near_duplicate", "semantic_duplicate"]))
     return twins.group_by(message_id="kept_message_id").agg(replaced=pl.col("message_id").sort())

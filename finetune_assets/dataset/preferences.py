@@ -20,7 +20,7 @@ from finetune_assets.dataset.lines import turns
 from finetune_assets.dataset.selection import CORRECTED, POSITIVE, UNUSABLE, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 
-DUPLICATE = ("exact_duplicate", "near_duplicate")
+DUPLICATE = ("exact_duplicate", "near_duplicate", "semantic_duplicate")
 NEGATIVE = "negative"
 
 

@@ -12,7 +12,7 @@ from finetune_assets.corpus.near_duplicates import normalise
 from finetune_assets.dataset.coverage import sample
 
 OTHER = "other"
-TWINS = ("near_duplicate", "same_as_negative", "exact_duplicate")
+TWINS = ("near_duplicate", "semantic_duplicate", "same_as_negative", "exact_duplicate")
 
 
 def sample_rows(kept: pl.DataFrame, n: int = 5) -> list[dict[str, Any]]:
@@ -31,7 +31,12 @@ def twin_rows(frame: pl.DataFrame, n: int = 8) -> list[dict[str, Any]]:
     order = pl.col("reason").replace_strict({name: place for place, name in enumerate(TWINS)}, return_dtype=pl.Int8)
     ids = pl.Series([_hash(message) for message in removed["message_id"]], dtype=pl.String)
     parts = removed.with_columns(_order=order, _hash=ids).sort("_order", "_hash")
-    share = {"near_duplicate": n - n // 4 - n // 8, "same_as_negative": n // 4, "exact_duplicate": n // 8}
+    share = {
+        "near_duplicate": n - n // 4 - n // 8,
+        "semantic_duplicate": n // 4,
+        "same_as_negative": n // 4,
+        "exact_duplicate": n // 8,
+    }
     chosen = pl.concat([parts.filter(pl.col("reason") == reason).head(most) for reason, most in share.items()])
     other = "original" if "original" in frame.columns else "reply"
     twins = frame.select(kept_message_id="message_id", kept_user="user_text", kept_reply="reply", said=other)
