@@ -29,6 +29,8 @@ computes entropy and accuracy besides, and repeats the product in the backward p
 
 WINDOW = 20
 """Steps over which the loss is averaged to see where it goes."""
+LEAST = 5
+"""At the beginning, after so many."""
 RISES_BY, AND = 1.5, 0.5
 """A training has diverged when the mean of the last WINDOW losses is above 1.5 times the lowest such mean and 0.5 more."""
 DOUBTFUL_BY, AND_DOUBTFUL = 1.2, 0.2
@@ -78,9 +80,11 @@ class Totals:
         self.window_loss += loss
         self.window_steps += 1
         self.recent = [*self.recent[-WINDOW + 1 :], loss]
+        if self.steps == 1:
+            self.lowest = 2 * loss  # a single batch may be an easy one
+        if len(self.recent) >= LEAST and self.mean > RISES_BY * self.lowest + AND:
+            raise Diverged(self.steps, f"the loss rose from {self.lowest:.3g} to {self.mean:.3g}")
         if len(self.recent) == WINDOW:
-            if self.mean > RISES_BY * self.lowest + AND:
-                raise Diverged(self.steps, f"the loss rose from {self.lowest:.3g} to {self.mean:.3g}")
             self.lowest = min(self.lowest, self.mean)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -42,6 +44,16 @@ def _private_bytes() -> int:
         if line.startswith("VmData"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def release() -> None:
+    """Gives what is no longer used back to the system, and to the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform.startswith("linux"):
+        with suppress(AttributeError):  # musl has no malloc_trim(3)
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -11,7 +11,6 @@ the lowest validation loss, else the last ones.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import shutil
@@ -118,6 +117,7 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
                 made = _attempt(stage, tokenizer, recovery, progress)
             recovery.end()
             write_json(result, {**made, "recoveries": recovery.state.events})
+            shutil.rmtree(place.folder / "checkpoints")  # best/ is what they were for
             return read_json(result)
         except Diverged as error:
             trouble = error
@@ -127,9 +127,7 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
                 raise
             short = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # Outside of the handlers: a traceback would keep the model of the failed attempt in memory.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.release()
         newest, _ = checkpoints.newest_whole(place.folder / "checkpoints")
         step = checkpoints.step_of(newest) or 0 if newest else 0
         if trouble is not None:
@@ -332,7 +330,9 @@ def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig
         return KTOConfig(
             **common, beta=float(values["beta"]), precompute_ref_log_probs=True, train_sampling_strategy="sequential"
         )
-    return SFTConfig(**common, padding_free=layout(stage.spec) == "padding_free", dataset_kwargs={"skip_prepare_dataset": True})
+    if layout(stage.spec) == "padding_free":
+        common |= {"padding_free": True, "pad_to_multiple_of": None}
+    return SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 def layout(spec: dict[str, Any]) -> str:
