@@ -113,11 +113,13 @@ def test_checkpoints_are_taken_of_good_weights_only():
         totals.step_loss = loss
         totals.end_step()
     assert totals.good
+    while totals.mean <= 4.9:
+        totals.step_loss = 9.0
+        totals.end_step()
+        assert totals.good == (totals.mean <= 3.8)
+    totals.step_loss = 9.0
     with pytest.raises(Diverged, match="rose from 3 to"):
-        for _ in range(20):
-            totals.step_loss = 9.0
-            totals.end_step()
-            assert totals.good == (totals.mean <= 3.8)
+        totals.end_step()
 
 
 def test_validation_that_gets_no_better_ends_the_training(tmp_path: Path, base: Path, data: Path):
@@ -176,7 +178,7 @@ def test_out_of_memory_is_bounded(tmp_path: Path):
     assert one.state.recompute
     again = Recovery(tmp_path, Progress.open(tmp_path), 6)  # another process knows
     assert (again.micro_batch, again.state.recompute) == (1, True)
-    with pytest.raises(TrainingError, match="Lower hyperparameters.max_length"):
+    with pytest.raises(TrainingError, match="Lower hyperparameters[.]max_length"):
         again.out_of_memory(4, "no memory")
 
 
