@@ -255,7 +255,6 @@ class Augment(Group):
     )
 
 
-class Hyperparameters(Group):
 Objective = Literal["continued_pretraining", "sft", "tools", "dpo", "kto"]
 
 

@@ -48,9 +48,9 @@ def _check_objectives(request: TrainingRequest) -> None:
         file = request.dataset / NEEDS[objective]
         if not file.exists() or file.stat().st_size == 0:
             raise DataError(f"{file} is missing or empty, and objective `{objective}` needs it. {MENDS[objective]}")
-        if objective == "tools" and '"tools"' not in file.read_text(encoding="utf-8"):
+        if objective == "tools" and not any(mark in file.read_text(encoding="utf-8") for mark in ('"tools"', "tool_calls")):
             raise DataError(
-                f"No row of {file} has `tools`, which objective `tools` trains. Import conversations with tool calls, or set "
+                f"No row of {file} calls a tool, which objective `tools` trains. Import conversations with tool calls, or set "
                 "`objective: [sft]`."
             )
 

@@ -121,7 +121,7 @@ def test_states_of_a_job_that_has_not_ended_well(request_: TrainingRequest, stor
         ({"adapter": "qlora"}, TrainingError, "no NVIDIA GPU.*adapter: lora"),
         ({"objective": ("dpo",)}, DataError, "preferences.jsonl is missing or empty.*take dpo out"),
         ({"objective": ("kto",)}, DataError, "kto.jsonl is missing or empty.*take kto out"),
-        ({"objective": ("tools",)}, DataError, "has `tools`.*objective: .sft"),
+        ({"objective": ("tools",)}, DataError, "calls a tool.*objective: .sft"),
         ({"objective": ("continued_pretraining",)}, DataError, "holds no .txt or .md file"),
         ({"base_model": "data/no_such_model"}, ModelUnavailable, "there is no folder.*Correct `base_model`"),
         ({"base_model": "org/no-such-model"}, ModelUnavailable, "could not be found"),
