@@ -6,6 +6,7 @@
     <home>/datasets/<assistant>/<fingerprint>/                         JSONL, lineage, manifest
     <home>/datasets/<assistant>/latest                                 link to the newest whole one
     <home>/plans/<assistant>.json                                      what the next training will take
+    <home>/cache/tokens/<hash>/                                        tokenised rows of a file for a model
     <home>/jobs/<spec hash>/                                           spec, checkpoints, training log, finished model
     <home>/models/<assistant>/<version>/                               model, tokenizer, training log, spec, card
     <home>/reports/<assistant>/<version>/                              report.{json,md,html}; `latest` links to the newest
@@ -67,6 +68,11 @@ class Store:
     def job(self, spec_hash: str) -> Path:
         """Working folder of one training job."""
         return self.home / "jobs" / spec_hash
+
+    @property
+    def tokens(self) -> Path:
+        """Tokenised rows, by what they were made from."""
+        return self.home / "cache" / "tokens"
 
     def model(self, assistant: str, version: str) -> Path:
         """One immutable model version."""

@@ -59,11 +59,11 @@ def make_tiny_model(
     template: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Writes a model and its tokenizer to `folder`, which it gives back. `architecture`: qwen2, llama, gpt2."""
+    """Writes a model and its tokenizer to `folder`, which it gives back. `architecture`: qwen2, llama, gemma, gpt2."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM as Auto
-    from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+    from transformers import GemmaConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
     folder.mkdir(parents=True, exist_ok=True)
     trained = Tokenizer(models.BPE())
@@ -92,7 +92,7 @@ def make_tiny_model(
             vocab_size=size, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=context, bos_token_id=0, eos_token_id=0
         )
     else:
-        kind = {"qwen2": Qwen2Config, "llama": LlamaConfig}[architecture]
+        kind = {"qwen2": Qwen2Config, "llama": LlamaConfig, "gemma": GemmaConfig}[architecture]
         config = kind(
             vocab_size=size,
             hidden_size=hidden,
@@ -102,6 +102,7 @@ def make_tiny_model(
             intermediate_size=intermediate,
             max_position_embeddings=context,
             tie_word_embeddings=True,
+            **({"head_dim": hidden // heads} if architecture == "gemma" else {}),
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

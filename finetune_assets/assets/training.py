@@ -1,6 +1,7 @@
 """Training: what it will take, one job, and the finished model. The same three assets whoever trains."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.assets.plots import curve_plot
 from finetune_assets.dataset import latest
 from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, TrainingError
-from finetune_assets.evaluation.benchmark import curve
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job
 from finetune_assets.resources.tags import APPROVED
 from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training.candidates import ranked
 from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish
 from finetune_assets.training.spec import RECIPE, request_for, train_spec
+from finetune_assets.training.trainer import Estimate
 
 Result = dg.MaterializeResult[Any]
+
+PLOTTED = 400
+"""Most points of a curve on an asset page."""
 
 
 def _dataset(store: Store, assistant: str) -> Path:
@@ -55,6 +60,8 @@ def training_plan(
     backend.validate(request)
     estimate = backend.estimate(request)
     check_budget(assistant, estimate)
+    table = [one.row() for one in ranked(assistant, backend, request, estimate)] if assistant.candidates else []
+    stages = [{"objective": name, **values.to_dict()} for name, values in request.chain]
     plan = {
         **asdict(estimate),
         "spec_hash": train_spec(request, store.store)["spec_hash"],
@@ -65,6 +72,8 @@ def training_plan(
         "adapter": request.adapter,
         "preset": request.preset,
         "hyperparameters": request.hyperparameters.to_dict(),
+        "stages": stages,
+        "candidates": table,
         "seed": request.seed,
         "warnings": warnings,
     }
@@ -73,16 +82,24 @@ def training_plan(
         metadata={
             "tokens": estimate.tokens,
             "tokens_counted_exactly": estimate.exact,
+            "measured_by": _measured_by(estimate),
             "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
             "estimated_usd": dg.MetadataValue.float(estimate.usd)
             if estimate.usd is not None
             else "no rate set (budget.usd_per_hour)",
             "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),
             "base_model": request.base_model,
-            "hyperparameters": records_table([request.hyperparameters.to_dict()], list(request.hyperparameters.to_dict())),
+            "stages": records_table(stages, list(stages[0])),
+            **({"candidates": records_table(table, list(table[0]))} if table else {}),
             "plan": dg.MetadataValue.path(store.store.plan(assistant.name)),
         }
     )
+
+
+def _measured_by(estimate: Estimate) -> str:
+    if estimate.peers:
+        return f"{estimate.peers} finished jobs of the same kind"
+    return "ten steps of this training" if estimate.probed else "the number of weights"
 
 
 @dg.asset(
@@ -163,11 +180,6 @@ def _plan(store: Store, assistant: str, fingerprint: str) -> dict[str, Any]:
 def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reused: bool) -> Result:
     folder = store.job(job.spec_hash)
     result = read_json(folder / "result.json")
-    points = curve(folder / "training_log.jsonl")
-    series = {
-        "training loss": [(p["step"], p["loss"]) for p in points if "loss" in p],
-        "validation loss": [(p["step"], p["eval_loss"]) for p in points if "eval_loss" in p],
-    }
     metadata: dict[str, Any] = {
         "job": job.id,
         "reused": reused,
@@ -178,12 +190,59 @@ def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reus
         "tokens_per_second": round(float(result["tokens"]) / max(float(result["seconds"]), 1e-9), 1),
         "train_loss": round(float(result["train_loss"]), 4),
         "times_resumed": int(result.get("resumed", 0)),
-        "loss_curve": dg.MetadataValue.md(curve_plot({k: v for k, v in series.items() if v}, "step", "loss")),
+        "memory_gib": round(float(result.get("memory_bytes") or 0) / 2**30, 3),
+        "memory_gib_estimated": round(float(plan.get("memory_bytes") or 0) / 2**30, 3),
+        **_curves(folder / "training_log.jsonl"),
+        **_preferred(result),
         "folder": dg.MetadataValue.path(folder),
     }
     if result.get("eval_loss") is not None:
         metadata["eval_loss"] = round(float(result["eval_loss"]), 4)
+    if result.get("recoveries"):
+        metadata["recoveries"] = records_table(result["recoveries"], ["stage", "step", "what", "did", "cause"])
     return Result(metadata=metadata)
+
+
+def _curves(log: Path) -> dict[str, Any]:
+    """A plot of each stage's losses, one of the learning rate and one of the gradient's norm."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    every = -(-len(lines) // PLOTTED) or 1
+    read = [point for point in map(json.loads, lines) if "recovery" not in point]
+    points = [point for at, point in enumerate(read) if at % every == 0 or "eval_loss" in point or at == len(read) - 1]
+    made: dict[str, Any] = {}
+    stages = list(dict.fromkeys(str(point["stage"]) for point in points))
+    for stage in stages:
+        own = [point for point in points if point["stage"] == stage]
+        series = {
+            "training loss": [(p["step"], p["loss"]) for p in own if "loss" in p],
+            "validation loss": [(p["step"], p["eval_loss"]) for p in own if "eval_loss" in p],
+        }
+        name = "loss_curve" if len(stages) == 1 else f"loss_curve_{stage}"
+        made[name] = dg.MetadataValue.md(curve_plot({k: v for k, v in series.items() if v}, "step", "loss"))
+    for name, title, scale in (("learning_rate", "learning rate × 10⁶", 1e6), ("grad_norm", "norm of the gradient", 1.0)):
+        found = [(p["step"], p[name] * scale) for p in points if name in p]
+        if found:
+            made[name] = dg.MetadataValue.md(curve_plot({title: found}, "step", title))
+    return made
+
+
+def _preferred(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What dpo or kto did to held-out preferences."""
+    made: dict[str, Any] = {}
+    for stage in result.get("stages", []):
+        held = stage.get("heldout")
+        if not held or held["reward_accuracy"]["value"] is None:
+            continue
+        accuracy, nats = held["reward_accuracy"], held["good_nats_per_token"]
+        made |= {
+            "reward_accuracy": round(accuracy["value"], 4),
+            "reward_accuracy_low": round(accuracy["low"], 4),
+            "reward_accuracy_high": round(accuracy["high"], 4),
+            "good_replies_nats_per_token_before": round(nats["before"], 4),
+            "good_replies_nats_per_token_after": round(nats["after"], 4),
+            "likelihood_fell": bool(held["likelihood_fell"]),
+        }
+    return made
 
 
 @dg.asset(

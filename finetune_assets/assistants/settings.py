@@ -261,7 +261,10 @@ class Augment(Group):
     )
 
 
-class Hyperparameters(Group):
+Objective = Literal["continued_pretraining", "sft", "tools", "dpo", "kto"]
+
+
+class StageHyperparameters(Group):
     """Overrides of the preset; null keeps the preset's value."""
 
     epochs: float | None = Field(default=None, gt=0, le=50)
@@ -270,7 +273,22 @@ class Hyperparameters(Group):
     max_length: int | None = Field(default=None, ge=32, description="Tokens; longer examples lose their oldest turns.")
     warmup: float | None = Field(default=None, ge=0, le=1, description="Share of the steps.")
     weight_decay: float | None = Field(default=None, ge=0, le=1)
+    patience: int | None = Field(default=None, ge=1, description="Validations without a lower loss that end a training early.")
+    beta: float | None = Field(default=None, gt=0, le=10, description="How closely dpo and kto stay with their start.")
+
+
+class Hyperparameters(StageHyperparameters):
+    """Overrides of the preset for every objective; `by_objective` has the last word for one of them."""
+
     seed: int | None = Field(default=None, ge=0)
+    lora_rank: int | None = Field(default=None, ge=1, le=1024, description="Rank of the adapter's matrices.")
+    lora_alpha: int | None = Field(default=None, ge=1, description="Scale of the adapter: alpha / rank.")
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="Of the products; default: bfloat16 where the hardware multiplies it."
+    )
+    by_objective: dict[Objective, StageHyperparameters] = Field(
+        default_factory=dict[Objective, StageHyperparameters], description="Overrides for one objective of a chain."
+    )
 
 
 class Benchmark(Group):
@@ -296,8 +314,16 @@ class Assistant(Group):
     system_prompt: str = Field(default="", description="First message of every example; empty: none.")
     base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
     trainer: Literal["local"] = "local"
-    objective: list[Literal["sft"]] = Field(default_factory=lambda: ["sft"], min_length=1)
-    adapter: Literal["full"] = "full"
+    candidates: list[str] = Field(
+        default_factory=list[str], description="Other base models that `training_plan` compares with `base_model`."
+    )
+    objective: list[Objective] = Field(
+        default_factory=lambda: list[Objective](["sft"]), min_length=1, description="Stages, trained one after the other."
+    )
+    text: str | None = Field(default=None, description="Folder of .txt and .md files for continued_pretraining.")
+    adapter: Literal["full", "lora", "qlora"] = Field(
+        default="full", description="Which weights are trained: all, small matrices beside them, those over a 4-bit base (GPU)."
+    )
     preset: Literal["default", "conservative", "aggressive", "tiny"] | None = Field(
         default=None, description="Default: what the base model's card names, else `default`."
     )
@@ -324,6 +350,20 @@ class Assistant(Group):
     retrain: Retrain = Retrain()
     split: Split = Split()
     hyperparameters: Hyperparameters = Hyperparameters()
+
+    @model_validator(mode="after")
+    def _chain(self) -> Assistant:
+        """Stages in the order that makes sense, each at most once."""
+        place = {"continued_pretraining": 0, "sft": 1, "tools": 1, "dpo": 2, "kto": 2}
+        places = [place[objective] for objective in self.objective]
+        if places != sorted(set(places)):
+            raise ValueError(
+                f"objective {list(self.objective)} is no chain: continued_pretraining, then sft or tools, then dpo or kto, each "
+                "at most once"
+            )
+        if "continued_pretraining" in self.objective and not self.text:
+            raise ValueError("`continued_pretraining` needs `text`, a folder of .txt and .md files")
+        return self
 
     @field_validator("name")
     @classmethod

@@ -19,6 +19,9 @@ import yaml
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import ModelUnavailable
 
+ADAPTER = "adapter_config.json"
+"""What PEFT writes beside the weights of an adapter; it names the base model that they belong to."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -27,9 +30,10 @@ def resolve(base_model: str) -> str:
     path = Path(base_model).expanduser()
     for candidate in (path, ROOT / path) if path.is_absolute() else (ROOT / path, path.resolve()):
         if candidate.is_dir():
-            if not (candidate / "config.json").exists():
+            if not (candidate / "config.json").exists() and not (candidate / ADAPTER).exists():
                 raise ModelUnavailable(
-                    f"base_model {base_model!r}: {candidate} has no config.json, so it is no Hugging Face model."
+                    f"base_model {base_model!r}: {candidate} has no config.json, so it is no Hugging Face model. Name the folder "
+                    "that holds it, or correct `base_model` in the assistant's YAML."
                 )
             return str(candidate)
     first = path.parts[0] if path.parts else ""
@@ -50,6 +54,16 @@ def folder(base_model: str) -> Path | None:
 
     found = try_to_load_from_cache(resolved, "config.json")
     return Path(found).parent if isinstance(found, str) else None
+
+
+def adapted(folder: Path) -> str | None:
+    """The base model of a folder that holds an adapter and no whole model, else None. Raises ModelUnavailable."""
+    if not (folder / ADAPTER).exists() or (folder / "config.json").exists():
+        return None
+    base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelUnavailable(f"The adapter in {folder} names no base model; set base_model_name_or_path in its {ADAPTER}.")
+    return str(base)
 
 
 def identity(base_model: str) -> dict[str, str]:
@@ -130,6 +144,9 @@ class Shape:
 def shape(base_model: str) -> Shape | None:
     """Read from config.json and the headers of the safetensors files; None where the model is not on this machine."""
     where = folder(base_model)
+    base = adapted(where) if where else None
+    if base is not None:
+        return shape(base)
     if where is None:
         return None
     config = cast("dict[str, Any]", json.loads((where / "config.json").read_text(encoding="utf-8")))

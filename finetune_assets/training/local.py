@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,14 +18,30 @@ import jinja2
 from filelock import FileLock, Timeout
 
 from finetune_assets import errors
-from finetune_assets.errors import DataError, LaunchError, TrainingError
+from finetune_assets.errors import LaunchError, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import base_model, plan
+from finetune_assets.training.checks import check_request
 from finetune_assets.training.encoding import LightRenderer
-from finetune_assets.training.spec import default_precision, default_threads, train_spec
+from finetune_assets.training.machine import default_precision, default_threads
+from finetune_assets.training.presets import Hyperparameters
+from finetune_assets.training.spec import train_spec
+from finetune_assets.training.tokens import Kind, token_rows
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
 
 CANCELLED = "cancelled.json"
+
+KINDS: dict[str, tuple[Kind, str]] = {
+    "continued_pretraining": ("text", ""),
+    "sft": ("chat", "train.jsonl"),
+    "tools": ("chat", "train.jsonl"),
+    "dpo": ("preferences", "preferences.jsonl"),
+    "kto": ("kto", "kto.jsonl"),
+}
+"""What each objective reads."""
+
+MOST_RESTARTS = 2
+"""A worker that was killed is started again this often."""
 
 
 class LocalTrainer:
@@ -41,31 +56,19 @@ class LocalTrainer:
         self._threads = threads
 
     def validate(self, request: TrainingRequest) -> None:
-        """Refuses a data set without training rows, an unknown objective or adapter, a missing model, a full disk."""
-        if request.objective != ("sft",) or request.adapter != "full":
-            raise TrainingError(
-                f"objective {list(request.objective)}, adapter {request.adapter!r} cannot be trained here; [sft], full can."
-            )
-        train = request.dataset / "train.jsonl"
-        if not train.exists() or train.stat().st_size == 0:
-            raise DataError(f"{train} is missing or empty: there is nothing to train on. Materialise jsonl_splits again.")
-        base_model.identity(request.base_model)
-        shape = base_model.shape(request.base_model)
-        self._store.home.mkdir(parents=True, exist_ok=True)
-        needed = 40 * shape.parameters if shape else 0  # two checkpoints of 12 bytes a weight, one being written, best, model
-        free = shutil.disk_usage(self._store.home).free
-        if needed > free:
-            raise TrainingError(
-                f"{request.base_model} needs about {needed / 1e9:.1f} GB for checkpoints, {self._store.home} has "
-                f"{free / 1e9:.1f} GB free. Make room, or set FINETUNE_HOME to a larger disk."
-            )
+        """Refuses what this machine cannot train: see `finetune_assets.training.checks`."""
+        check_request(request, self._store)
 
     def estimate(self, request: TrainingRequest) -> Estimate:
-        """Tokens counted, time from earlier jobs or the number of weights."""
-        count = self._count(request)
+        """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights."""
+        counts = [self._count(request, name, values) for name, values in request.chain]
         shape = base_model.shape(request.base_model)
-        peers = plan.finished_peers(self._store, base_model.identity(request.base_model))
-        return plan.estimate(request, count, shape, peers, (self._threads or default_threads(), default_precision()))
+        peers = plan.finished_peers(self._store, base_model.identity(request.base_model), request)
+        machine = (self._threads or default_threads(), request.precision or default_precision())
+        estimated = plan.estimate(request, counts, shape, peers, machine)
+        if not plan.worth_a_probe(estimated):
+            return estimated
+        return plan.estimate(request, counts, shape, [self._probe(request)], machine)
 
     def submit(self, request: TrainingRequest) -> JobHandle:
         """Trains, or finds the finished job. Raises the worker's error, or LaunchError where it was killed."""
@@ -76,7 +79,7 @@ class LocalTrainer:
             write_json(folder / "spec.json", spec)
             for stale in ("error.json", CANCELLED):
                 (folder / stale).unlink(missing_ok=True)
-            self._run(folder / "spec.json", folder)
+            self._run(folder / "spec.json", folder, MOST_RESTARTS)
         return handle
 
     def poll(self, handle: JobHandle) -> JobState:
@@ -109,35 +112,52 @@ class LocalTrainer:
         """Ends the child process; its checkpoints stay."""
         cancel(self._store.job(handle.id))
 
-    def _run(self, spec_file: Path, folder: Path) -> None:
-        """Launches the worker; the error that it left, in its own class."""
+    def _run(self, spec_file: Path, folder: Path, restarts: int = 0) -> None:
+        """Launches the worker, again where it died without a word; the error that it left, in its own class."""
         try:
             self._launch(spec_file, folder)
         except LaunchError as failed:
             left = read_json(folder / "error.json") if (folder / "error.json").exists() else {}
+            died = not left or left.get("restart")
+            if died and restarts > 0 and not (folder / CANCELLED).exists():
+                self._run(spec_file, folder, restarts - 1)
+                return
             known = getattr(errors, str(left.get("type")), None)
             if isinstance(known, type) and issubclass(known, errors.FinetuneError):
                 raise known(str(left["message"])) from failed
             raise
 
-    def _count(self, request: TrainingRequest) -> plan.TokenCount:
-        """In this process where the tokenizer's files are here, else by the worker, which downloads them."""
-        file = request.dataset / "train.jsonl"
-        wanted = request.hyperparameters.max_length
+    def _probe(self, request: TrainingRequest) -> dict[str, Any]:
+        """Rate and memory of ten steps, measured once for each spec."""
+        spec = train_spec(request, self._store, self._threads)
+        output = self._store.home / "plans" / f"probe-{spec['spec_hash']}"
+        if not (output / "result.json").exists():
+            write_json(output / "spec.json", {**spec, "task": "probe", "output": str(output)})
+            self._run(output / "spec.json", output)
+        return read_json(output / "result.json")
+
+    def _count(self, request: TrainingRequest, objective: str, values: Hyperparameters) -> plan.TokenCount:
+        """One stage's rows, in this process where the tokenizer's files are here, else by the worker, which downloads them."""
+        kind, name = KINDS[objective]
+        file = request.text if kind == "text" else request.dataset / name
+        if file is None:
+            return plan.TokenCount(0, 0, 0, 0, 0)
+        identity = base_model.identity(request.base_model)
         where = base_model.folder(request.base_model)
         shape = base_model.shape(request.base_model)
         if where is not None and shape is not None:
+            length = min(values.max_length, shape.context or values.max_length)
             try:
-                return plan.count_tokens(LightRenderer(where), file, min(wanted, shape.context or wanted))
+                return plan.counted(token_rows(lambda: LightRenderer(where), (kind, file), identity, length, self._store.tokens))
             except (FileNotFoundError, jinja2.TemplateError, TypeError):
                 pass  # no tokenizer.json, or a template that needs more than plain jinja2: the worker counts
         output = self._store.home / "plans" / f"{request.assistant}.count"
-        spec = {"task": "count_tokens", "output": str(output), "base_model": request.base_model, "file": str(file)}
-        revision = base_model.identity(request.base_model).get("revision")
-        write_json(output / "spec.json", {**spec, "revision": revision, "max_length": wanted})
+        spec = {"task": "count_tokens", "output": str(output), "base_model": request.base_model, "file": str(file), "kind": kind}
+        spec |= {"base_model_identity": identity, "max_length": values.max_length, "cache": str(self._store.tokens)}
+        write_json(output / "spec.json", spec)
         self._run(output / "spec.json", output)
         result = read_json(output / "result.json")
-        return plan.TokenCount(**{name: result[name] for name in asdict(plan.TokenCount(0, 0, 0, 0, 0))})
+        return plan.TokenCount(**{field: result[field] for field in asdict(plan.TokenCount(0, 0, 0, 0, 0))})
 
 
 def is_running(folder: Path) -> bool:

@@ -6,20 +6,20 @@ finished job reports.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import BudgetExceeded, SettingsError
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.base_model import Shape
-from finetune_assets.training.encoding import Renderer, encode_example
+from finetune_assets.training.presets import Hyperparameters
 from finetune_assets.training.prices import machine_usd
+from finetune_assets.training.tokens import Rows
 from finetune_assets.training.trainer import Estimate, TrainingRequest
 
 START_SECONDS = 12.0
@@ -33,6 +33,9 @@ RUNTIME_BYTES = 1000 * 2**20
 """Python with torch, transformers and TRL, compiled kernels and heap included (the 3M base: 1.35 GB at the peak, all told)."""
 
 MOST_PEERS = 5
+
+PROBE_ABOVE_SECONDS = 900.0
+"""A longer training is probed by ten steps before it is planned, unless a finished job tells already."""
 
 
 @dataclass(frozen=True)
@@ -51,67 +54,115 @@ class TokenCount:
     """Rows whose reply leaves no room for a prompt."""
 
 
-def count_tokens(renderer: Renderer, file: Path, max_length: int) -> TokenCount:
-    """Counts the rows of a JSONL file of `messages`."""
-    rows = tokens = longest = shortened = dropped = 0
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            ids, _, turns = encode_example(renderer, json.loads(line)["messages"], max_length)
-            if len(ids) > max_length:
-                dropped += 1
-                continue
-            rows += 1
-            tokens += len(ids)
-            longest = max(longest, len(ids))
-            shortened += turns > 0 or len(ids) == max_length
-    return TokenCount(rows, tokens, longest, shortened, dropped)
+def counted(rows: Rows) -> TokenCount:
+    """The count of tokenised rows."""
+    return TokenCount(len(rows.examples), rows.tokens, max(rows.lengths, default=0), rows.shortened, rows.dropped)
+
+
+Measured = Mapping[str, Any]
+"""`tokens_per_second` and `memory_bytes` of a finished job or of a probe."""
 
 
 def estimate(
-    request: TrainingRequest, count: TokenCount, shape: Shape | None, peers: list[dict[str, Any]], machine: tuple[int, str]
+    request: TrainingRequest,
+    counts: Sequence[TokenCount],
+    shape: Shape | None,
+    measured: Sequence[Measured],
+    machine: tuple[int, str],
 ) -> Estimate:
-    """The whole estimate. `peers`: results of finished jobs of the same model here; `machine`: threads and precision."""
-    tokens = round(count.tokens * request.hyperparameters.epochs)
-    seconds = estimate_seconds(tokens, shape, peers, machine)
-    usd = None if seconds is None else machine_usd(seconds, request.usd_per_hour)
+    """The whole estimate. `counts`: of each stage; `measured`: finished jobs of the same model, objectives and adapter here, or a
+    probe; `machine`: threads and precision.
+    """
+    stages = list(zip(request.chain, counts, strict=True))
+    tokens = sum(round(count.tokens * values.epochs) for (_, values), count in stages)
+    seconds: float | None = None
+    if measured:
+        seconds = START_SECONDS + tokens / statistics.median(float(one["tokens_per_second"]) for one in measured)
+    elif shape is not None:
+        parts = [
+            stage_seconds(round(count.tokens * values.epochs), shape, (name, request.adapter), machine)
+            for (name, values), count in stages
+        ]
+        seconds = START_SECONDS + sum(parts)
+    peaks = [int(one["memory_bytes"]) for one in measured if one.get("memory_bytes")]
+    memory = max(peaks) if peaks else None
+    if memory is None and shape is not None:
+        memory = max(estimate_memory(shape, values, count.longest, request.adapter, name) for (name, values), count in stages)
     return Estimate(
         tokens=tokens,
         exact=True,
         seconds=seconds,
-        usd=usd,
-        memory_bytes=estimate_memory(shape, request.hyperparameters.batch_size, count.longest) if shape else None,
-        peers=len(peers),
+        usd=None if seconds is None else machine_usd(seconds, request.usd_per_hour),
+        memory_bytes=memory,
+        peers=sum("probe" not in one for one in measured),
+        probed=any("probe" in one for one in measured),
     )
 
 
-def estimate_seconds(tokens: int, shape: Shape | None, peers: list[dict[str, Any]], machine: tuple[int, str]) -> float | None:
-    """From the median rate of earlier jobs, else from 6 operations per weight and token (Kaplan et al., arXiv:2001.08361)."""
-    if peers:
-        return START_SECONDS + tokens / statistics.median(float(peer["tokens_per_second"]) for peer in peers)
-    if shape is None:
-        return None
+OPERATIONS = {"full": 6.0, "lora": 4.0, "qlora": 4.0}
+"""Floating-point operations for each weight and token, forward and backward (Kaplan et al., arXiv:2001.08361). An adapter's base
+needs no gradients of its weights: 2 of the 6."""
+REFERENCE_SHARE = {"dpo": 1 / 3, "kto": 1.0}
+"""Forward passes of a preference stage beside the training's own: dpo's reference; kto's reference and estimate of the KL term,
+each on as many rows again."""
+
+
+def stage_seconds(tokens: int, shape: Shape, what: tuple[str, str], machine: tuple[int, str]) -> float:
+    """Seconds of one stage (`what`: objective and adapter) by the number of weights."""
+    objective, adapter = what
     threads, precision = machine
-    return START_SECONDS + tokens * 6 * (shape.parameters - shape.embedding_parameters) / (threads * FLOPS_PER_CORE[precision])
+    operations = OPERATIONS[adapter] * (shape.parameters - shape.embedding_parameters) * (1 + REFERENCE_SHARE.get(objective, 0.0))
+    return tokens * operations / (threads * FLOPS_PER_CORE[precision])
 
 
-def estimate_memory(shape: Shape, batch_size: int, length: int) -> int:
-    """Bytes at the peak of full fine-tuning in mixed precision with AdamW.
+def estimate_memory(shape: Shape, values: Hyperparameters, length: int, adapter: str = "full", objective: str = "sft") -> int:
+    """Bytes at the peak of training in mixed precision with AdamW.
 
-    Weights, gradients and two moments in float32: 16 bytes a weight, and 2 for the bfloat16 copy. Activations of a layer:
-    s·b·h·(34 + 5·a·s/h) bytes (Korthikanti et al., arXiv:2205.05198, equation 2), s tokens, b rows, h width, a heads. Logits:
-    vocabulary × tokens, in bfloat16 and float32, with gradients: 12 bytes each.
+    All weights: weights, gradients and two moments in float32, 16 bytes a weight, and 2 for the bfloat16 copy. With an adapter
+    the base needs 4 and 2 (in 4 bits: 0.55, with its scales), the adapter 16. Activations of a layer: s·b·h·(34 + 5·a·s/h) bytes
+    (Korthikanti et al., arXiv:2205.05198, equation 2), s tokens, b rows, h width, a heads. Logits: vocabulary × tokens, in
+    bfloat16 and float32, with gradients: 12 bytes each. dpo has two rows for each pair.
     """
-    tokens = batch_size * length
+    weights = {"full": 18.0, "lora": 6.0, "qlora": 0.55}[adapter] * shape.parameters
+    weights += 0 if adapter == "full" else 16 * adapter_parameters(shape, values.lora_rank)
+    tokens = values.batch_size * length * (2 if objective == "dpo" else 1)
     layer = tokens * (34 * shape.hidden + 5 * shape.heads * length)
-    return RUNTIME_BYTES + 18 * shape.parameters + shape.layers * layer + 12 * tokens * shape.vocabulary
+    return int(RUNTIME_BYTES + weights + shape.layers * layer + 12 * tokens * shape.vocabulary)
 
 
-def finished_peers(store: Store, identity: dict[str, str]) -> list[dict[str, Any]]:
-    """Results of the newest jobs of a base model that were trained on this machine."""
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Weights of an adapter on every linear layer: about 18 times rank times width a layer (attention 8, feed-forward 10)."""
+    return 18 * rank * shape.hidden * shape.layers
+
+
+def disk_bytes(shape: Shape, request: TrainingRequest) -> int:
+    """Bytes that a job has on disk at most: three checkpoints (weights and two moments, float32), the best weights of each stage
+    and those that replace them, the model.
+    """
+    trained = shape.parameters if request.adapter == "full" else adapter_parameters(shape, request.hyperparameters.lora_rank)
+    return 36 * trained + 4 * trained * (1 + len(request.chain)) + 4 * shape.parameters
+
+
+def worth_a_probe(estimated: Estimate) -> bool:
+    """Whether ten steps are worth their time: nothing is measured yet, and the training is long beside them."""
+    return not estimated.peers and estimated.seconds is not None and estimated.seconds > PROBE_ABOVE_SECONDS
+
+
+def finished_peers(store: Store, identity: dict[str, str], request: TrainingRequest) -> list[dict[str, Any]]:
+    """Results of the newest jobs of the same base model, objectives, adapter and batch that were trained on this machine."""
+    alike = {
+        "base_model_identity": identity,
+        "host": os.uname().nodename,
+        "objective": [name for name, _ in request.chain],
+        "adapter": request.adapter,
+    }
+    sizes = (request.hyperparameters.batch_size, request.hyperparameters.max_length)
     found: list[tuple[float, dict[str, Any]]] = []
     for file in store.job("x").parent.glob("*/result.json"):
         result: dict[str, Any] = read_json(file)
-        if result.get("base_model_identity") == identity and result.get("host") == os.uname().nodename:
+        known = result.get("hyperparameters") or {}
+        same_size = (known.get("batch_size"), known.get("max_length")) == sizes
+        if same_size and all(result.get(key) == value for key, value in alike.items()):
             found.append((file.stat().st_mtime, result))
     return [result for _, result in sorted(found, key=lambda pair: pair[0], reverse=True)[:MOST_PEERS]]
 

@@ -32,6 +32,12 @@ class Hyperparameters:
     scheduler: Literal["linear", "cosine"]
     log_steps: int
     """Optimiser steps between two points of the loss curve; does not change the result."""
+    patience: int = 2
+    """Validations in a row without a lower loss after which a training ends early."""
+    beta: float = 0.1
+    """How closely `dpo` and `kto` stay with the model they start from (arXiv:2305.18290; TRL's default)."""
+    lora_rank: int = 8
+    lora_alpha: int = 32
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -44,6 +50,10 @@ PRESETS: dict[str, Hyperparameters] = {
     "aggressive": Hyperparameters(4, 7e-5, 4, 1024, 0.03, 0.0, "linear", 50),
     "tiny": Hyperparameters(3, 1e-3, 8, 512, 0.05, 0.0, "cosine", 10),
 }
+
+PREFERENCES = ("dpo", "kto")
+OBJECTIVES = ("continued_pretraining", "tools", "sft", *PREFERENCES)
+"""In the order in which a chain may have them."""
 
 LEARNING_RATES = (1e-6, 1e-3)
 EPOCHS = (1, 5)
@@ -58,10 +68,37 @@ def preset_name(wanted: str | None, card: Mapping[str, Any]) -> str:
     return name
 
 
+ADAPTER_RATE = 4.0
+"""Learning rate of an adapter beside that of all weights: its matrices start at zero and need larger steps. Applied to a preset's
+rate, never to one that the assistant's YAML sets."""
+
+PREFERENCE_RATE = 0.1
+"""Learning rate of `dpo` and `kto` beside that of `sft`: TRL's defaults are 1e-6 and 2e-5, with more data than there is here."""
+
+
 def resolve(name: str, overrides: Mapping[str, Any]) -> Hyperparameters:
     """The preset with every override that is not None."""
-    known = {key: value for key, value in overrides.items() if value is not None and key in Hyperparameters.__dataclass_fields__}
-    return replace(PRESETS[name], **known)
+    return replace(PRESETS[name], **_known(overrides))
+
+
+def of_stage(name: str, objective: str, adapter: str, overrides: Mapping[str, Any]) -> Hyperparameters:
+    """One stage of a chain: the preset as objective and adapter need it, the overrides, then those under `by_objective`.
+
+    `dpo`, `kto` and `continued_pretraining` run for one epoch, `dpo` and `kto` at a tenth of the rate.
+    """
+    preset = PRESETS[name]
+    rate = preset.learning_rate * (1.0 if adapter == "full" else ADAPTER_RATE)
+    known = {"learning_rate": rate, **_known(overrides)}
+    if objective in PREFERENCES:
+        known["learning_rate"] *= PREFERENCE_RATE
+    if objective not in ("sft", "tools"):
+        known["epochs"] = 1
+    own: Mapping[str, Any] = (overrides.get("by_objective") or {}).get(objective) or {}
+    return replace(preset, **{**known, **_known(own)})
+
+
+def _known(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if value is not None and key in Hyperparameters.__dataclass_fields__}
 
 
 def warnings(name: str, values: Hyperparameters) -> list[str]:

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.environment import ROOT
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training import base_model, presets
+from finetune_assets.training.machine import default_precision, default_threads
+from finetune_assets.training.tokens import content_hash
 from finetune_assets.training.trainer import TrainingRequest
 
-RECIPE = "1"
+RECIPE = "2"
 """Version of what the worker does with a spec. Raise it when the same spec would give other weights."""
 
-DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "objective", "adapter", "hyperparameters", "seed")
+DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "stages", "adapter", "seed", "text_sha256")
 
 
 def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: str = "") -> tuple[TrainingRequest, list[str]]:
     """The training of an assistant on a frozen data set, and warnings about its settings. Raises SettingsError."""
     preset = presets.preset_name(assistant.preset, base_model.card(assistant.base_model))
     overrides = assistant.hyperparameters.model_dump()
-    hyperparameters = presets.resolve(preset, overrides)
+    stages = [(name, presets.of_stage(preset, name, assistant.adapter, overrides)) for name in assistant.objective]
+    main = next((values for name, values in stages if name in ("sft", "tools")), stages[0][1])
     seed = overrides["seed"]
     request = TrainingRequest(
         assistant=assistant.name,
@@ -36,13 +39,23 @@ def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: 
         base_model=assistant.base_model,
         objective=tuple(assistant.objective),
         adapter=assistant.adapter,
-        hyperparameters=hyperparameters,
+        hyperparameters=main,
         preset=preset,
         seed=presets.DEFAULT_SEED if seed is None else int(seed),
         run_key=run_key,
         usd_per_hour=assistant.budget.usd_per_hour,
+        stages=tuple(stages),
+        text=_folder(assistant.text),
+        precision=assistant.hyperparameters.precision,
     )
-    return request, presets.warnings(preset, hyperparameters)
+    return request, list(dict.fromkeys(sentence for _, values in stages for sentence in presets.warnings(preset, values)))
+
+
+def _folder(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else ROOT / path
 
 
 def train_spec(request: TrainingRequest, store: Store, threads: int | None = None) -> dict[str, Any]:
@@ -61,7 +74,9 @@ def train_spec(request: TrainingRequest, store: Store, threads: int | None = Non
         "objective": list(request.objective),
         "adapter": request.adapter,
         "preset": request.preset,
-        "hyperparameters": request.hyperparameters.to_dict(),
+        "stages": [{"objective": name, "hyperparameters": values.to_dict()} for name, values in request.chain],
+        "text": str(request.text.resolve()) if request.text else None,
+        "text_sha256": content_hash(request.text) if request.text and request.text.is_dir() else None,
         "seed": request.seed,
     }
     spec["spec_hash"] = spec_hash(spec)
@@ -70,31 +85,17 @@ def train_spec(request: TrainingRequest, store: Store, threads: int | None = Non
     return {
         **spec,
         "output": str(folder.resolve()),
+        "cache": str(store.tokens.resolve()),
         "threads": stored.get("threads") or threads or default_threads(),
-        "precision": stored.get("precision") or default_precision(),
+        "precision": stored.get("precision") or request.precision or default_precision(),
     }
 
 
 def spec_hash(spec: dict[str, Any]) -> str:
     """First 16 hexadecimal digits of the sha256 of what decides the result."""
-    decides = {key: spec[key] for key in DECIDES}
-    decides["hyperparameters"] = {key: value for key, value in spec["hyperparameters"].items() if key != "log_steps"}
+    decides = {key: spec.get(key) for key in DECIDES}
+    decides["stages"] = [
+        {**stage, "hyperparameters": {key: value for key, value in stage["hyperparameters"].items() if key != "log_steps"}}
+        for stage in spec["stages"]
+    ]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-MOST_THREADS = 8
-
-
-def default_threads() -> int:
-    """The cores this process may use, at most 8. The worker's threads sleep while they wait, so a busy core costs little."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MOST_THREADS)
-
-
-def default_precision() -> str:
-    """`bfloat16` where the CPU multiplies it natively (AVX512-BF16, AMX: twice as fast), else `float32`; a GPU decides itself."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"

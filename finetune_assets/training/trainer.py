@@ -36,6 +36,17 @@ class TrainingRequest:
     """Who asked: a job of this key is never paid twice."""
     usd_per_hour: float | None = None
     """Rate of the local machine, for the estimate."""
+    stages: tuple[tuple[str, Hyperparameters], ...] = ()
+    """Objective and hyper-parameters of each stage of the chain; empty: `hyperparameters` for each objective."""
+    text: Path | None = None
+    """Folder of plain text for `continued_pretraining`."""
+    precision: str | None = None
+    """`float32` or `bfloat16` where the assistant's YAML says so."""
+
+    @property
+    def chain(self) -> tuple[tuple[str, Hyperparameters], ...]:
+        """The stages in order."""
+        return self.stages or tuple((objective, self.hyperparameters) for objective in self.objective)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Estimate:
     memory_bytes: int | None
     peers: int = 0
     """Finished jobs of the same model on this machine that `seconds` was taken from; 0: from the number of weights."""
+    probed: bool = False
+    """Whether time and memory come from ten steps of this training."""
 
 
 @dataclass(frozen=True)

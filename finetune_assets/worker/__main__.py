@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ PARENT = os.getppid()  # read first: compared again once the death signal is set
 TASKS = {
     "train": "finetune_assets.worker.train",
     "count_tokens": "finetune_assets.worker.count_tokens",
+    "probe": "finetune_assets.worker.probe",
     "benchmark": "finetune_assets.worker.benchmark",
     "embed": "finetune_assets.worker.embed",
     "chat": "finetune_assets.worker.chat",
@@ -79,7 +80,10 @@ def run_task(spec: dict[str, Any]) -> int:
         if not isinstance(error, FinetuneError):
             traceback.print_exc()
         message = str(error) or type(error).__name__
-        write_json(output / "error.json", {"type": type(error).__name__, "message": message})
+        with suppress(OSError):  # the disk may be full: then the log alone tells
+            # A CUDA error leaves a process that can do nothing more: a new one goes on from the checkpoint.
+            restart = type(error).__name__ == "AcceleratorError" or "CUDA error" in message
+            write_json(output / "error.json", {"type": type(error).__name__, "message": message, "restart": restart})
         sys.stderr.write(f"{type(error).__name__}: {message}\n")
         log(f"{type(error).__name__}: {message}")
         return 1

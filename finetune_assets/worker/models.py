@@ -1,6 +1,7 @@
 """Loading of models and tokenizers, and the rendering of chats: the same in training, benchmark and chat.
 
-`model` is always a folder (relative to the project's root) or a Hugging Face id. `HF_HUB_OFFLINE` is respected.
+`model` is always a folder (relative to the project's root) or a Hugging Face id; the folder may hold an adapter alone, which is
+then merged with its base. `HF_HUB_OFFLINE` is respected.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -26,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from finetune_assets.errors import FinetuneError, ModelUnavailable
 from finetune_assets.training import base_model as base_models
-from finetune_assets.training.encoding import PLAIN_TEMPLATE, TEMPLATE_DATE, Message
+from finetune_assets.training.encoding import PLAIN_TEMPLATE, TEMPLATE_DATE, Example, Message, Tools, renders_tools
 from finetune_assets.training.encoding import encode_example as _encode_example
 from finetune_assets.training.encoding import encode_prompt as _encode_prompt
 
@@ -41,6 +42,9 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     Raises ModelUnavailable where it cannot be loaded or has no end token.
     """
     source = base_models.resolve(str(path_or_id))
+    base = base_models.adapted(Path(source))
+    if base is not None and not (Path(source) / "tokenizer_config.json").exists():
+        return load_tokenizer(base)
     try:
         # AutoTokenizer puts its own splitting rule in place of the one in tokenizer.json for some model types (Qwen2: digits
         # one by one), so training and other servers of the same files would see different tokens: the file decides.
@@ -68,6 +72,11 @@ def load_model(path_or_id: str | Path, dtype: str | torch.dtype = "float32", rev
     Raises ModelUnavailable where it cannot be loaded.
     """
     source = base_models.resolve(str(path_or_id))
+    base = base_models.adapted(Path(source))
+    if base is not None:
+        from finetune_assets.worker.adapters import attach  # noqa: PLC0415 (PEFT costs a second to import)
+
+        return cast("PreTrainedModel", attach(load_model(base, dtype), Path(source)).merge_and_unload()).eval()
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision)
     except Exception as error:
@@ -75,9 +84,22 @@ def load_model(path_or_id: str | Path, dtype: str | torch.dtype = "float32", rev
     return cast("Any", model).to(device()).eval()
 
 
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raises ModelUnavailable where the tokenizer knows ids that the model does not embed."""
+    embedded = int(cast("Any", model.get_input_embeddings()).weight.shape[0])
+    if len(tokenizer) > embedded:
+        raise ModelUnavailable(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, the model embeds {embedded}: they do not belong together. "
+            "Give a folder with both from the same model."
+        )
+
+
 def load_config(path_or_id: str | Path, revision: str | None = None) -> Any:
     """The model's configuration. Raises ModelUnavailable."""
     source = base_models.resolve(str(path_or_id))
+    base = base_models.adapted(Path(source))
+    if base is not None:
+        return load_config(base)
     try:
         return AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:
@@ -146,10 +168,16 @@ class ChatRenderer:
         """The end token's text."""
         return str(self._tokenizer.eos_token)
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template renders tools."""
+        return renders_tools(str(self._tokenizer.chat_template))
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool, tools: Tools = None) -> str:
         """The template applied."""
         text = self._tokenizer.apply_chat_template(
             list(messages),
+            tools=cast("Any", list(tools) if tools else None),
             tokenize=False,
             add_generation_prompt=generation_prompt,
             date_string=TEMPLATE_DATE,
@@ -172,19 +200,21 @@ def renderer(tokenizer: PreTrainedTokenizerBase) -> ChatRenderer:
     return found
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> tuple[list[int], int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int, tools: Tools = None
+) -> tuple[list[int], int]:
     """Ids of the prompt, ready for the reply, at most `max_length`; and the turns dropped to make it fit (the oldest)."""
-    return _encode_prompt(renderer(tokenizer), messages, max_length)
+    return _encode_prompt(renderer(tokenizer), messages, max_length, tools)
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
-) -> tuple[list[int], list[int], int]:
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int, tools: Tools = None
+) -> Example:
     """Ids of prompt and reply, the mask of the targets (the last reply and its end token), and the turns dropped.
 
     The ids are longer than `max_length` where the reply alone leaves no room for a prompt.
     """
-    return _encode_example(renderer(tokenizer), messages, max_length)
+    return _encode_example(renderer(tokenizer), messages, max_length, tools)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

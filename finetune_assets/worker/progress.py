@@ -5,6 +5,7 @@ Under Dagster Pipes the log line goes to the run; elsewhere the files alone tell
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -63,8 +64,12 @@ class Progress:
         log(message)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as error:  # a full disk must not end a task that may still make room; the terminal and the run's log tell
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
 
 def log(message: str) -> None:

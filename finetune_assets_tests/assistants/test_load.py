@@ -60,7 +60,7 @@ def test_extends_by_name_and_in_a_circle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("select: {vertical: x}\nfilterz: {}\n", 2, "unknown key `filterz`; allowed here: adapter, base_model"),
+        ("select: {vertical: x}\nfilterz: {}\n", 2, "unknown key `filterz`; allowed here: adapter, augment"),
         ("select: {vertical: x}\nfilters:\n  user_char: 3\n", 3, "unknown key `filters.user_char`"),
         ("select: {vertical: x}\nlanguage: fr\n", 2, "'es', 'en' or 'pt'"),
         ("select: {vertical: x}\nmin_examples: many\n", 2, "valid integer"),

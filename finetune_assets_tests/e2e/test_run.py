@@ -97,7 +97,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, uninterrupted: Any, victim: str) -> None:
     machine = Machine(tmp_path)
     process = machine.start()
-    machine.wait_for("jobs/*/checkpoints/checkpoint-*/totals.json", process)
+    machine.wait_for("jobs/*/stages/*/checkpoints/checkpoint-*/totals.json", process)
     if victim == "trainer":
         os.kill(worker_of(machine.home), signal.SIGKILL)
     elif victim == "run":
@@ -105,7 +105,7 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, uninterrupted: 
     else:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert process.returncode != 0
+    assert (process.returncode == 0) == (victim == "trainer")  # a worker that dies is started again by itself
 
     code, outcome, errors = machine.run()
     assert code == 0, errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from filelock import FileLock
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training import machine, plan
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.spec import request_for
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
@@ -113,6 +115,82 @@ def test_states_of_a_job_that_has_not_ended_well(request_: TrainingRequest, stor
     trainer.cancel(handle)  # nothing runs: nothing happens
 
 
-def test_what_cannot_be_trained_is_refused(request_: TrainingRequest, store: Store):
-    with pytest.raises(TrainingError, match="qlora"):
-        LocalTrainer(launch, store).validate(replace(request_, adapter="qlora"))
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"adapter": "qlora"}, TrainingError, "no NVIDIA GPU.*adapter: lora"),
+        ({"objective": ("dpo",)}, DataError, "preferences.jsonl is missing or empty.*take dpo out"),
+        ({"objective": ("kto",)}, DataError, "kto.jsonl is missing or empty.*take kto out"),
+        ({"objective": ("tools",)}, DataError, "calls a tool.*objective: .sft"),
+        ({"objective": ("continued_pretraining",)}, DataError, "holds no .txt or .md file"),
+        ({"base_model": "data/no_such_model"}, ModelUnavailable, "there is no folder.*Correct `base_model`"),
+        ({"base_model": "org/no-such-model"}, ModelUnavailable, "could not be found"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(request_: TrainingRequest, store: Store, changes: dict, error: type, says: str):
+    if machine.has_gpu() and "adapter" in changes:
+        pytest.skip("qlora works here")
+    with pytest.raises(error, match=says):
+        LocalTrainer(launch, store).validate(replace(request_, stages=(), **changes))
+
+
+def test_what_this_machine_cannot_hold_is_refused(request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch):
+    trainer = LocalTrainer(launch, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "total_memory", lambda: 2**28)
+        with pytest.raises(TrainingError, match=r"GiB of memory for one short row.*adapter: lora"):
+            trainer.validate(request_)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1000))
+        with pytest.raises(TrainingError, match="GB free\\. Make room"):
+            trainer.validate(request_)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "multiplies_bfloat16", lambda: False)
+        with pytest.raises(TrainingError, match="precision is bfloat16"):
+            trainer.validate(replace(request_, precision="bfloat16"))
+
+
+def test_a_tokenizer_without_end_or_of_another_model_is_refused(request_: TrainingRequest, store: Store, tmp_path: Path):
+    trainer = LocalTrainer(launch, store)
+    small, large = make_tiny_model(tmp_path / "small", vocabulary=400), make_tiny_model(tmp_path / "large", vocabulary=512)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (small / name).write_bytes((large / name).read_bytes())
+    with pytest.raises(ModelUnavailable, match="tokens, the model embeds 400"):
+        trainer.validate(replace(request_, base_model=str(small)))
+    config = read_json(large / "tokenizer_config.json")
+    write_json(large / "tokenizer_config.json", {key: value for key, value in config.items() if key != "eos_token"})
+    with pytest.raises(ModelUnavailable, match="names no end token"):
+        trainer.validate(replace(request_, base_model=str(large)))
+
+
+def test_a_killed_worker_is_started_again_but_not_for_ever(request_: TrainingRequest, store: Store):
+    tried: list[Path] = []
+
+    def dies(times: int):
+        def start(spec_file: Path, output: Path) -> None:
+            tried.append(spec_file)
+            if len(tried) <= times:
+                raise LaunchError("ended from outside")
+            launch(spec_file, output)
+
+        return start
+
+    trainer = LocalTrainer(dies(2), store)
+    assert trainer.poll(trainer.submit(request_)).status == "succeeded"
+    assert len(tried) == 3
+    tried.clear()
+    with pytest.raises(LaunchError):
+        LocalTrainer(dies(9), store).submit(replace(request_, seed=5))
+    assert len(tried) == 3
+
+
+def test_a_long_training_is_probed_once(request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "PROBE_ABOVE_SECONDS", 1.0)
+    launched.clear()
+    estimate = LocalTrainer(launch, store).estimate(request_)
+    assert estimate.probed
+    assert estimate.seconds is not None
+    assert estimate.seconds > plan.START_SECONDS
+    assert estimate.memory_bytes is not None
+    assert LocalTrainer(launch, store).estimate(request_) == estimate
+    assert launched == ["probe"]

@@ -15,6 +15,7 @@ from finetune_assets.training import base_model, plan, presets
 from finetune_assets.training.base_model import Shape
 from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.spec import request_for, train_spec
+from finetune_assets.training.tokens import token_rows
 from finetune_assets.training.trainer import Estimate
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
@@ -56,9 +57,9 @@ def test_the_hash_covers_what_decides_the_result(base: Path, tmp_path: Path):
     spec = train_spec(request, store)
     same = replace(request, dataset=tmp_path / "elsewhere", assistant="other", run_key="k", usd_per_hour=1.0)
     assert train_spec(same, store, threads=7)["spec_hash"] == spec["spec_hash"]
-    quiet = replace(request, hyperparameters=replace(request.hyperparameters, log_steps=1))
+    quiet = replace(request, stages=(("sft", replace(request.hyperparameters, log_steps=1)),))
     assert train_spec(quiet, store)["spec_hash"] == spec["spec_hash"]
-    longer = replace(request, hyperparameters=replace(request.hyperparameters, epochs=2))
+    longer = replace(request, stages=(("sft", replace(request.hyperparameters, epochs=2)),))
     others = [replace(request, fingerprint="f2"), replace(request, seed=1), longer]
     assert len({spec["spec_hash"], *(train_spec(other, store)["spec_hash"] for other in others)}) == 4
 
@@ -96,28 +97,49 @@ def test_tokens_are_counted_after_trimming(base: Path, tmp_path: Path):
     file = tmp_path / "train.jsonl"
     long = [{"role": "user", "content": "hola"}, {"role": "assistant", "content": "sí " * 300}]
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in [*dialogues(3, turns=4), *dialogues(2), long]))
-    count = plan.count_tokens(LightRenderer(base), file, 100)
+    count = plan.counted(token_rows(lambda: LightRenderer(base), ("chat", file), {}, 100))
     assert (count.rows, count.shortened, count.dropped) == (5, 3, 1)
     assert count.longest <= 100
     assert count.tokens <= 500
 
 
-def test_time_comes_from_earlier_jobs_of_the_model_on_this_machine():
-    shape = Shape(3_000_000, 0, 6, 192, 6, 2048, 512)
-    by_size = plan.estimate_seconds(600_000, shape, [], (2, "bfloat16"))
-    assert by_size is not None
-    assert 60 < by_size < 150
-    measured = plan.estimate_seconds(600_000, shape, [{"tokens_per_second": rate} for rate in (900, 1000, 5000)], (2, "bfloat16"))
-    assert measured == plan.START_SECONDS + 600
-    assert plan.estimate_seconds(1, None, [], (2, "float32")) is None
+SMALL = Shape(3_000_000, 0, 6, 192, 6, 2048, 512)
+LARGE = Shape(494_000_000, 0, 24, 896, 14, 151_936, 32_768)
 
 
-def test_memory_grows_with_model_and_batch():
-    small = Shape(3_000_000, 0, 6, 192, 6, 2048, 512)
-    large = Shape(494_000_000, 0, 24, 896, 14, 151_936, 32_768)
-    assert plan.estimate_memory(small, 8, 512) < 2 * 2**30
-    assert plan.estimate_memory(large, 8, 512) > 18 * large.parameters
-    assert plan.estimate_memory(small, 16, 512) > plan.estimate_memory(small, 8, 512)
+def test_time_comes_from_earlier_jobs_of_the_model_on_this_machine(base: Path, tmp_path: Path):
+    request, _ = request_for(assistant(base, hyperparameters={"epochs": 3}), tmp_path, "f1")
+    count = plan.TokenCount(1000, 200_000, 300, 0, 0)
+    by_size = plan.estimate(request, [count], SMALL, [], (2, "bfloat16"))
+    assert by_size.tokens == 600_000
+    assert by_size.seconds is not None
+    assert 60 < by_size.seconds < 150
+    peers = [{"tokens_per_second": rate, "memory_bytes": 7} for rate in (900, 1000, 5000)]
+    measured = plan.estimate(request, [count], SMALL, peers, (2, "bfloat16"))
+    assert (measured.seconds, measured.memory_bytes, measured.peers) == (plan.START_SECONDS + 600, 7, 3)
+    probed = plan.estimate(request, [count], SMALL, [{"probe": 10, "tokens_per_second": 500, "memory_bytes": 9}], (2, "float32"))
+    assert (probed.seconds, probed.memory_bytes, probed.peers, probed.probed) == (plan.START_SECONDS + 1200, 9, 0, True)
+    assert plan.estimate(request, [count], None, [], (2, "float32")).seconds is None
+
+
+def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):
+    request, _ = request_for(assistant(base, objective=["sft", "dpo"]), tmp_path, "f1")
+    count = plan.TokenCount(100, 100_000, 300, 0, 0)
+    both = plan.estimate(request, [count, count], SMALL, [], (1, "float32"))
+    alone = plan.estimate(replace(request, stages=request.stages[:1]), [count], SMALL, [], (1, "float32"))
+    assert both.tokens == alone.tokens + 100_000  # dpo runs for one epoch
+    assert both.seconds is not None
+    assert alone.seconds is not None
+    assert both.seconds - alone.seconds == pytest.approx((alone.seconds - plan.START_SECONDS) / 3 * 4 / 3)
+
+
+def test_memory_grows_with_model_and_batch_and_shrinks_with_an_adapter():
+    values = presets.PRESETS["tiny"]
+    assert plan.estimate_memory(SMALL, values, 512) < 2 * 2**30
+    assert plan.estimate_memory(LARGE, values, 512) > 18 * LARGE.parameters
+    assert plan.estimate_memory(SMALL, replace(values, batch_size=16), 512) > plan.estimate_memory(SMALL, values, 512)
+    sizes = [plan.estimate_memory(LARGE, values, 512, adapter) for adapter in ("qlora", "lora", "full")]
+    assert sizes == sorted(sizes)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_assets.storage import read_json
-from finetune_assets.training import base_model, presets
-from finetune_assets.training.spec import spec_hash
-from finetune_assets.worker import checkpoints, models, sft, train
+from finetune_assets.training.tokens import IGNORED, Rows, token_rows
+from finetune_assets.worker import checkpoints, loops, models, train
 from finetune_assets.worker.__main__ import run_task
+from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
-from finetune_assets.worker.rows import IGNORED, LengthGrouped, Rows, read_rows
+from finetune_assets.worker.recovery import Recovery
+from finetune_assets.worker.rows import LengthGrouped
+from finetune_assets.worker.stage import Stage, make_loop
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
-
-
-def write_rows(file: Path, chats: list[list[dict[str, str]]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps({"messages": chat}, ensure_ascii=False) + "\n" for chat in chats), encoding="utf-8")
+from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +41,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_spec(output: Path, base: Path, data: Path, **changes: Any) -> dict[str, Any]:
-    hyperparameters = presets.resolve("tiny", {"epochs": 2, "max_length": 256, **changes.pop("hyperparameters", {})}).to_dict()
-    spec: dict[str, Any] = {
-        "task": "train",
-        "recipe": "1",
-        "dataset": str(data),
-        "dataset_fingerprint": "f",
-        "base_model": str(base),
-        "base_model_identity": base_model.identity(str(base)),
-        "objective": ["sft"],
-        "adapter": "full",
-        "hyperparameters": {**hyperparameters, "log_steps": 5},
-        "seed": 7,
-        "threads": 1,
-        "precision": "float32",
-        "output": str(output),
-        **changes,
-    }
-    return {**spec, "spec_hash": spec_hash(spec)}
-
-
-def curve(output: Path) -> list[dict[str, Any]]:
-    points = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in point.items() if key not in ("seconds", "tokens_per_second")} for point in points]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, base: Path, data: Path) -> Path:
     output = tmp_path_factory.mktemp("job")
@@ -78,14 +50,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, base: Path, data: Pa
 
 def test_a_finished_job(uninterrupted: Path, base: Path, data: Path):
     result = read_json(uninterrupted / "result.json")
-    rows = read_rows(data / "train.jsonl", models.load_tokenizer(base), 256, Progress.open(uninterrupted))
+    rows = token_rows(lambda: models.renderer(models.load_tokenizer(base)), ("chat", data / "train.jsonl"), {}, 256)
     assert result["steps"] == 2 * 19  # 145 rows in batches of 8
     assert result["tokens"] == 2 * rows.tokens
     assert result["eval_losses"][-1] < result["eval_losses"][0] < 6.3  # ln 512 = 6.2 at the start
     assert result["eval_loss"] == min(result["eval_losses"])
     assert result["rows"] == {"train": 145, "validation": 20, "shortened": 0, "dropped": 0}
     assert result["resumed"] == 0
-    assert not (uninterrupted / "checkpoints").exists()
+    assert not (uninterrupted / "stages").exists()
     tuned = AutoModelForCausalLM.from_pretrained(uninterrupted / "model")
     assert tuned.dtype == AutoModelForCausalLM.from_pretrained(base).dtype
     assert tuned.generation_config.eos_token_id == [models.load_tokenizer(base).eos_token_id]
@@ -108,13 +80,14 @@ def test_a_killed_job_ends_with_the_same_weights_and_curve(tmp_path: Path, unint
     command = [sys.executable, "-m", "finetune_assets.worker", str(file)]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
-    while not list((output / "checkpoints").glob("checkpoint-2[4-9]")):
+    saved = output / "stages" / "0-sft" / "checkpoints"
+    while not list(saved.glob("checkpoint-2[4-9]")):
         assert child.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < end
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    newest = checkpoints.listed(output / "checkpoints")[-1]
+    newest = checkpoints.listed(saved)[-1]
     with (newest / "optimizer.pt").open("r+b") as optimizer:
         optimizer.truncate(100)
     assert run_task(json.loads(file.read_text())) == 0
@@ -145,12 +118,14 @@ def test_only_the_last_reply_and_its_end_are_learnt(
     tmp_path: Path, data: Path, monkeypatch, architecture: str, small_vocabulary: int
 ):
     """The loss that the loop computes is the cross-entropy of the targets alone, by either way of computing it."""
-    monkeypatch.setattr(sft, "SMALL_VOCABULARY", small_vocabulary)
+    monkeypatch.setattr(loops, "SMALL_VOCABULARY", small_vocabulary)
     base = make_tiny_model(tmp_path / "base", architecture=architecture, template=architecture != "gpt2")
     spec = make_spec(tmp_path, base, data)
     tokenizer, model = models.load_tokenizer(base), models.load_model(base)
-    rows = read_rows(data / "train.jsonl", tokenizer, 256, Progress.open(tmp_path))
-    loop = train.make_trainer(spec, model, tokenizer, (rows, Rows([], 0, 0)), sft.Totals(), Progress.open(tmp_path))
+    rows = token_rows(lambda: models.renderer(tokenizer), ("chat", data / "train.jsonl"), {}, 256)
+    progress = Progress.open(tmp_path)
+    recovery = Recovery(tmp_path, progress, 8)
+    loop = make_loop(Stage(spec, 0, None), model, tokenizer, (rows, Rows()), Totals(), recovery)
     model.eval()
     batch = loop.data_collator(rows.examples[70:78])  # of both lengths: some are padded
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
@@ -175,7 +150,7 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path, base: Path):
     long = [{"role": "user", "content": "hola"}, {"role": "assistant", "content": "sí " * 300}]
     write_rows(tmp_path / "train.jsonl", [*dialogues(3, turns=4), *dialogues(2), long])
     tokenizer = models.load_tokenizer(base)
-    rows = read_rows(tmp_path / "train.jsonl", tokenizer, 100, Progress.open(tmp_path))
+    rows = token_rows(lambda: models.renderer(tokenizer), ("chat", tmp_path / "train.jsonl"), {}, 100)
     assert (len(rows.examples), rows.shortened, rows.dropped) == (5, 3, 1)
 
 

@@ -1,0 +1,107 @@
+"""What cannot be trained on this machine, found before anything is spent; each refusal says what to do instead."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from finetune_assets.errors import DataError, ModelUnavailable, SettingsError, TrainingError
+from finetune_assets.storage import Store
+from finetune_assets.training import base_model, machine, plan
+from finetune_assets.training.base_model import Shape
+from finetune_assets.training.encoding import LightRenderer
+from finetune_assets.training.presets import OBJECTIVES
+from finetune_assets.training.tokens import text_files
+from finetune_assets.training.trainer import TrainingRequest
+
+NEEDS = {"sft": "train.jsonl", "tools": "train.jsonl", "dpo": "preferences.jsonl", "kto": "kto.jsonl"}
+MENDS = {
+    "sft": "There is nothing to train on. Materialise jsonl_splits again.",
+    "tools": "There is nothing to train on. Materialise jsonl_splits again.",
+    "dpo": "Preferences come from corrected replies: collect corrections, or take dpo out of `objective`.",
+    "kto": "Rated replies come from thumbs up and down: collect feedback, or take kto out of `objective`.",
+}
+SHORTEST = 64
+"""Tokens of a row for which memory must suffice at least; recoveries make the micro-batch smaller, not the rows."""
+
+
+def check_request(request: TrainingRequest, store: Store) -> None:
+    """Raises SettingsError, DataError, ModelUnavailable or TrainingError."""
+    _check_objectives(request)
+    _check_hardware(request)
+    base_model.identity(request.base_model)
+    _check_tokenizer(request.base_model)
+    _check_room(request, store, base_model.shape(request.base_model))
+
+
+def _check_objectives(request: TrainingRequest) -> None:
+    for objective, _ in request.chain:
+        if objective not in OBJECTIVES:
+            raise TrainingError(f"objective {objective!r} cannot be trained here; {', '.join(OBJECTIVES)} can.")
+        if objective == "continued_pretraining":
+            if request.text is None or not request.text.is_dir() or not text_files(request.text):
+                raise DataError(
+                    f"`text: {request.text}` holds no .txt or .md file, and continued_pretraining reads nothing else. Name the "
+                    "folder of the plain text, or take continued_pretraining out of `objective`."
+                )
+            continue
+        file = request.dataset / NEEDS[objective]
+        if not file.exists() or file.stat().st_size == 0:
+            raise DataError(f"{file} is missing or empty, and objective `{objective}` needs it. {MENDS[objective]}")
+        if objective == "tools" and not any(mark in file.read_text(encoding="utf-8") for mark in ('"tools"', "tool_calls")):
+            raise DataError(
+                f"No row of {file} calls a tool, which objective `tools` trains. Import conversations with tool calls, or set "
+                "`objective: [sft]`."
+            )
+
+
+def _check_hardware(request: TrainingRequest) -> None:
+    if request.adapter not in ("full", "lora", "qlora"):
+        raise SettingsError(f"adapter {request.adapter!r} is unknown; allowed: full, lora, qlora.")
+    if request.adapter == "qlora" and not (machine.has_gpu() and machine.has_package("bitsandbytes")):
+        missing = "no NVIDIA GPU" if not machine.has_gpu() else "bitsandbytes is not installed"
+        raise TrainingError(
+            f"adapter `qlora` cannot be trained here: {missing}. Set `adapter: lora`, or train on a machine with an NVIDIA GPU "
+            "and `pip install 'finetune-assets[qlora]'`."
+        )
+    if request.precision == "bfloat16" and not (machine.has_gpu() or machine.multiplies_bfloat16()):
+        raise TrainingError(
+            "hyperparameters.precision is bfloat16, but this processor has no instructions for it (AVX512-BF16 or AMX) and there "
+            "is no GPU. Remove the setting: float32 is faster here."
+        )
+
+
+def _check_tokenizer(model: str) -> None:
+    """Where the tokenizer's file is here. Raises ModelUnavailable without end token, or for one of another model."""
+    where, shape = base_model.folder(model), base_model.shape(model)
+    if where is None or not (where / "tokenizer.json").exists() or shape is None:
+        return  # the worker checks what it downloads
+    tokens = LightRenderer(where).vocabulary
+    if shape.vocabulary and tokens > shape.vocabulary:
+        raise ModelUnavailable(
+            f"The tokenizer of {model} has {tokens} tokens, the model embeds {shape.vocabulary}: they do not belong together. "
+            "Give a folder with both from the same model."
+        )
+
+
+def _check_room(request: TrainingRequest, store: Store, shape: Shape | None) -> None:
+    store.home.mkdir(parents=True, exist_ok=True)
+    if shape is None:
+        return
+    needed, free = plan.disk_bytes(shape, request), shutil.disk_usage(store.home).free
+    if needed > free:
+        raise TrainingError(
+            f"{request.base_model} needs about {needed / 1e9:.1f} GB for checkpoints and models, {store.home} has "
+            f"{free / 1e9:.1f} GB free. Make room, set FINETUNE_HOME to a larger disk, or set `adapter: lora`."
+        )
+    if machine.has_gpu():
+        return  # its memory is not known without torch
+    smallest = replace(request.hyperparameters, batch_size=1)
+    memory, total = plan.estimate_memory(shape, smallest, SHORTEST, request.adapter), machine.total_memory()
+    if memory > total:
+        raise TrainingError(
+            f"{request.base_model} with adapter `{request.adapter}` needs about {memory / 2**30:.1f} GiB of memory for one short "
+            f"row, this machine has {total / 2**30:.1f}. Take a smaller base_model, "
+            + ("set `adapter: lora`, " if request.adapter == "full" else "")
+            + "or a larger machine."
+        )

@@ -1,0 +1,90 @@
+"""Task `probe`: ten steps of a training's first stage, for a plan that is true. The spec is a training's; nothing is kept.
+
+The batches are taken at even distances from the shortest to the longest rows, the longest among them, so that their rate is the
+training's and their memory its peak. The first two steps warm up and do not count. Result: tokens_per_second, memory_bytes.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from finetune_assets.training.tokens import Rows
+from finetune_assets.worker import memory, models, preferences
+from finetune_assets.worker.loops import Totals
+from finetune_assets.worker.progress import Progress
+from finetune_assets.worker.recovery import Recovery
+from finetune_assets.worker.stage import Stage, check, fitting_length, make_loop, read_rows, start_model
+
+STEPS = 10
+WARM = 2
+
+
+def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Measures. Raises what the training would."""
+    check(spec)
+    torch.set_num_threads(int(spec["threads"]))
+    first = dict(spec["stages"][0])
+    first["hyperparameters"] = {**first["hyperparameters"], "epochs": 1}
+    stage = Stage({**spec, "stages": [first]}, 0, None)
+    size = int(stage.values["batch_size"])
+    tokenizer = models.load_tokenizer(spec["base_model"], stage.revision)
+    stage.place.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with memory.limited():
+            model = start_model(stage)
+            rows, _ = read_rows(stage, tokenizer, fitting_length(stage, model, progress), progress)
+            some = evenly(rows, size * STEPS)
+            if stage.objective in ("dpo", "kto"):
+                file = stage.place.folder / "reference.json"
+                before = preferences.reference(file, model, {"train": (stage.objective, some)}, stage.bf16, progress)
+                some = preferences.with_reference(stage.objective, some, before["train"])
+            totals = Totals()
+            loop = make_loop(stage, model, tokenizer, (some, Rows()), totals, Recovery(stage.place.folder, progress, size))
+            clock = _Clock(totals)
+            loop.add_callback(clock)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loop.train()
+    finally:
+        shutil.rmtree(Path(spec["output"]) / "stages", ignore_errors=True)
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {"probe": totals.steps, "tokens_per_second": round(clock.rate(), 2), "memory_bytes": int(peak)}
+
+
+def evenly(rows: Rows, count: int) -> Rows:
+    """`count` rows at even distances by length, the longest among them."""
+    order = sorted(range(len(rows.examples)), key=rows.lengths.__getitem__)
+    if len(order) > count:
+        order = [order[round(at * (len(order) - 1) / (count - 1))] for at in range(count)]
+    return Rows([rows.examples[index] for index in order])
+
+
+class _Clock(TrainerCallback):
+    """Tokens and time after the warm-up."""
+
+    def __init__(self, totals: Totals):
+        self._totals = totals
+        self._marks: list[tuple[float, int]] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """A mark for each step."""
+        self._marks.append((time.monotonic(), self._totals.tokens))
+
+    def rate(self) -> float:
+        """Tokens a second between the end of the warm-up and the last step."""
+        (start, before), (end, after) = self._marks[min(WARM, len(self._marks)) - 1], self._marks[-1]
+        return (after - before) / max(end - start, 1e-9)

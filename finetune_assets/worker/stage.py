@@ -1,0 +1,380 @@
+"""One stage of a chain: an objective trained from some weights to better ones, whatever happens on the way.
+
+    <job>/stages/<n>-<objective>/   checkpoints/, training_log.jsonl, recovery.json, reference.json (dpo, kto),
+                                    best/ (the result: weights, or an adapter's alone) and result.json, written last
+
+Master weights are float32; bfloat16 is used for the products only (autocast). With validation rows the result is the weights of
+the lowest validation loss, else the last ones.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers.utils.import_utils import is_flash_attn_2_available
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.sft_config import SFTConfig
+
+from finetune_assets.errors import DataError, TrainingError
+from finetune_assets.storage import read_json, write_json
+from finetune_assets.training.presets import PREFERENCES
+from finetune_assets.training.tokens import Rows, token_rows
+from finetune_assets.worker import adapters, checkpoints, memory, models, preferences
+from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
+from finetune_assets.worker.progress import Progress
+from finetune_assets.worker.recovery import Diverged, Recovery
+from finetune_assets.worker.rows import FixedBatches, LengthGrouped, longest_first
+from finetune_assets.worker.watch import CHECKPOINT_SECONDS, Place, Watch, forget_best, keep_best
+
+PADDED_TO = 32
+"""Few different shapes: on a CPU every new one costs compiled kernels and fragments the heap (3.1 GB after 560 steps of the 3M
+model without it, 1.2 GB with it, at the same speed)."""
+
+EAGER_LENGTH = 1024
+"""Up to here plain attention is a third faster on a CPU than torch's flash attention, whose backward pass took 27 % of the time
+(measured: d 192, 6 heads, rows of 60 to 270 tokens)."""
+
+SFT_WEIGHT = 1.0
+"""Weight of the chosen reply's own loss beside DPO's (Pang et al., arXiv:2404.19733): alone, DPO makes it unlikely."""
+
+FILES = {
+    "sft": ("chat", "train.jsonl", "validation.jsonl"),
+    "tools": ("chat", "train.jsonl", "validation.jsonl"),
+    "dpo": ("preferences", "preferences.jsonl", "preferences_heldout.jsonl"),
+    "kto": ("kto", "kto.jsonl", "kto_heldout.jsonl"),
+}
+LOOPS: dict[str, type[Resumable]] = {"dpo": DpoLoop, "kto": KtoLoop}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage trains. `start`: the folder of the stage before, None for the base model."""
+
+    spec: dict[str, Any]
+    number: int
+    start: Path | None
+
+    @property
+    def objective(self) -> str:
+        """sft, dpo, …"""
+        return str(self.spec["stages"][self.number]["objective"])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Hyper-parameters."""
+        return self.spec["stages"][self.number]["hyperparameters"]
+
+    @cached_property
+    def place(self) -> Place:
+        """Folder and name."""
+        folder = Path(self.spec["output"]) / "stages" / f"{self.number}-{self.objective}"
+        several = len(self.spec["stages"]) > 1
+        name = self.objective if several else "train"
+        return Place(folder, name, int(self.values["patience"]), float(self.spec.get("checkpoint_seconds", CHECKPOINT_SECONDS)))
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are in bfloat16."""
+        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else self.spec["precision"] == "bfloat16"
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a hub model."""
+        return self.spec["base_model_identity"].get("revision")
+
+
+def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> dict[str, Any]:
+    """Trains, or goes on where an earlier start was killed; a finished stage's result is given back as it is.
+
+    Raises DataError, ModelUnavailable, or TrainingError where no recovery helps.
+    """
+    place = stage.place
+    result = place.folder / "result.json"
+    if result.exists() and checkpoints.is_whole(place.best):
+        return read_json(result)
+    (place.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), 2 if stage.objective == "kto" else 1)
+    recovery.begin()
+    while True:
+        trouble: Diverged | None = None
+        short = ""
+        try:
+            with memory.limited():
+                made = _attempt(stage, tokenizer, recovery, progress)
+            recovery.end()
+            write_json(result, {**made, "recoveries": recovery.state.events})
+            shutil.rmtree(place.folder / "checkpoints")  # best/ is what they were for
+            return read_json(result)
+        except Diverged as error:
+            trouble = error
+        except Exception as error:
+            if not memory.ran_out(error):
+                recovery.end()
+                raise
+            short = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Outside of the handlers: a traceback would keep the model of the failed attempt in memory.
+        memory.release()
+        newest, _ = checkpoints.newest_whole(place.folder / "checkpoints")
+        step = checkpoints.step_of(newest) or 0 if newest else 0
+        if trouble is not None:
+            recovery.diverged(trouble, float(stage.values["learning_rate"]), step)
+        else:
+            recovery.out_of_memory(step, f"memory ran out ({short[:120]})")
+
+
+def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress) -> dict[str, Any]:
+    """From the newest whole checkpoint to the end."""
+    began = time.monotonic()
+    set_seed(int(stage.spec["seed"]))
+    model = start_model(stage)
+    models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
+    max_length = fitting_length(stage, model, progress)
+    if not torch.cuda.is_available() and max_length <= EAGER_LENGTH:
+        model.set_attn_implementation("eager")
+    train, heldout = read_rows(stage, tokenizer, max_length, progress)
+    before: dict[str, dict[str, list[float]]] = {}
+    if stage.objective in PREFERENCES:
+        parts = {"train": (stage.objective, train), "heldout": (stage.objective, heldout)}
+        before = preferences.reference(stage.place.folder / "reference.json", model, parts, stage.bf16, progress)
+        train = preferences.with_reference(stage.objective, train, before["train"])
+        heldout = preferences.with_reference(stage.objective, heldout, before["heldout"])
+    checkpoint, totals = resume_point(stage.place, recovery, progress)
+    loop = make_loop(stage, model, tokenizer, (train, heldout), totals, recovery)
+    ready = time.monotonic() - began
+    steps = math.ceil(float(stage.values["epochs"]) * math.ceil(len(train.examples) / int(stage.values["batch_size"])))
+    if totals.steps < steps and not totals.stopped:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' own deprecations
+            loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    elif checkpoint is not None:  # killed between the last step and the end: transformers would train one step more
+        loop.load_weights(checkpoint)
+    model = cast("PreTrainedModel", loop.accelerator.unwrap_model(loop.model))
+    if not (stage.place.best / "best.json").exists():
+        keep_best(stage.place, model, {"step": totals.steps, "eval_loss": None})
+    result = summary(stage, totals, (train, heldout), max_length, ready)
+    if stage.objective in PREFERENCES and heldout.examples:
+        loop.load_weights(stage.place.best)
+        model = cast("PreTrainedModel", loop.accelerator.unwrap_model(loop.model))
+        found = preferences.sequences(stage.objective, heldout.examples)
+        after = {name: preferences.log_probs(model, one, stage.bf16) for name, one in found.items()}
+        result["heldout"] = preferences.judged(stage.objective, heldout, before["heldout"], after, float(stage.values["beta"]))
+        if result["heldout"]["likelihood_fell"]:
+            progress.note(
+                f"{stage.objective} made good replies less likely. Lower hyperparameters.by_objective.{stage.objective}."
+                "learning_rate, or raise its beta."
+            )
+    return result
+
+
+def start_model(stage: Stage) -> PreTrainedModel:
+    """The weights that the stage starts from, with an adapter where one is trained."""
+    spec = stage.spec
+    if spec["adapter"] == "full":
+        if stage.start is not None:
+            return models.load_model(stage.start, "float32")
+        return models.load_model(spec["base_model"], "float32", stage.revision)
+    if spec["adapter"] == "qlora":
+        base = adapters.load_quantised(spec["base_model"], stage.revision)
+    else:
+        base = models.load_model(spec["base_model"], "float32", stage.revision)
+    if stage.start is not None:
+        return cast("PreTrainedModel", adapters.attach(base, stage.start, trainable=True))
+    return cast("PreTrainedModel", adapters.new(base, spec["base_model"], stage.values))
+
+
+def fitting_length(stage: Stage, model: PreTrainedModel, progress: Progress) -> int:
+    """max_length, or the model's context where that is shorter."""
+    wanted, context = int(stage.values["max_length"]), models.context_length(model)
+    if context < wanted:
+        progress.note(f"max_length {wanted} is more than the model's context: {context} is used.")
+    return min(wanted, context)
+
+
+def read_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase, max_length: int, progress: Progress) -> tuple[Rows, Rows]:
+    """Training and held-out rows, tokenised or from the cache. Raises DataError where there is nothing to train on."""
+    spec = stage.spec
+    cache = Path(spec["cache"]) if spec.get("cache") else None
+    read = partial(
+        token_rows, lambda: models.renderer(tokenizer), model=spec["base_model_identity"], max_length=max_length, cache=cache
+    )
+    progress.update("tokenise", 0, 1)
+    if stage.objective == "continued_pretraining":
+        train, heldout = read(("text", Path(spec["text"]))), Rows()
+        where = spec["text"]
+    else:
+        kind, name, held = FILES[stage.objective]
+        data = Path(spec["dataset"])
+        train, heldout = read((cast("Any", kind), data / name)), read((cast("Any", kind), data / held))
+        where = str(data / name)
+    progress.update("tokenise", 1, 1)
+    if not train.examples:
+        raise DataError(f"{where} has no row that fits in {max_length} tokens. Raise hyperparameters.max_length.")
+    if train.shortened or train.dropped:
+        progress.note(
+            f"{where}: {train.shortened:,} of {len(train.examples):,} examples lost their oldest turns to fit in {max_length} "
+            f"tokens, {train.dropped:,} more were left out, since their reply leaves no room for a prompt."
+        )
+    size, seed = int(stage.values["batch_size"]), int(spec["seed"])
+    return (
+        preferences.arranged(stage.objective, train, size, seed, max_length),
+        preferences.arranged(stage.objective, heldout, size, seed, max_length),
+    )
+
+
+def resume_point(place: Place, recovery: Recovery, progress: Progress) -> tuple[Path | None, Totals]:
+    """The newest whole checkpoint and its totals; broken ones are removed."""
+    checkpoint, broken = checkpoints.newest_whole(place.folder / "checkpoints")
+    for path in broken:
+        shutil.rmtree(path)
+        recovery.record(
+            "broken_checkpoint", checkpoints.step_of(path) or 0, "the checkpoint before it is used", f"{path.name} is broken"
+        )
+    if checkpoint is None:
+        forget_best(place, 0)
+        return None, Totals()
+    totals = Totals(**read_json(checkpoint / "totals.json"))
+    forget_best(place, totals.steps)
+    recovery.record("resumed", totals.steps, "goes on from its checkpoint")
+    return checkpoint, totals
+
+
+def make_loop(
+    stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: tuple[Rows, Rows],
+    totals: Totals,
+    recovery: Recovery,
+) -> Resumable:
+    """The loop with its data (`rows`: training, held out) and callbacks."""
+    train, heldout = rows
+    progress = recovery.progress
+    size, seed = int(stage.values["batch_size"]), int(stage.spec["seed"])
+    fixed = stage.objective == "kto"
+    sampler = FixedBatches(len(train.examples), size, seed) if fixed else LengthGrouped(train.lengths, size, seed)
+    held = heldout.examples if fixed else longest_first(heldout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loop = LOOPS.get(stage.objective, SftLoop).made(
+            totals,
+            recovery,
+            sampler,
+            model=model,
+            args=arguments(stage, recovery, validates=bool(heldout.examples)),
+            train_dataset=Dataset.from_list(train.examples),
+            eval_dataset=Dataset.from_list(held) if held else None,
+            processing_class=tokenizer,
+            callbacks=[Watch(stage.place, progress, totals, recovery)],
+        )
+    loop.remove_callback(PrinterCallback)
+    if "ref" in getattr(loop.model, "peft_config", {}):
+        cast("Any", loop.model).delete_adapter("ref")  # TRL's copy of the start; its log-probabilities are in the rows already
+    return loop
+
+
+def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig | DPOConfig | KTOConfig:
+    """TRL's settings for a stage."""
+    values, gpu = stage.values, torch.cuda.is_available()
+    common: dict[str, Any] = {
+        "output_dir": str(stage.place.folder / "checkpoints"),
+        "num_train_epochs": float(values["epochs"]),
+        "learning_rate": float(values["learning_rate"]) * recovery.state.rate,
+        "per_device_train_batch_size": recovery.micro_batch,
+        "per_device_eval_batch_size": recovery.micro_batch,
+        "gradient_accumulation_steps": recovery.accumulation,
+        "warmup_steps": float(values["warmup"]),  # below 1: a share of the steps
+        "weight_decay": float(values["weight_decay"]),
+        "lr_scheduler_type": values["scheduler"],
+        "logging_steps": int(values["log_steps"]),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "epoch" if validates else "no",
+        "prediction_loss_only": True,
+        "save_strategy": "no",  # Watch says when
+        "seed": int(stage.spec["seed"]),
+        "data_seed": int(stage.spec["seed"]),
+        "use_cpu": not gpu,
+        "bf16": stage.bf16,
+        "optim": "adamw_torch_fused",
+        "activation_checkpointing": recovery.state.recompute,
+        "pad_to_multiple_of": PADDED_TO,
+        "max_length": None,  # rows fit already
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": gpu,
+        "report_to": stage.spec.get("report_to") or "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+    }
+    if stage.objective == "dpo":
+        return DPOConfig(
+            **common,
+            beta=float(values["beta"]),
+            precompute_ref_log_probs=True,
+            loss_type=["sigmoid", "sft"],
+            loss_weights=[1.0, SFT_WEIGHT],
+        )
+    if stage.objective == "kto":
+        return KTOConfig(
+            **common, beta=float(values["beta"]), precompute_ref_log_probs=True, train_sampling_strategy="sequential"
+        )
+    if layout(stage.spec) == "padding_free":
+        common |= {"padding_free": True, "pad_to_multiple_of": None}
+    return SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
+
+
+def layout(spec: dict[str, Any]) -> str:
+    """`padding_free` where the GPU has an attention that keeps documents apart, else `padded`, grouped by length."""
+    wanted = spec.get("layout")
+    if wanted is not None:
+        return str(wanted)
+    return "padding_free" if torch.cuda.is_available() and is_flash_attn_2_available() else "padded"
+
+
+def summary(stage: Stage, totals: Totals, rows: tuple[Rows, Rows], max_length: int, ready: float) -> dict[str, Any]:
+    """What the stage's result.json says."""
+    train, heldout = rows
+    curve = [json.loads(line) for line in stage.place.log.read_text(encoding="utf-8").splitlines()]
+    losses = [(point["step"], point["loss"]) for point in curve if "loss" in point]
+    late = [loss for step, loss in losses if step > 0.9 * totals.steps] or [loss for _, loss in losses[-1:]]
+    chosen = read_json(stage.place.best / "best.json")
+    return {
+        "objective": stage.objective,
+        "hyperparameters": stage.values,
+        "train_loss": sum(late) / len(late) if late else None,  # mean of the last tenth of the steps
+        "eval_loss": chosen["eval_loss"],
+        "eval_losses": [point["eval_loss"] for point in curve if "eval_loss" in point],
+        "steps": totals.steps,
+        "best_step": chosen["step"],
+        "tokens": totals.tokens,
+        "seconds": round(totals.seconds, 2),
+        "seconds_before_first_step": round(ready, 2),
+        "max_length": max_length,
+        "rows": {
+            "train": len(train.examples),
+            "validation": len(heldout.examples),
+            "shortened": train.shortened,
+            "dropped": train.dropped + heldout.dropped,
+        },
+    }
+
+
+def check(spec: dict[str, Any]) -> None:
+    """Raises TrainingError for what this machine cannot do, before a model is loaded."""
+    if spec["adapter"] == "qlora":
+        adapters.check_quantised()
+    unknown = [stage["objective"] for stage in spec["stages"] if stage["objective"] not in (*FILES, "continued_pretraining")]
+    if unknown or spec["adapter"] not in ("full", "lora", "qlora"):
+        raise TrainingError(f"objective {unknown}, adapter {spec['adapter']!r}: unknown to this worker.")

@@ -1,0 +1,277 @@
+"""What a training does about its own trouble; each test causes it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_assets.errors import TrainingError
+from finetune_assets.storage import read_json, write_json
+from finetune_assets.training import machine
+from finetune_assets.worker import loops, memory, recovery
+from finetune_assets.worker.__main__ import run_task
+from finetune_assets.worker.loops import Totals
+from finetune_assets.worker.progress import Progress
+from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
+from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "train.jsonl", dialogues(96, seed=3))
+    write_rows(folder / "validation.jsonl", dialogues(16, seed=5))
+    return folder
+
+
+def losses(output: Path) -> list[float]:
+    return [point["loss"] for point in curve(output) if "loss" in point]
+
+
+def events(output: Path, what: str) -> list[dict[str, Any]]:
+    return [event for event in read_json(output / "result.json")["recoveries"] if event["what"] == what]
+
+
+@pytest.fixture(scope="module")
+def untroubled(tmp_path_factory: pytest.TempPathFactory, base: Path, data: Path) -> Path:
+    output = tmp_path_factory.mktemp("untroubled")
+    assert run_task(make_spec(output, base, data)) == 0
+    return output
+
+
+@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+@pytest.mark.parametrize("micro_batch", [8, 1])
+def test_equal_configurations_have_equal_curves(
+    tmp_path: Path, untroubled: Path, base: Path, data: Path, layout: str, micro_batch: int
+):
+    """8 × 1 = 1 × 8 accumulated; padded = packed without padding, documents kept apart."""
+    stage = tmp_path / "stages" / "0-sft"
+    write_json(stage / "recovery.json", {"micro_batch": micro_batch})
+    assert run_task(make_spec(tmp_path, base, data, layout=layout)) == 0
+    assert losses(tmp_path) == pytest.approx(losses(untroubled), abs=2e-3)
+    mine, other = (read_json(folder / "result.json") for folder in (tmp_path, untroubled))
+    assert mine["eval_losses"] == pytest.approx(other["eval_losses"], abs=2e-3)
+    assert (mine["tokens"], mine["steps"]) == (other["tokens"], other["steps"])
+
+
+def test_a_loss_that_becomes_nan_goes_back_and_on_more_slowly(
+    tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """NaN is injected at step 15 of the first attempt, after the checkpoint of the first epoch."""
+    real, injected = Totals.end_step, []
+
+    def end_step(self: Totals) -> None:
+        if self.steps == 14 and not injected:
+            injected.append(self.steps)
+            self.step_loss = math.nan
+        real(self)
+
+    monkeypatch.setattr(loops.Totals, "end_step", end_step)
+    assert run_task(make_spec(tmp_path, base, data)) == 0
+    (event,) = events(tmp_path, "diverged")
+    assert event["step"] == 15
+    assert event["did"] == "back to step 12, learning rate 0.001 → 0.0005"
+    assert "nan" in event["cause"]
+    rates = {point["step"]: point["learning_rate"] for point in curve(tmp_path) if "learning_rate" in point}
+    assert rates[20] < rates[10] / 2
+    assert "recovery" in (tmp_path / "training_log.jsonl").read_text()
+    assert read_json(tmp_path / "result.json")["eval_loss"] < 6.2
+
+
+def test_a_loss_that_explodes_is_seen_and_the_recoveries_are_bounded(tmp_path: Path, base: Path, data: Path):
+    """A real divergence: a learning rate that no factor of eight saves."""
+    values = {"learning_rate": 60.0, "warmup": 0.0, "epochs": 4}
+    assert run_task(make_spec(tmp_path, base, data, hyperparameters=values)) == 1
+    error = read_json(tmp_path / "error.json")
+    assert error["type"] == "TrainingError"
+    assert "3 times a lower rate did not help. Lower hyperparameters.learning_rate" in error["message"]
+    state = read_json(tmp_path / "stages" / "0-sft" / "recovery.json")
+    assert (state["rate"], len(state["events"])) == (0.125, 3)
+
+
+def test_checkpoints_are_taken_of_good_weights_only():
+    totals = Totals()
+    for loss in [3.0] * 20:
+        totals.step_loss = loss
+        totals.end_step()
+    assert totals.good
+    while totals.mean <= 4.9:
+        totals.step_loss = 9.0
+        totals.end_step()
+        assert totals.good == (totals.mean <= 3.8)
+    totals.step_loss = 9.0
+    with pytest.raises(Diverged, match="rose from 3 to"):
+        totals.end_step()
+
+
+def test_validation_that_gets_no_better_ends_the_training(tmp_path: Path, base: Path, data: Path):
+    """Eight rows learnt by heart: validation loss rises, and the weights of its lowest point are the model."""
+    write_rows(tmp_path / "data" / "train.jsonl", dialogues(8, seed=1))
+    shutil.copy(data / "validation.jsonl", tmp_path / "data")
+    values = {"epochs": 50, "learning_rate": 2e-2, "patience": 2}
+    assert run_task(make_spec(tmp_path / "job", base, tmp_path / "data", hyperparameters=values)) == 0
+    result = read_json(tmp_path / "job" / "result.json")
+    assert result["steps"] < 50
+    assert result["steps"] == result["best_step"] + 2
+    assert result["eval_loss"] == min(result["eval_losses"])
+    (event,) = events(tmp_path / "job", "early_stop")
+    assert f"the weights of step {result['best_step']} are kept" in event["did"]
+
+
+LIMITED = """
+import json, resource, sys
+from finetune_assets.worker import __main__ as worker
+spec = json.load(open(sys.argv[1]))
+worker.set_environment(1)
+import finetune_assets.worker.train, torch
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]), resource.RLIM_INFINITY))
+sys.exit(worker.run_task(spec))
+"""
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path):
+    """A real limit (RLIMIT_DATA) below what a batch of 64 long rows takes, above what a smaller one takes: same loss curve."""
+    base = make_tiny_model(tmp_path / "base", hidden=32, vocabulary=512, context=512)
+    long = [{"role": "user", "content": "hola"}, {"role": "assistant", "content": "sí, claro. " * 60}]
+    write_rows(tmp_path / "data" / "train.jsonl", [long] * 96)
+    values = {"epochs": 1, "batch_size": 64, "max_length": 400}
+    spec = make_spec(tmp_path / "free", base, tmp_path / "data", hyperparameters=values)
+    assert run_task(spec) == 0
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps({**spec, "output": str(tmp_path / "limited")}))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(file), str(400 * 2**20)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = events(tmp_path / "limited", "out_of_memory")
+    assert 1 <= len(found) <= 5
+    assert found[0]["did"].startswith("micro-batch 64 → 32, 2 of them accumulated for a step of 64")
+    assert "memory" in found[0]["cause"]
+    assert losses(tmp_path / "limited") == pytest.approx(losses(tmp_path / "free"), abs=2e-3)
+
+
+def test_out_of_memory_is_bounded(tmp_path: Path):
+    one = Recovery(tmp_path, Progress.open(tmp_path), 6)
+    for micro_batch in (3, 1):
+        one.out_of_memory(4, "no memory")
+        assert (one.micro_batch, one.accumulation) == (micro_batch, 6 // micro_batch)
+    one.out_of_memory(4, "no memory")
+    assert one.state.recompute
+    again = Recovery(tmp_path, Progress.open(tmp_path), 6)  # another process knows
+    assert (again.micro_batch, again.state.recompute) == (1, True)
+    with pytest.raises(TrainingError, match="Lower hyperparameters"):
+        again.out_of_memory(4, "no memory")
+
+
+def test_a_process_that_the_kernel_killed_for_memory_goes_on_with_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Recovery(tmp_path, Progress.open(tmp_path), 8).begin()  # and dies here
+    monkeypatch.setattr(recovery, "killed_for_memory", lambda: machine.killed_for_memory() + 1)
+    after = Recovery(tmp_path, Progress.open(tmp_path), 8)
+    after.begin()
+    assert after.micro_batch == 4
+    after.end()
+    last = Recovery(tmp_path, Progress.open(tmp_path), 8)
+    last.begin()
+    assert last.micro_batch == 4
+
+
+def test_what_counts_as_running_out():
+    with memory.limited(), pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(2**42, dtype=torch.uint8)
+    assert memory.ran_out(caught.value)
+    assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert not memory.ran_out(RuntimeError("shapes do not fit"))
+    assert disk_full(RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 320 vs 214"))
+    assert not disk_full(OSError("no such file"))
+
+
+def small_disk(folder: Path, megabytes: int) -> Path:
+    """A file system of its own, where this user may mount one."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip("needs to mount a tmpfs")
+    return folder
+
+
+def test_a_full_disk_costs_checkpoints_and_ends_with_the_mend(tmp_path: Path, base: Path, data: Path, untroubled: Path):
+    """First not even the weights fit, then no second checkpoint, then there is room: the same model as without trouble."""
+    disk = small_disk(tmp_path / "disk", 2)
+    try:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(1920 * 1024))
+        spec = make_spec(disk / "job", base, data, checkpoint_seconds=1e-9)
+        assert run_task(spec) == 1
+        error = read_json(disk / "job" / "error.json")
+        assert error["type"] == "TrainingError"
+        assert "is full" in error["message"]
+        assert "Make room and start the same again" in error["message"]
+        filler.write_bytes(bytes(1200 * 1024))
+        run_task(spec)
+        progress = (disk / "job" / "progress.jsonl").read_text()
+        assert "no room for a checkpoint: older checkpoints deleted" in progress
+        filler.unlink()
+        assert run_task(spec) == 0
+        result, expected = read_json(disk / "job" / "result.json"), read_json(untroubled / "result.json")
+        assert result["model_sha256"] == expected["model_sha256"]
+        assert not list((disk / "job").rglob(".tmp-*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path, base: Path, data: Path, adapter: str):
+    values = {"epochs": 6}
+    spec = make_spec(tmp_path / "whole", base, data, adapter=adapter, hyperparameters=values)
+    assert run_task(spec) == 0
+    expected = read_json(tmp_path / "whole" / "result.json")
+    output, file = tmp_path / "killed", tmp_path / "spec.json"
+    file.write_text(json.dumps({**spec, "output": str(output), "checkpoint_seconds": 0.2}))
+    chance = random.Random(1)
+    kills = 0
+    while not (output / "result.json").exists():
+        child = subprocess.Popen([sys.executable, "-m", "finetune_assets.worker", str(file)], stderr=subprocess.DEVNULL)
+        if kills < 10:
+            end = time.monotonic() + 120
+            before = progress_of(output)
+            while progress_of(output) == before and child.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 1.0))
+            if child.poll() is None:
+                os.kill(child.pid, signal.SIGKILL)
+                kills += 1
+        child.wait()
+    assert kills >= 5
+    result = read_json(output / "result.json")
+    for name in ("model_sha256", "steps", "tokens", "eval_losses", "train_loss"):
+        assert result[name] == expected[name], name
+    assert curve(output) == curve(tmp_path / "whole")
+    assert not list(output.rglob(".tmp-*"))
+
+
+def progress_of(output: Path) -> int:
+    """How often a training step was reported."""
+    file = output / "progress.jsonl"
+    return file.read_text().count('"stage": "train"') if file.exists() else 0
