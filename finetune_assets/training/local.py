@@ -40,6 +40,10 @@ class LocalTrainer:
         self._store = store
         self._threads = threads
 
+    def spec_hash(self, request: TrainingRequest) -> str:
+        """The hash that names the job's folder."""
+        return str(train_spec(request, self._store, self._threads)["spec_hash"])
+
     def validate(self, request: TrainingRequest) -> None:
         """Refuses a data set without training rows, an unknown objective or adapter, a missing model, a full disk."""
         if request.objective != ("sft",) or request.adapter != "full":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training import base_model, presets
 from finetune_assets.training.trainer import TrainingRequest
@@ -25,7 +26,8 @@ DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "objective", 
 
 def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: str = "") -> tuple[TrainingRequest, list[str]]:
     """The training of an assistant on a frozen data set, and warnings about its settings. Raises SettingsError."""
-    preset = presets.preset_name(assistant.preset, base_model.card(assistant.base_model))
+    card = base_model.card(assistant.base_model) if assistant.trainer == "local" else {}
+    preset = presets.preset_name(assistant.preset, card)
     overrides = assistant.hyperparameters.model_dump()
     hyperparameters = presets.resolve(preset, overrides)
     seed = overrides["seed"]
@@ -41,6 +43,8 @@ def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: 
         seed=presets.DEFAULT_SEED if seed is None else int(seed),
         run_key=run_key,
         usd_per_hour=assistant.budget.usd_per_hour,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        tables=Environment.read().tables,
     )
     return request, presets.warnings(preset, hyperparameters)
 

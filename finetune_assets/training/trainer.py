@@ -36,6 +36,12 @@ class TrainingRequest:
     """Who asked: a job of this key is never paid twice."""
     usd_per_hour: float | None = None
     """Rate of the local machine, for the estimate."""
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    """Hyper-parameters that the assistant sets itself, beside its preset."""
+    number: str = ""
+    """`v<n>` in the tuned model's name at a provider."""
+    tables: Path | None = None
+    """FINETUNE_TABLES: prices and days that go before the shipped ones."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ class Trainer(Protocol):
     @property
     def provider(self) -> str:
         """`local`, `openai`, …"""
+        ...
+
+    def spec_hash(self, request: TrainingRequest) -> str:
+        """Hash of what decides the result; names the job's folder."""
         ...
 
     def validate(self, request: TrainingRequest) -> None:
