@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -25,7 +26,6 @@ from finetune_assets.environment import ROOT, Environment
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(assistant: str, until: str | None, require: str | None, approve: bool, wait: bool, as_json: bool) -> None:
     """Materialise what is missing for one assistant, weeks included, and end with its report."""
-    del wait  # the local trainer always runs to its end
     home = Environment.read().home
     with quiet(home) as (terminal, output):
         from finetune_assets.automation.local_run import Request, RunFailed
@@ -35,7 +35,7 @@ def run(assistant: str, until: str | None, require: str | None, approve: bool, w
 
         console = Console(file=terminal, highlight=False, soft_wrap=True)
         say: Callable[[str], None] = lambda text: console.print(text, markup=False)  # noqa: E731
-        request = Request(assistant, until, approve)
+        request = Request(assistant, until, approve, wait)
         try:
             outcome = run_assistant(request, defs(), say, {"launcher": TerminalLauncher.showing(console)})
         except RunFailed as error:
@@ -45,6 +45,9 @@ def run(assistant: str, until: str | None, require: str | None, approve: bool, w
             sys.exit(1)
         if as_json:
             print(json.dumps({key: value for key, value in vars(outcome).items() if value is not None}), file=output)
+        elif outcome.state == "submitted":
+            say(f"Submitted {outcome.job} ({outcome.provider_job}) for {assistant}; nothing waits for it here.")
+            say(f"See it: finetune jobs show {outcome.job}. The daemon goes on, or finetune run --assistant {assistant} --wait")
         elif outcome.state == "stopped":
             say(f"Done up to {until}: {outcome.made}")
         else:
@@ -66,6 +69,7 @@ def status(as_json: bool) -> None:
     if as_json:
         print(json.dumps({"assistants": rows}, default=str))
         return
+    spent = [row for row in rows if row["spent_this_month_usd"] or row["open_remote_jobs"]]
     table = Table(title=f"Assistants of {Environment.read().home}", title_justify="left", box=None, pad_edge=False)
     for column in ("assistant", "weeks", "train/val/test", "data set", "last job", "newest version", "verdict", "champion"):
         table.add_column(column, no_wrap=True)
@@ -82,15 +86,20 @@ def status(as_json: bool) -> None:
             row["champion"] or "-",
         )
     wide().print(table)
+    for row in spent:
+        text = f"{row['assistant']}: ${row['spent_this_month_usd']:.2f} spent or reserved at providers this month"
+        limit = f" of ${row['monthly_usd']:.2f}" if row["monthly_usd"] is not None else ""
+        wide().print(f"{text}{limit}, {row['open_remote_jobs']} job(s) open there", markup=False)
 
 
 @click.command()
+@click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="See models' last days as if it were this day.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def doctor(as_json: bool) -> None:
-    """What works here, what does not, and what to do: machine, settings, source, base models, data volume."""
+def doctor(as_of: datetime.datetime | None, as_json: bool) -> None:
+    """What works here, what does not, and what to do: machine, settings, source, keys, models and their last days."""
     from finetune_assets.doctor import examine
 
-    findings = examine(Environment.read())
+    findings = examine(Environment.read(), as_of.date() if as_of else None)
     if as_json:
         print(json.dumps({"findings": [vars(finding) for finding in findings]}))
     else:

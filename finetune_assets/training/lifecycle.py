@@ -69,6 +69,11 @@ class Ending:
             return None
         return 0 if self.days_left < 0 else min(days for days in WARN_DAYS if self.days_left <= days)
 
+    @property
+    def key(self) -> str:
+        """Of one warning: the same until the next threshold is reached."""
+        return f"{self.use.assistant}|{self.use.what}|{self.use.model}|{self.threshold}"
+
     def text(self) -> str:
         """One sentence: what stops when, and one that says what to do."""
         use, known = self.use, self.lifecycle

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from finetune_assets.dataset.formats import read_lines
 from finetune_assets.environment import variable
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, TrainingError
 from finetune_assets.storage import Store, write_json, write_text
@@ -268,7 +269,7 @@ class OpenAIWire:
         for role, source in self._sources(request).items():
             if not source.exists() or (source.stat().st_size == 0 and role == "training"):
                 raise DataError(f"{source} is missing or empty: there is nothing to train on. Materialise jsonl_splits again.")
-            if role == "validation" and sum(1 for _ in source.open("rb")) < provider_formats.LEAST_ROWS:
+            if role == "validation" and sum(1 for _ in read_lines(source)) < provider_formats.LEAST_ROWS:
                 continue
             made[role] = provider_formats.write(source, folder / f"{role}.jsonl", shape, bom=self.profile.bom)
         self._prepared[key] = made

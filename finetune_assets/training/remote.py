@@ -96,6 +96,10 @@ class Notes:
 class RemoteTrainer(Trainer, Protocol):
     """A rented trainer: the protocol, and what only a job that runs elsewhere needs."""
 
+    def with_journal(self, journal: Journal) -> RemoteTrainer:
+        """The same provider for another job, over the same connections."""
+        ...
+
     def attach(self) -> JobHandle | None:
         """The provider's job of this journal, where it has one although nobody wrote down its id."""
         ...

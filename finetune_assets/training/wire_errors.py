@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,8 @@ def translated(provider: str, doing: str, key: str | None) -> Generator[None]:
         yield
     except openai.APIError as error:
         raise refused(error, provider, doing, key, ProviderUnsettled if unsettled(error) else ProviderError) from None
-    except ValueError as error:  # an answer that is no JSON
-        raise ProviderUnsettled(
-            f"{provider}: {doing} failed: no JSON came back ({type(error).__name__}). Try again later."
-        ) from None
+    except json.JSONDecodeError:  # an answer that is no JSON
+        raise ProviderUnsettled(f"{provider}: {doing} failed: what came back is no JSON.") from None
 
 
 def unsettled(error: APIError) -> bool:

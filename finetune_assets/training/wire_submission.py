@@ -9,11 +9,12 @@ created               provider_job_id                attaches to the job
 from __future__ import annotations
 
 import datetime
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from finetune_assets.errors import DataError, ProviderUnsettled
+from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled
 from finetune_assets.training.provider_formats import Prepared
 from finetune_assets.training.remote import Connection, Journal, without_secrets
 from finetune_assets.training.trainer import TrainingRequest
@@ -22,7 +23,7 @@ from finetune_assets.training.wire_profiles import MOST_PAGES, PAGE, PROFILES, b
 from finetune_assets.training.wire_states import STATUS
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIError, OpenAI
 
 CREATE_TRIES = 3
 FILE_SECONDS = 300.0
@@ -107,7 +108,7 @@ class Submission:
                     return job.id
             except openai.RateLimitError as error:
                 if getattr(error, "code", None) == "insufficient_quota":
-                    raise refused(error, self.provider, "creating the job", self.key) from None
+                    raise self._not_created(error) from None
                 if attempt + 1 == CREATE_TRIES:
                     raise refused(error, self.provider, "creating the job", self.key, ProviderUnsettled) from None
                 time.sleep(min(wait, self.settle_seconds))
@@ -116,16 +117,21 @@ class Submission:
             except openai.APIError as error:
                 status = getattr(error, "status_code", None)
                 if status is not None and status < 500 and status not in (408, 409):
-                    raise refused(error, self.provider, "creating the job", self.key) from None
-            except ValueError:  # an answer that is no JSON says nothing about the job
+                    raise self._not_created(error) from None
+            except json.JSONDecodeError:  # an answer that is no JSON says nothing about the job
                 pass
             found = self.find_settled(state)
             if found is not None:
                 return found
         raise ProviderUnsettled(
-            f"{self.provider} did not say whether it created the job of {state['run_key']}, and lists none. Nothing is lost: run the "
-            "same again, it looks for the job first."
+            f"{self.provider} did not say whether it created the job of {state['run_key']}, and lists none. Nothing is lost: "
+            "run the same again, it looks for the job first."
         )
+
+    def _not_created(self, error: APIError) -> ProviderError:
+        """A plain no: there is no job, and the journal says so before anybody is told."""
+        self.journal.save(create_started=None)
+        return refused(error, self.provider, "creating the job", self.key)
 
     def find_settled(self, state: Mapping[str, Any]) -> str | None:
         """Looks for the job for `settle_seconds`: a list may show it a moment after the answer was lost."""

@@ -36,6 +36,10 @@ class FakeProvider:
         """Attributes of its state."""
         self._post("/_fake/set", values)
 
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._post("/_fake/reset", {})
+
     def clone(self, times: int) -> None:
         """Copies of its only job."""
         self._post("/_fake/clone", {"times": times})

@@ -5,7 +5,8 @@
     GET  /_fake/state    jobs, files, requests, violations
 
 Faults: `error` {status, code, message, retry_after} answers instead of doing; `drop_before`, `drop_after` close the connection
-without an answer, before or after doing; `error_after` does it and answers an error; `hang_before`, `hang_after` never answer; `garbage`.
+without an answer, before or after doing; `error_after` does it and answers an error; `hang_before`, `hang_after` never answer;
+`garbage`.
 """
 
 from __future__ import annotations
@@ -256,6 +257,8 @@ class Handler(BaseHTTPRequestHandler):
                 setattr(self.state, name, value)
         elif path == "/_fake/forget_model":
             self.state.models.pop(body["model"], None)
+        elif path == "/_fake/reset":
+            reset()
         elif path == "/_fake/clone":
             [job] = list(self.state.jobs.values())[:1]
             for number in range(body["times"]):
@@ -274,9 +277,13 @@ class Handler(BaseHTTPRequestHandler):
         }
 
 
-def main(port: int) -> None:
+def reset() -> None:
     Handler.state, Handler.faults, Handler.seen, Handler.violations = State(), [], [], []
     Handler.hanging, Handler.calls = [], {}
+
+
+def main(port: int) -> None:
+    reset()
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     sys.stdout.write(f"{server.server_address[1]}\n")
