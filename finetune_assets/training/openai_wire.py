@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from finetune_assets.dataset.formats import read_lines
-from finetune_assets.environment import variable
+from finetune_assets.environment import Environment, variable
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, TrainingError
 from finetune_assets.storage import Store, write_json, write_text
 from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening, wire_states
@@ -25,7 +25,7 @@ from finetune_assets.training.provider_formats import Prepared
 from finetune_assets.training.remote import Connection, Journal, RemoteModel
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
 from finetune_assets.training.wire_errors import translated
-from finetune_assets.training.wire_profiles import PAGE, PROFILES, bounded, client
+from finetune_assets.training.wire_profiles import PAGE, PROFILES, address, bounded, client
 from finetune_assets.training.wire_states import metrics
 from finetune_assets.training.wire_submission import Submission
 
@@ -168,9 +168,9 @@ class OpenAIWire:
         write_text(folder / "training_log.jsonl", log)
         job = self._client().fine_tuning.jobs.retrieve(handle.id)
         model = folder / "model"
-        common = {"base_url": self.connection.base_url, "key_env": self.connection.key_env}
-        RemoteModel(self.provider, trained.model, **common).write(model)
-        RemoteModel(self.provider, str(request["base_model"]), **common).write(model / "base")
+        base = str(request["base_model"])
+        for name, where in ((trained.model, model), (base, model / "base")):
+            self._model(name, base).write(where)
         started, ended = getattr(job, "created_at", None), getattr(job, "finished_at", None)
         result = {
             "model": "model",
@@ -187,6 +187,15 @@ class OpenAIWire:
         }
         write_json(folder / "result.json", result)
         return result
+
+    def _model(self, name: str, base: str) -> RemoteModel:
+        """A model as it is asked, with the price of today; a tuned one costs what its base does where the table has no own price."""
+        tables = Environment.read().tables
+        price = prices.find(self.provider, name, tables) or prices.find(self.provider, base, tables)
+        url, key_env = address(self.connection)
+        known = {"usd_per_million_input": price.input, "usd_per_million_output": price.output} if price else {}
+        day = price.date.isoformat() if price and price.input is not None else None
+        return RemoteModel(self.provider, name, url, key_env, priced_on=day, **known)
 
     def shutdown_dates(self, models: Iterable[str]) -> dict[str, str]:
         """`shutdown_date` of each model. Raises where the key is refused or a model is not there."""

@@ -54,6 +54,9 @@ class RemoteModel:
     base_url: str | None = None
     key_env: str | None = None
     region: str | None = None
+    usd_per_million_input: float | None = None
+    usd_per_million_output: float | None = None
+    priced_on: str | None = None
 
     def write(self, folder: Path) -> None:
         """Makes the folder of this model."""

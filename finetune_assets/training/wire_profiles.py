@@ -53,27 +53,37 @@ PROFILES: dict[str, Profile] = {
 }
 
 
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+def address(connection: Connection) -> tuple[str, str]:
+    """Where a provider answers, and the variable that holds its key. Raises SettingsError where nothing says where."""
+    profile = PROFILES[connection.provider]
+    url = connection.base_url or profile.base_url
+    if url is None and connection.provider == "openai":
+        url = variable("OPENAI_BASE_URL") or OPENAI_URL
+    if url is None and connection.provider == "azure":
+        url = variable("AZURE_OPENAI_BASE_URL")
+    if url is None:
+        example = "https://RESOURCE.openai.azure.com/openai/v1/" if connection.provider == "azure" else "http://HOST/v1"
+        raise SettingsError(f"trainer: {connection.provider} needs remote.base_url, e.g. {example}")
+    return url, connection.key_env or profile.key_env
+
+
 def client(connection: Connection, timeout: float = 60.0) -> OpenAI:
     """A client of a connection: address from the settings, the profile or OPENAI_BASE_URL. Raises SettingsError."""
     from openai import OpenAI
 
-    profile = PROFILES[connection.provider]
-    name = connection.key_env or profile.key_env
+    url, name = address(connection)
     key = variable(name)
     if key is None:
         raise SettingsError(
             f"{connection.provider} needs a key in the environment variable {name} (or in .env), which is missing. Set it, or "
             "name another one with remote.key_env."
         )
-    url = connection.base_url or profile.base_url
-    if url is None and profile.needs_url:
-        url = variable("AZURE_OPENAI_BASE_URL") if connection.provider == "azure" else None
-        if url is None:
-            example = "https://RESOURCE.openai.azure.com/openai/v1/" if connection.provider == "azure" else "http://HOST/v1"
-            raise SettingsError(f"trainer: {connection.provider} needs remote.base_url, e.g. {example}")
     if not key.isascii() or any(character.isspace() for character in key):
         raise SettingsError(f"The key in {name} has spaces or characters that no key has; was something else pasted?")
-    return OpenAI(api_key=key, base_url=url or variable("OPENAI_BASE_URL"), timeout=timeout, max_retries=2)
+    return OpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=2)
 
 
 def bounded(pages: Any, most: int | None) -> list[Any]:
