@@ -189,11 +189,11 @@ class OpenAIWire:
         return result
 
     def _model(self, name: str, base: str) -> RemoteModel:
-        """A model as it is asked, with the price of today; a tuned one costs what its base does where the table has no own price."""
+        """A model as it is asked, with its price; a tuned one costs what its base does where the table knows no better."""
         tables = Environment.read().tables
         price = prices.find(self.provider, name, tables) or prices.find(self.provider, base, tables)
         url, key_env = address(self.connection)
-        known = {"usd_per_million_input": price.input, "usd_per_million_output": price.output} if price else {}
+        known: dict[str, Any] = {"usd_per_million_input": price.input, "usd_per_million_output": price.output} if price else {}
         day = price.date.isoformat() if price and price.input is not None else None
         return RemoteModel(self.provider, name, url, key_env, priced_on=day, **known)
 
