@@ -7,7 +7,6 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.assistants import Assistant
-from finetune_assets.assistants.settings import split_target
 from finetune_assets.dataset import read_manifest
 from finetune_assets.environment import Environment
 from finetune_assets.registry import Job, Ledger
@@ -34,7 +33,7 @@ class Plan:
 def settings_for(assistants: AssistantsResource, store: StoreResource, name: str, tags: Mapping[str, str]) -> Assistant:
     """An assistant's settings; a migration's run trains with another trainer and model."""
     assistant = assistants.load(name, store.tenants())
-    return retarget(assistant, *split_target(tags[MIGRATE_TO])) if MIGRATE_TO in tags else assistant
+    return retarget(assistant, tags[MIGRATE_TO]) if MIGRATE_TO in tags else assistant
 
 
 def check_remote(
@@ -55,6 +54,15 @@ def check_remote(
         same = {job.status for job in book.jobs(assistant.name) if job.spec_hash == plan.spec_hash}
         if not same - {"failed", "cancelled"}:  # else it is bought already
             check_month(book, due)
+
+
+def replaced_by(ledger: LedgerResource, name: str, tags: Mapping[str, str]) -> str | None:
+    """The version that a migration leaves: the champion, else the newest. Null where this run is none, or there is no version."""
+    if MIGRATE_TO not in tags:
+        return None
+    with ledger.open() as book:
+        versions = book.versions(name)
+        return book.rollout(name).champion or (versions[0].version if versions else None)
 
 
 def submit_remote(
@@ -105,7 +113,10 @@ def keep_remote(trainer: TrainerResource, store: StoreResource, book: Ledger, jo
         return
     backend = trainer.rented(Connection(**remote.connection), store.store, LedgerJournal(book, job.id))
     handle = JobHandle(job.provider, job.provider_job_id or "", job.id, job.dataset_fingerprint)
-    backend.keep(handle, folder, {**job.plan, "base_model": job.base_model, "hyperparameters": job.hyperparameters})
+    cost = spent(book, job.id) or {}
+    backend.keep(
+        handle, folder, {**job.plan, "usd": cost.get("usd"), "base_model": job.base_model, "hyperparameters": job.hyperparameters}
+    )
 
 
 def observation(book: Ledger, job: Job) -> dg.AssetObservation:

@@ -11,7 +11,15 @@ import dagster as dg
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.assets.plots import curve_plot
-from finetune_assets.assets.remote import Plan, check_remote, keep_remote, remote_metadata, settings_for, submit_remote
+from finetune_assets.assets.remote import (
+    Plan,
+    check_remote,
+    keep_remote,
+    remote_metadata,
+    replaced_by,
+    settings_for,
+    submit_remote,
+)
 from finetune_assets.dataset import latest
 from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, TrainingError
 from finetune_assets.evaluation.benchmark import curve
@@ -77,6 +85,7 @@ def training_plan(
         "hyperparameters": request.hyperparameters.to_dict(),
         "seed": request.seed,
         "warnings": warnings,
+        "compare_with": replaced_by(ledger, assistant.name, context.run_tags),
     }
     write_json(store.store.plan(assistant.name), plan)
     return Result(

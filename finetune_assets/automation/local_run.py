@@ -130,7 +130,8 @@ class LocalRun:
         self._check_settings()
         with self._ledger():
             pass  # one that cannot be used is told before anything is made
-        self._corpus()
+        if MIGRATE_TO not in self.request.tags:  # a migration trains what is frozen
+            self._corpus()
         if self.request.until in CORPUS:
             return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
         self._enrol()
@@ -255,7 +256,7 @@ class LocalRun:
             instance=self.instance,
             partition_key=partition,
             raise_on_error=False,
-            asset_selection=None if wanted == assets else [dg.AssetKey(name) for name in wanted],
+            asset_selection=None if wanted in (CORPUS, PHASE_ONE, PHASE_TWO) else [dg.AssetKey(name) for name in wanted],
             tags={HOST: socket.gethostname(), REASON: "command line", **tags},
             resources=dict(self.resources) or None,
         )

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -15,6 +16,9 @@ from rich.table import Table
 
 from finetune_assets.cli.console import VERDICTS, quiet, wide
 from finetune_assets.environment import ROOT, Environment
+
+if TYPE_CHECKING:
+    from finetune_assets.automation.local_run import Request
 
 
 @click.command()
@@ -26,16 +30,24 @@ from finetune_assets.environment import ROOT, Environment
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(assistant: str, until: str | None, require: str | None, approve: bool, wait: bool, as_json: bool) -> None:
     """Materialise what is missing for one assistant, weeks included, and end with its report."""
-    home = Environment.read().home
+    from finetune_assets.automation.local_run import Request
+
+    verdict = perform(Request(assistant, until, approve, wait), as_json)
+    if require and verdict != require:
+        sys.exit(3)
+
+
+def perform(request: Request, as_json: bool) -> str | None:
+    """Runs a request with its progress on the terminal, and says how it ended; its verdict. A failure ends the process with 1."""
+    home, assistant = Environment.read().home, request.assistant
     with quiet(home) as (terminal, output):
-        from finetune_assets.automation.local_run import Request, RunFailed
+        from finetune_assets.automation.local_run import RunFailed
         from finetune_assets.automation.local_run import run as run_assistant
         from finetune_assets.automation.terminal import TerminalLauncher
         from finetune_assets.definitions import defs
 
         console = Console(file=terminal, highlight=False, soft_wrap=True)
         say: Callable[[str], None] = lambda text: console.print(text, markup=False)  # noqa: E731
-        request = Request(assistant, until, approve, wait)
         try:
             outcome = run_assistant(request, defs(), say, {"launcher": TerminalLauncher.showing(console)})
         except RunFailed as error:
@@ -49,14 +61,13 @@ def run(assistant: str, until: str | None, require: str | None, approve: bool, w
             say(f"Submitted {outcome.job} ({outcome.provider_job}) for {assistant}; nothing waits for it here.")
             say(f"See it: finetune jobs show {outcome.job}. The daemon goes on, or finetune run --assistant {assistant} --wait")
         elif outcome.state == "stopped":
-            say(f"Done up to {until}: {outcome.made}")
+            say(f"Done up to {request.until}: {outcome.made}")
         else:
             why = f" — {outcome.reasons[0]}" if outcome.reasons else ""
             say(f"\nVerdict  {(outcome.verdict or 'none').replace('_', ' ')}{why}")
             say(f"Version  {outcome.version} of {assistant}, data set {(outcome.fingerprint or '')[:16]}")
             say(f"Report   {outcome.report}")
-    if require and outcome.verdict != require:
-        sys.exit(3)
+    return outcome.verdict
 
 
 @click.command()

@@ -183,7 +183,7 @@ class OpenAIWire:
             "train_loss": next((p["loss"] for p in reversed(points) if "loss" in p), None),
             "eval_loss": next((p["eval_loss"] for p in reversed(points) if "eval_loss" in p), None),
             "host": self.provider,
-            **{key: request.get(key) for key in ("objective", "hyperparameters", "base_model", "seed")},
+            **{key: request.get(key) for key in ("objective", "hyperparameters", "base_model", "seed", "usd")},
         }
         write_json(folder / "result.json", result)
         return result
