@@ -21,6 +21,7 @@ from finetune_assets.assets.remote import (
     submit_remote,
 )
 from finetune_assets.dataset import latest
+from finetune_assets.dataset.manifest import standing
 from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, TrainingError
 from finetune_assets.evaluation.benchmark import curve
 from finetune_assets.registry import Job, Ledger
@@ -37,10 +38,7 @@ Result = dg.MaterializeResult[Any]
 
 
 def _dataset(store: Store, assistant: str, tags: Mapping[str, str]) -> Path:
-    named = store.dataset(assistant, tags[DATASET]) if DATASET in tags else None
-    if named is not None and not (named / "manifest.json").exists():
-        raise DataError(f"{assistant} has no data set {named.name}; `finetune status` shows the newest one.")
-    folder = named or latest(store, assistant)
+    folder = standing(store, assistant, tags[DATASET]) if DATASET in tags else latest(store, assistant)
     if folder is None:
         raise DataError(f"{assistant} has no frozen data set; materialise jsonl_splits first.")
     return folder
