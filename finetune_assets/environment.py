@@ -34,6 +34,8 @@ class Environment:
     retrain_cron: str
     launcher: str
     fresh_days: float | None
+    monthly_usd: float | None = None
+    tables: Path | None = None
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -57,6 +59,8 @@ class Environment:
             retrain_cron=_cron(variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1"),
             launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
             fresh_days=_days(variables.get("FINETUNE_FRESH_DAYS")),
+            monthly_usd=_dollars(variables.get("FINETUNE_MONTHLY_USD")),
+            tables=_path(folder) if (folder := variables.get("FINETUNE_TABLES")) else None,
         )
 
     @property
@@ -116,6 +120,23 @@ def _days(text: str | None) -> float | None:
     if not 0 < days < 10_000:
         raise SettingsError(f"FINETUNE_FRESH_DAYS={text!r} is no number of days above 0, e.g. 2 or 0.5.")
     return days
+
+
+def variable(name: str) -> str | None:
+    """One variable of the process, else of `.env`; null where it is missing or empty. For keys, which no object keeps."""
+    return os.environ.get(name) or dotenv_values(ROOT / ".env").get(name) or None
+
+
+def _dollars(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < float("inf"):
+        raise SettingsError(f"FINETUNE_MONTHLY_USD={text!r} is no amount; write US dollars a month as a number, e.g. 50.")
+    return amount
 
 
 def _launcher(text: str) -> str:

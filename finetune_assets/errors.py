@@ -10,7 +10,9 @@
     │   └── LeakError            a person, a conversation or a near-duplicate stands in two splits
     ├── TrainingError            a training that could not be started or finished
     │   ├── BudgetExceeded       the estimate is above the assistant's budget
-    │   └── ModelUnavailable     a base model that cannot be loaded
+    │   ├── ModelUnavailable     a base model that cannot be loaded
+    │   └── ProviderError        a rented trainer refused, or answered nonsense; its code and text are in the message
+    │       └── ProviderUnsettled  it cannot be told yet whether it has the job, or it is busy: the job stays open
     ├── LaunchError              a child process that ended badly
     └── LedgerError              a row that is missing, claimed by another run, or contradicts what is stored
 
@@ -64,6 +66,14 @@ class BudgetExceeded(TrainingError):
 
 class ModelUnavailable(TrainingError):
     """A base model that cannot be loaded."""
+
+
+class ProviderError(TrainingError):
+    """A rented trainer refused, or answered nonsense."""
+
+
+class ProviderUnsettled(ProviderError):
+    """It cannot be told yet whether the provider has the job, or it is busy; the job stays open, a later try goes on with it."""
 
 
 class LaunchError(FinetuneError):

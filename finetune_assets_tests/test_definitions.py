@@ -92,6 +92,7 @@ def test_jobs_schedules_and_sensors(definitions: dg.Definitions) -> None:
         "corpus_ready": "RUNNING",
         "feedback_volume": "STOPPED",
         "finished_jobs": "RUNNING",
+        "model_lifecycle": "RUNNING",
         "enrol_tenants": "RUNNING",
         "run_failure": "RUNNING",
     }

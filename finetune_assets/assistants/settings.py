@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -146,6 +146,73 @@ class Budget(Group):
     usd_per_hour: float | None = Field(
         default=None, ge=0, description="Hourly rate of the machine that trains and serves locally."
     )
+    monthly_usd: float | None = Field(
+        default=None, ge=0, description="Most US dollars that this assistant spends at providers in a calendar month (UTC)."
+    )
+
+
+class Aws(Group):
+    """Where Bedrock and SageMaker work. Credentials come from the AWS chain (environment, profile, role), never from here."""
+
+    region: str | None = Field(default=None, description="Region; default: AWS_REGION or the profile's.")
+    role: str | None = Field(default=None, description="ARN of the role that the service takes on: reads and writes the bucket.")
+    bucket: str | None = Field(default=None, description="S3 bucket of data, checkpoints and results.")
+    prefix: str = Field(default="finetune-assets", description="First part of every key in the bucket.")
+    image: str | None = Field(default=None, description="SageMaker: container image with this package installed.")
+    instance: str = Field(default="ml.p3.2xlarge", description="SageMaker: instance that trains.")
+    volume_gb: Annotated[int, Field(ge=1)] = Field(default=50, description="SageMaker: disk of the training instance.")
+    spot: bool = Field(default=True, description="SageMaker: spot capacity; checkpoints on S3 make interruptions cheap.")
+    serverless: bool = Field(default=False, description="SageMaker: serverless customization of an open-weight model.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=8, description="Bedrock: batchSize, where the model takes one.")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-5, description="Bedrock: learningRate.")
+
+
+class Remote(Group):
+    """A rented trainer. Keys stand in environment variables, never here."""
+
+    allowed: bool = Field(
+        default=True, description="False: nothing of this assistant or tenant leaves the machine, pooled assistants included."
+    )
+    base_url: str | None = Field(default=None, description="Address of the API; default: the provider's, or OPENAI_BASE_URL.")
+    key_env: str | None = Field(default=None, description="Environment variable that holds the key; default: the provider's.")
+    suffix: str = Field(default="finetune", description="First part of the tuned model's name.")
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default=1.0, description="OpenAI and Azure; their scale of the learning rate."
+    )
+    training_type: Literal["Standard", "GlobalStandard", "Developer"] | None = Field(
+        default=None, description="Azure: trainingType; default: the service's."
+    )
+    file_days: Annotated[int, Field(ge=1, le=30)] = Field(
+        default=7, description="Days after which the provider deletes uploaded files by itself."
+    )
+    delete_files: bool = Field(default=True, description="Delete uploaded files as soon as the job has ended.")
+    max_hours: Annotated[float, Field(gt=0)] = Field(default=72.0, description="A job that is open longer is cancelled as stuck.")
+    min_model_life_days: Annotated[int, Field(ge=0)] = Field(
+        default=90, description="A model that is switched off sooner is not trained any more."
+    )
+    successor: str | None = Field(
+        default=None, description="TRAINER/MODEL that a dying model's data set is migrated to by itself; null: only a warning."
+    )
+    aws: Aws = Aws()
+
+    @field_validator("successor")
+    @classmethod
+    def _trainer_and_model(cls, successor: str | None) -> str | None:
+        if successor is not None:
+            split_target(successor)
+        return successor
+
+
+TRAINERS = ("local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker")
+DEFAULT_REMOTE_MODEL = "gpt-4o-mini-2024-07-18"
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """`TRAINER/MODEL` as its two parts; a model's own slashes stay. Raises ValueError."""
+    trainer, slash, model = target.partition("/")
+    if not slash or not model or trainer not in TRAINERS:
+        raise ValueError(f"{target!r} is not TRAINER/MODEL with TRAINER one of {', '.join(TRAINERS)}")
+    return trainer, model
 
 
 class Retrain(Group):
@@ -313,7 +380,10 @@ class Assistant(Group):
     language: Literal["es", "en", "pt"] = "es"
     system_prompt: str = Field(default="", description="First message of every example; empty: none.")
     base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
-    trainer: Literal["local"] = "local"
+    trainer: Literal["local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker"] = Field(
+        default="local", description="Who trains: this machine, or a provider; `base_model` is then the provider's name."
+    )
+    remote: Remote = Remote()
     candidates: list[str] = Field(
         default_factory=list[str], description="Other base models that `training_plan` compares with `base_model`."
     )
@@ -350,6 +420,16 @@ class Assistant(Group):
     retrain: Retrain = Retrain()
     split: Split = Split()
     hyperparameters: Hyperparameters = Hyperparameters()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _providers_own_model(cls, values: Any) -> Any:
+        """OpenAI and Azure have a default base model; the others have none that could be guessed."""
+        if isinstance(values, dict) and "base_model" not in values and values.get("trainer", "local") != "local":
+            if values["trainer"] not in ("openai", "azure"):
+                raise ValueError(f"`trainer: {values['trainer']}` needs `base_model`, the provider's name of the model")
+            return {**cast("dict[str, Any]", values), "base_model": DEFAULT_REMOTE_MODEL}
+        return cast("Any", values)
 
     @model_validator(mode="after")
     def _chain(self) -> Assistant:

@@ -139,6 +139,35 @@ erased_datasets = sa.Table(
     sa.Column("erased_at", sa.DateTime, nullable=False),
 )
 
+remote_jobs = sa.Table(
+    "remote_jobs",
+    metadata,
+    sa.Column("job_id", sa.String(80), primary_key=True),
+    sa.Column("connection", sa.JSON, nullable=False),  # where the provider is and which variable holds the key; no secret
+    sa.Column("state", sa.JSON, nullable=False),  # what was uploaded and asked, each written before the next request
+    sa.Column("provider_status", sa.String(80)),
+    sa.Column("progress", sa.JSON),
+    sa.Column("note", sa.Text),  # the last warning
+    sa.Column("submitted_at", sa.DateTime),
+    sa.Column("deadline", sa.DateTime, nullable=False),
+    sa.Column("polled_at", sa.DateTime),
+    sa.Column("next_poll_at", sa.DateTime),
+    sa.Column("failures", sa.Integer, nullable=False),
+)
+
+spending = sa.Table(
+    "spending",
+    metadata,
+    sa.Column("reference", sa.String(160), primary_key=True),  # a job, or a budgeted piece of work: never counted twice
+    sa.Column("assistant", sa.String(80), nullable=False),
+    sa.Column("provider", sa.String(40), nullable=False),
+    sa.Column("kind", sa.String(20), nullable=False),  # training, replies
+    sa.Column("usd", sa.Float),  # null: no price is known
+    sa.Column("final", sa.Boolean, nullable=False),  # false: an estimate, reserved before it is spent
+    sa.Column("tokens", sa.BigInteger),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+)
+
 JOB_STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 OPEN_STATUSES = ("pending", "running")
 
