@@ -11,13 +11,14 @@ from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
 from finetune_assets.evaluation.report import markdown, write_report
+from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
 from finetune_assets.storage import point, read_json
 from finetune_assets.training.spec import default_threads
 
 Result = dg.MaterializeResult[Any]
-SHOWN = ("bits_per_byte", "perplexity", "rules", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
+SHOWN = ("bits_per_byte", "perplexity", "rules", "faithful", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
 
 
 @dg.asset(
@@ -36,7 +37,7 @@ def benchmark_report(
     ledger: LedgerResource,
     launcher: LauncherResource,
 ) -> Result:
-    """Base, base with few-shot examples, and the tuned model on the same test rows; intervals, gates, verdict, samples.
+    """Base, few-shot, retrieval, champion, tuned model and endpoints on the same test rows; intervals, gates, verdict, samples.
 
     Replies are cached by content, so a second report of the same model costs nothing.
     """
@@ -44,10 +45,12 @@ def benchmark_report(
     with ledger.open() as book:
         version = current_version(store.store, book, context.partition_key, context.run_tags)
         plan = book.job(version.job_id).plan
+        champion = book.rollout(context.partition_key).champion
+        served = book.version(context.partition_key, champion) if champion and champion != version.version else None
     dataset = store.store.dataset(assistant.name, version.dataset_fingerprint)
     report_folder = store.store.report(assistant.name, version.version)
     output = report_folder.parent / "work" / version.version
-    candidates = standard(dataset, version.base_model, version.path, assistant.benchmark.few_shot)
+    candidates = standard(dataset, version.base_model, version.path, assistant.benchmark, served.path if served else None)
     prepare(assistant, dataset, candidates, output, threads=default_threads(), cache=store.store.home / "cache" / "replies")
     launcher.run(context, output / "spec.json", output)
     model = Path(version.path)
@@ -59,6 +62,8 @@ def benchmark_report(
         plan=plan,
         code_version=__version__,
         reproduce=f"finetune run --assistant {assistant.name}",
+        champion=served.version if served else None,
+        requests_per_month=requests_per_month(store.store, assistant),
     )
     report = summarise(assistant, output, made)
     write_report(report, report_folder)
@@ -66,6 +71,7 @@ def benchmark_report(
     return Result(
         metadata={
             "verdict": report["verdict"],
+            "recommendation": report["decision"]["recommendation"],
             "summary": dg.MetadataValue.md(markdown(report)),
             "test_rows": report["test_rows"],
             **{

@@ -84,7 +84,7 @@ def test_rows_of_one_conversation_do_not_count_as_independent():
 
 
 def test_rows_needed_grow_with_the_square():
-    assert rows_needed(Interval(0.75, 0.65, 0.85), 0.80, 100) == 400
+    assert rows_needed(Interval(0.75, 0.65, 0.85), 0.80, 100) == 818
     assert rows_needed(Interval(0.80, 0.70, 0.90), 0.80, 100) is None
     assert rows_needed(Interval(None, None, None), 0.80, 100) is None
 
@@ -96,7 +96,7 @@ def pairs() -> tuple[list[str], list[str]]:
 
 
 def test_scores_of_sums_are_sacrebleus():
-    from finetune_assets.worker.benchmark import texts
+    from finetune_assets.worker.scores import texts
 
     replies, references = pairs()
     made = texts(replies, references)
