@@ -200,11 +200,10 @@ def _decision(assistant: Assistant, made: Made, found: Measured, names: Sequence
     given = bench.requests_per_month
     traffic = given if given is not None else made.requests_per_month
     money = decision.Money(usd, traffic, "settings" if given is not None else "corpus" if traffic is not None else "")
-    made_decision = decision.decide(
-        names, costs, found.compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money
-    )
+    values = {name: found.intervals[name] for name in names}
+    decided = decision.decide(values, found.compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money)
     priced = {e.name: e.priced_on.isoformat() if e.priced_on else None for e in bench.endpoints if e.name in names}
-    return {**made_decision, "priced_on": priced, "usd_per_hour": rate, "train_rows": len(split_rows(made.dataset, "train"))}
+    return {**decided, "priced_on": priced, "usd_per_hour": rate, "train_rows": len(split_rows(made.dataset, "train"))}
 
 
 def _with_p(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

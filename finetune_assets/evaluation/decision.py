@@ -1,8 +1,8 @@
 """Was it worth it? What each candidate costs, when it pays for itself, and which one to use: prompt, examples, retrieval, tuning.
 
 The recommendation climbs from the simplest option to the next only where that one is better by more than chance, and by at least
-a hundredth (WORTH), in the assistant's chosen measure, so it turns round when the numbers do. Prices are those of the settings, with their day; seconds are
-measured.
+a hundredth (WORTH), in the assistant's chosen measure, so it turns round when the numbers do. Prices are those of the settings,
+with their day; seconds are measured.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def decide(
         steps.append({"from": pick, "to": option, "measure": used, "gain": found.as_dict(), "better": settled})
         if settled:
             pick = option
-    helped = [step["to"] for step in steps if step["better"]]
     return {
         "recommendation": pick,
         "ready": pick not in (TUNED, TUNED_RAG) or verdict == "serve",
