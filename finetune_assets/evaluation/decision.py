@@ -65,9 +65,7 @@ def decide(
         "measure": measure,
         "steps": steps,
         "prompting_helps": any(_above(compare, name, BASE, measure, values) for name in (FEW_SHOT, RAG) if name in there),
-        "retrieval_helps": {
-            name: name in helped or _above(compare, name, plain, measure, values) for name, plain in _with(there)
-        },
+        "retrieval_helps": {name: _above(compare, name, plain, measure, values) for name, plain in _with(there)},
         "monthly": {name: _monthly(costs.get(name), money.requests_per_month) for name in names},
         "requests_per_month": money.requests_per_month,
         "traffic_from": money.traffic_from,
