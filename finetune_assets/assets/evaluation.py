@@ -10,6 +10,9 @@ from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
+from finetune_assets.evaluation.human.book import export, of_study
+from finetune_assets.evaluation.human.statistics import evaluate
+from finetune_assets.evaluation.human.study import newest
 from finetune_assets.evaluation.report import markdown, write_report
 from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
@@ -87,5 +90,46 @@ def benchmark_report(
     )
 
 
-ASSETS = [benchmark_report]
+@dg.asset(
+    group_name="evaluation",
+    partitions_def=assistants,
+    deps=[benchmark_report],
+    kinds={"sqlite"},
+    owners=OWNERS,
+    code_version="1",
+)
+def human_evaluation(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
+    """What people said of the newest study of blind pairs: win rate with its interval, agreement, position bias.
+
+    A study is started with `finetune rating start`, rated on the router's page, and read here again at any time.
+    """
+    study = newest(store.store, context.partition_key)
+    if study is None:
+        return Result(metadata={"study": "none", "next": f"finetune rating start --assistant {context.partition_key} …"})
+    with ledger.open() as book:
+        rated = of_study(book.engine, study.assistant, study.name)
+    found = evaluate(study, rated)
+    folder = store.store.home / "ratings" / study.assistant / study.name
+    export(study, rated, folder / "export")
+    numbers = {"win_rate": found.win_rate, "left_share": found.left}
+    return Result(
+        metadata={
+            "study": study.name,
+            "version": study.version,
+            "first": study.candidates[0],
+            "second": study.candidates[1],
+            "ratings": found.rated,
+            "raters": found.raters,
+            "counts": dg.MetadataValue.json(found.counts),
+            **{name: one.value for name, one in numbers.items() if one.value is not None},
+            **{f"{name}_low": one.low for name, one in numbers.items() if one.low is not None},
+            **{f"{name}_high": one.high for name, one in numbers.items() if one.high is not None},
+            **({"alpha": found.alpha} if found.alpha is not None else {}),
+            **({"pairs_needed": found.pairs_needed} if found.pairs_needed is not None else {}),
+            "folder": dg.MetadataValue.path(folder),
+        }
+    )
+
+
+ASSETS = [benchmark_report, human_evaluation]
 CHECKS: list[dg.AssetChecksDefinition] = []

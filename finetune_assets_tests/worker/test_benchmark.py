@@ -86,7 +86,12 @@ def test_outputs_are_whole(made: Path):
 def test_a_second_run_computes_nothing_and_says_the_same(made: Path, models: tuple[str, str], dataset: Path, tmp_path: Path):
     again = tmp_path / "again"
     spec = benchmark.prepare(
-        ASSISTANT, dataset, candidates.standard(dataset, *models, ASSISTANT.benchmark), again, threads=1, cache=made.parent / "cache"
+        ASSISTANT,
+        dataset,
+        candidates.standard(dataset, *models, ASSISTANT.benchmark),
+        again,
+        threads=1,
+        cache=made.parent / "cache",
     )
     result = worker.run(spec, Progress.open(again))
     assert result["computed_batches"] == 0
