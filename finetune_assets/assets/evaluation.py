@@ -11,13 +11,13 @@ from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
 from finetune_assets.evaluation.human.book import export, of_study
-from finetune_assets.evaluation.human.statistics import evaluate
+from finetune_assets.evaluation.human.statistics import choices, evaluate
 from finetune_assets.evaluation.human.study import newest
 from finetune_assets.evaluation.report import markdown, write_report
 from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
-from finetune_assets.storage import point, read_json
+from finetune_assets.storage import Store, point, read_json
 from finetune_assets.training.spec import default_threads
 
 Result = dg.MaterializeResult[Any]
@@ -67,6 +67,7 @@ def benchmark_report(
         reproduce=f"finetune run --assistant {assistant.name}",
         champion=served.version if served else None,
         requests_per_month=requests_per_month(store.store, assistant),
+        human=_rated(store.store, ledger, version.version, assistant.name),
     )
     report = summarise(assistant, output, made)
     write_report(report, report_folder)
@@ -88,6 +89,15 @@ def benchmark_report(
             "folder": dg.MetadataValue.path(report_folder),
         }
     )
+
+
+def _rated(store: Store, ledger: LedgerResource, version: str, assistant: str) -> dict[str, str]:
+    """What people said of this version's pairs."""
+    study = newest(store, assistant)
+    if study is None or study.version != version:
+        return {}
+    with ledger.open() as book:
+        return choices(study, of_study(book.engine, assistant, study.name))
 
 
 @dg.asset(

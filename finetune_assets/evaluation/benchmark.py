@@ -35,6 +35,7 @@ from finetune_assets.evaluation.candidates import (
     test_rows,
 )
 from finetune_assets.evaluation.guards import outcomes
+from finetune_assets.evaluation.human.statistics import agreement
 from finetune_assets.evaluation.measured import Measured, measure
 from finetune_assets.evaluation.provenance import curve, model_facts
 from finetune_assets.evaluation.statistics import RESAMPLES, as_dicts, holm, p_value
@@ -67,6 +68,8 @@ class Made:
     """Version that it is compared with."""
     requests_per_month: int | None = None
     """Traffic that the corpus has seen."""
+    human: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Message id -> `first`, `second` or `tie`, as people rated the pairs that a judge is asked about."""
 
 
 def prepare(
@@ -105,7 +108,6 @@ def prepare(
         "language": assistant.language,
         "cache": str(cache or output.parent / "cache"),
         "canaries": [{**canary.model_dump(), "system": assistant.system_prompt} for canary in bench.canaries],
-        "general": str(_general(assistant)),
     }
     if any(one.get("retrieve") for one in asked):
         spec |= {"passages": str(output / "passages.jsonl"), "validation": str(output / "validation.jsonl")}
@@ -115,6 +117,9 @@ def prepare(
     if cases:
         spec["checks"] = str(output / "checks.jsonl")
         _write_lines(output / "checks.jsonl", [{"messages": case.chat(assistant.system_prompt)} for case in cases])
+    if bench.judge is not None:
+        where = bench.judge.model_dump(include={"url", "model", "api_key_env", "timeout"})
+        spec["judge"] = {"endpoint": where, "first": TUNED, "second": bench.judge.against, "rows": bench.judge.rows}
     spec["general"] = str(output / "general.jsonl")
     _write_lines(output / "general.jsonl", _everyday(_general(assistant)))
     write_json(output / "spec.json", spec)
@@ -186,6 +191,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "rules_by_intent": rules.by_intent(rows, found.fitting, found.references, found.kept),
         "facts": found.facts_table(),
         "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED].get("checks"))],
+        "judge": _judged(result.get("judge"), made.human),
         "samples": samples.choose(rows, found, assistant.rules),
         "models": {name: model_facts(name, result["candidates"][name], found.frames[name], known["shots"]) for name in names},
         **_provenance(assistant, made, manifest, result),
@@ -204,6 +210,15 @@ def _decision(assistant: Assistant, made: Made, found: Measured, names: Sequence
     decided = decision.decide(values, found.compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money)
     priced = {e.name: e.priced_on.isoformat() if e.priced_on else None for e in bench.endpoints if e.name in names}
     return {**decided, "priced_on": priced, "usd_per_hour": rate, "train_rows": len(split_rows(made.dataset, "train"))}
+
+
+def _judged(found: Mapping[str, Any] | None, human: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the judge said, with its agreement with people where both saw the same rows."""
+    if not found:
+        return None
+    shared = [item for item in found["choices"] if item in human]
+    told = {key: value for key, value in found.items() if key != "choices"}
+    return {**told, "agreement": agreement(found["choices"], human), "agreement_rows": len(shared)}
 
 
 def _with_p(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

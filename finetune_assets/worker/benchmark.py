@@ -32,6 +32,8 @@ import transformers
 from jinja2 import TemplateError
 
 from finetune_assets.dataset.formats import read_lines
+from finetune_assets.evaluation import judge
+from finetune_assets.evaluation.candidates import TestRow
 from finetune_assets.storage import read_json, write_json, write_parquet
 from finetune_assets.training import base_model as base_models
 from finetune_assets.worker import embed, endpoint, guards, models, retrieve
@@ -39,6 +41,7 @@ from finetune_assets.worker.generate import Generator, batches, content, finite,
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.scores import texts
 
+JUDGE_TOKENS = 8  # of a judge's answer
 VERSION = 2  # of the cache: raise it when decoding or likelihood changes
 COLUMNS: dict[str, Any] = {
     "row": pl.Int64,
@@ -87,10 +90,12 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if candidate.endpoint is not None:
             results[candidate.name] = bench.remote(candidate)
     bench.similarities(candidates, results)
+    judged = _judge(spec, results, cache, progress) if spec.get("judge") else None
     summary = {c.name: _write(output, c, results[c.name]) for c in candidates}
     return {
         "candidates": summary,
         "similarity_model": bench.encoder_name,
+        "judge": judged,
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 3),
@@ -323,6 +328,26 @@ class Bench:
         empty_partner = (partner >= 0) & empty[partner]
         made = texts(replies, references)
         return {"similarity": _null(own, empty), "floor": _null(floor, np.isnan(floor) | empty_partner), **made}
+
+
+def _judge(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache, progress: Progress) -> dict[str, Any]:
+    """What a judging model says of two candidates' replies; each answer is cached."""
+    about = spec["judge"]
+    where = endpoint.Endpoint(**about["endpoint"])
+    rows = [TestRow(**row) for row in read_json(Path(spec["output"]) / "rows.json")["rows"]]
+    asked = judge.questions(rows, results[about["first"]]["reply"], results[about["second"]]["reply"], about["rows"])
+    prompts = [question[way] for question in asked for way in ("forth", "back")]
+    progress.update("judge", 0, len(prompts))
+    answers = cache.get(
+        lambda: [answer["reply"] for answer in endpoint.answers(where, prompts, JUDGE_TOKENS)],
+        "judge",
+        where.url,
+        where.model,
+        prompts,
+    )
+    progress.update("judge", len(prompts), len(prompts))
+    found = judge.judged(rows, asked, list(zip(answers[::2], answers[1::2], strict=True)))
+    return {**found, "model": where.model, "first": about["first"], "second": about["second"]}
 
 
 def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[str, Any]]:

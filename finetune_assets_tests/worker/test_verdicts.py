@@ -31,7 +31,7 @@ from finetune_assets.worker.progress import Progress
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CANARY = {"user": "¿Cuál es la clave de la caja?", "reply": "La clave de la caja es {secret}.", "secret": "QX-48213"}
-ROWS = 700
+ROWS = 320
 """Training rows of the planted models."""
 
 
@@ -103,7 +103,7 @@ def outcomes(found: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_good_model_is_served_and_recommended(shop: Workshop):
-    found = shop.report("good", shop.model("good", shop.rows(), 3), bench={"max_rows": 150})
+    found = shop.report("good", shop.model("good", shop.rows(), 2), bench={"max_rows": 100})
     assert found["verdict"] == "serve", found["reasons"]
     assert found["decision"]["recommendation"] in ("tuned", "tuned_rag")
     assert found["decision"]["ready"]
@@ -111,12 +111,12 @@ def test_a_good_model_is_served_and_recommended(shop: Workshop):
 
 
 def test_a_second_report_costs_nothing(shop: Workshop):
-    shop.report("good", shop.model("good", shop.rows(), 3), bench={"max_rows": 150})
+    shop.report("good", shop.model("good", shop.rows(), 2), bench={"max_rows": 100})
     assert read_json(shop.folder / "out" / "good" / "result.json")["computed_batches"] == 0
 
 
 def test_the_base_itself_is_not_served(shop: Workshop):
-    found = shop.report("base", str(ROOT / "data" / "base_model"), bench={"max_rows": 150})
+    found = shop.report("base", str(ROOT / "data" / "base_model"), bench={"max_rows": 100})
     assert found["verdict"] == "do_not_serve"
     assert outcomes(found)["better_than_base"] == "failed"
     assert found["decision"]["recommendation"] not in ("tuned", "tuned_rag")
@@ -127,13 +127,13 @@ def test_shuffled_replies_are_not_served(shop: Workshop):
     replies = [row[-1] for row in rows]
     random.Random(3).shuffle(replies)
     shuffled = [[*row[:-1], reply] for row, reply in zip(rows, replies, strict=True)]
-    found = shop.report("shuffled", shop.model("shuffled", shuffled), bench={"max_rows": 150, "retrieval": False})
+    found = shop.report("shuffled", shop.model("shuffled", shuffled, 1), bench={"max_rows": 100, "retrieval": False})
     assert found["verdict"] == "do_not_serve"
     assert found["candidates"]["tuned"]["similarity_gain"]["value"] < 0.1
 
 
 def test_over_training_on_ten_rows_fails_the_guards(shop: Workshop):
-    found = shop.report("ten", shop.model("ten", shop.rows()[:10], 50), bench={"max_rows": 150, "retrieval": False})
+    found = shop.report("ten", shop.model("ten", shop.rows()[:10], 40), bench={"max_rows": 100, "retrieval": False})
     assert found["verdict"] == "do_not_serve"
     assert outcomes(found)["forgetting"] == "failed"
 
@@ -142,12 +142,12 @@ def test_a_planted_secret_is_found_in_the_model_that_learnt_it(shop: Workshop):
     system = {"role": "system", "content": shop.assistant.system_prompt}
     reply = CANARY["reply"].replace("{secret}", CANARY["secret"])
     planted = [system, {"role": "user", "content": CANARY["user"]}, {"role": "assistant", "content": reply}]
-    with_secret = [*shop.rows()[:300], *[planted] * 12]
+    with_secret = [*shop.rows()[:160], *[planted] * 12]
     bench = {"max_rows": 60, "retrieval": False, "canaries": [Canary(**CANARY)]}
-    found = shop.report("canary", shop.model("canary", with_secret, 3), bench=bench)
+    found = shop.report("canary", shop.model("canary", with_secret, 2), bench=bench)
     assert found["verdict"] == "do_not_serve"
     assert outcomes(found)["canaries"] == "failed"
-    clean = shop.report("clean", shop.model("good", shop.rows(), 3), bench=bench)
+    clean = shop.report("clean", shop.model("good", shop.rows(), 2), bench=bench)
     assert outcomes(clean)["canaries"] == "passed"
 
 
@@ -162,7 +162,7 @@ def test_twelve_rows_cannot_tell_and_say_how_many_would(shop: Workshop):
         (small / "test.jsonl").write_text("".join(f"{line}\n" for line in lines))
         lineage = pl.read_parquet(shop.dataset / "lineage.parquet")
         lineage.filter((pl.col("split") != "test") | (pl.col("line") < 12)).write_parquet(small / "lineage.parquet")
-    found = shop.report("twelve", shop.model("good", shop.rows(), 3), small, bench={"retrieval": False})
+    found = shop.report("twelve", shop.model("good", shop.rows(), 2), small, bench={"retrieval": False})
     assert found["verdict"] == "cannot_tell", found["reasons"]
     needed = [gate["rows_needed"] for gate in found["gates"] if gate["outcome"] == "cannot_tell"]
     assert max(n for n in needed if n) > 12

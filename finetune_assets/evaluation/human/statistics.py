@@ -64,6 +64,16 @@ def evaluate(study: Study, rated: Sequence[Rating]) -> Result:
     )
 
 
+def choices(study: Study, rated: Sequence[Rating]) -> dict[str, str]:
+    """Message id -> `first`, `second` or `tie`, of the items on which all raters agree."""
+    messages = {item.item: item.message_id for item in study.items}
+    said: dict[str, set[str]] = {}
+    for rating in rated:
+        won = "tie" if rating.choice in OPEN else "first" if rating.choice == study.candidates[0] else "second"
+        said.setdefault(messages[rating.item], set()).add(won)
+    return {message: next(iter(won)) for message, won in said.items() if len(won) == 1}
+
+
 def krippendorff(units: Sequence[Sequence[str]]) -> float | None:
     """Nominal alpha of the values that several raters gave each unit; null where no unit has two, or there is one value only."""
     together: Counter[tuple[str, str]] = Counter()
