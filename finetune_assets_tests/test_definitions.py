@@ -18,6 +18,7 @@ GRAPH = {
     "training_job": ["training_plan"],
     "trained_model": ["training_job"],
     "benchmark_report": ["trained_model"],
+    "human_evaluation": ["benchmark_report"],
     "registered_model": ["benchmark_report"],
     "rollout": ["registered_model"],
 }
@@ -29,7 +30,14 @@ BLOCKING = {
     "registered_model": [
         "above_similarity_floor",
         "better_than_base",
+        "canaries",
+        "checks",
         "empty",
+        "faithful",
+        "forgetting",
+        "not_worse_than_champion",
+        "other_tenant",
+        "parity",
         "perplexity",
         "personal_data",
         "repeated",

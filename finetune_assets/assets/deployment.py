@@ -8,6 +8,7 @@ import dagster as dg
 from finetune_assets.assets.partitions import OWNERS, assistants
 from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.card import model_card
+from finetune_assets.evaluation.gates import GATES
 from finetune_assets.registry import Version
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
@@ -15,18 +16,6 @@ from finetune_assets.storage import Store, read_json, write_text
 from finetune_assets.training import base_model
 
 Result = dg.MaterializeResult[Any]
-
-GATES = {
-    "training_loss": "Training loss under `gates.max_training_loss`.",
-    "perplexity": "Perplexity of the references under `gates.max_perplexity`, with its whole interval.",
-    "reply_seconds": "Median seconds of a reply under `gates.max_reply_seconds`.",
-    "rules": "Share of the assistant's rules that replies keep, above `gates.min_rules` with its whole interval.",
-    "personal_data": "No known kind of personal data in replies.",
-    "empty": "Empty replies.",
-    "repeated": "Replies that repeat themselves.",
-    "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
-    "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
-}
 
 
 def _report(store: Store, version: Version) -> dict[str, Any]:

@@ -168,6 +168,22 @@ spending = sa.Table(
     sa.Column("created_at", sa.DateTime, nullable=False),
 )
 
+ratings = sa.Table(
+    "ratings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("assistant", sa.String(80), nullable=False),
+    sa.Column("study", sa.String(80), nullable=False),
+    sa.Column("item", sa.String(40), nullable=False),
+    sa.Column("rater", sa.String(80), nullable=False),
+    sa.Column("choice", sa.String(40), nullable=False),  # the candidate that won, tie, both_bad; accept, reject
+    sa.Column("left", sa.String(40), nullable=False),  # candidate on the left side
+    sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.UniqueConstraint("assistant", "study", "item", "rater"),
+)
+
 JOB_STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 OPEN_STATUSES = ("pending", "running")
 
