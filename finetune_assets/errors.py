@@ -12,7 +12,9 @@
     │   ├── BudgetExceeded       the estimate is above the assistant's budget
     │   └── ModelUnavailable     a base model that cannot be loaded
     ├── LaunchError              a child process that ended badly
+    ├── ServingError             a router or an upstream that cannot do what was asked
     └── LedgerError              a row that is missing, claimed by another run, or contradicts what is stored
+        └── RolloutRefused       a move that the rollout's state or its guards do not allow
 
 Provider errors are translated once, in their trainer. `exit_code` is what the command line ends with.
 """
@@ -72,3 +74,11 @@ class LaunchError(FinetuneError):
 
 class LedgerError(FinetuneError):
     """A ledger row that is missing, claimed by another run, or contradicts what is stored."""
+
+
+class RolloutRefused(LedgerError):
+    """A move that the rollout's state or its guards do not allow."""
+
+
+class ServingError(FinetuneError):
+    """A router or an upstream that cannot do what was asked."""
