@@ -102,8 +102,9 @@ requests = sa.Table(
     sa.Column("usd", sa.Float),
     sa.Column("user_chars", sa.Integer),
     sa.Column("reply_chars", sa.Integer),
-    sa.Column("unknown_words", sa.Float),  # share of the user's words that the training set does not hold
     sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("history_key", sa.String(32)),  # of the chat up to this reply: finds the conversation of a client that names none
+    sa.Index("requests_of_a_history", "history_key"),
     sa.Index("requests_of_a_step", "assistant", "rollout", "step", "created_at"),
     sa.Index("requests_of_a_conversation", "conversation_id", "created_at"),
     sa.Index("requests_of_a_reply", "message_id"),

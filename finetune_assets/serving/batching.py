@@ -88,6 +88,9 @@ class Lane:
     def step(self) -> None:
         """Lets waiting chats in, and makes one token of every running chat."""
         if any(row.cancelled for row in self.rows):
+            for row in self.rows:
+                if row.cancelled:
+                    row.deliver(None, "cancelled")
             self._keep([n for n, row in enumerate(self.rows) if not row.cancelled])
         if self.rows:
             self._decode()
@@ -108,7 +111,9 @@ class Lane:
         for queue in (self.waiting, self.patient):
             while queue and len(joining) < room:
                 chat = queue.popleft()
-                if not chat.cancelled:
+                if chat.cancelled:
+                    chat.deliver(None, "cancelled")
+                else:
                     joining.append(chat)
         return joining
 

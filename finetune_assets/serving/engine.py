@@ -55,6 +55,7 @@ class Engine:
         self.names: dict[str, tuple[str, str]] = {}  # model name: lane, adapter
         self.loading = threading.Lock()
         self.condition = threading.Condition()
+        self.stepping = threading.Lock()
         self.inbox: list[tuple[str, Chat]] = []
         self.pending = 0
         self.ended = False
@@ -78,7 +79,7 @@ class Engine:
             adapter = NO_ADAPTER
             if place.adapter is not None:
                 adapter = name.replace(".", "_")
-                with self.condition:
+                with self.stepping:
                     self.lanes[place.base].add_adapter(adapter, place.adapter)
             self.names[name] = (place.base, adapter)
 
@@ -110,9 +111,10 @@ class Engine:
                     else:
                         chat.deliver(None, "error: the model was put out of memory; ask again")
                 self.inbox.clear()
-                for lane in list(self.lanes.values()):
-                    if lane.busy:
-                        self._step(lane)
+                busy = [lane for lane in self.lanes.values() if lane.busy]
+            for lane in busy:
+                with self.stepping:
+                    self._step(lane)
 
     def _step(self, lane: Lane) -> None:
         try:
@@ -236,7 +238,7 @@ class _Reply:
             self.ids.append(token)
 
     async def _cancel_when_gone(self, request: Request) -> None:
-        while not await request.is_disconnected():  # noqa: ASYNC110
+        while not await request.is_disconnected():
             await asyncio.sleep(0.25)
         self.chat.cancelled = True
 

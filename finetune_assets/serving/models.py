@@ -66,8 +66,8 @@ def _checked(version: Version, source: Path) -> Location:
     wanted = sorted(there - NOT_THE_MODEL if names is None else names)
     if not set(wanted) <= there or content_hash_of(folder, wanted, version.dataset_fingerprint) != version.content_hash:
         raise ModelUnavailable(
-            f"Version {version.version} of {version.assistant}: the files in {folder} are not those that were registered. It is not "
-            "served; restore the folder from a backup, or train again and roll out the new version."
+            f"Version {version.version} of {version.assistant}: the files in {folder} are not those that were registered. It is "
+            "not served; restore the folder from a backup, or train again and roll out the new version."
         )
     return Location(version.base_model, folder) if (folder / ADAPTER).exists() else Location(str(folder), None)
 

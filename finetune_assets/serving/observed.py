@@ -134,7 +134,6 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
                 sa.func.sum(requests.c.usd),
                 sa.func.avg(requests.c.user_chars),
                 sa.func.avg(requests.c.reply_chars),
-                sa.func.avg(requests.c.unknown_words),
             ).where(where)
         ).one()
         said = connection.execute(
@@ -158,7 +157,6 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
         "usd": head[5],
         "user_chars": head[6],
         "reply_chars": head[7],
-        "unknown_words": head[8],
         "feedback": given,
         "negative": kinds.get("negative", 0) / given if given else None,
         "rating": sum(r * n for r, n in rated) / sum(n for _, n in rated) if rated else None,
