@@ -230,7 +230,7 @@ class Ledger:
         """
         values = {field: value for field, value in vars(after).items() if field != "assistant"} | {"updated_at": now()}
         moved = f"The rollout of {before.assistant} moved on from generation {before.generation}; read it again and decide anew."
-        version = after.candidate or before.candidate or after.champion
+        version = after.candidate or before.candidate or before.champion  # what it is about: without a rollout, what is left
         row = _event_row(before.assistant, after.generation, event, version, before.champion, why)
         row |= {"step": after.step, "evidence": evidence}
         try:

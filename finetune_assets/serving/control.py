@@ -45,6 +45,44 @@ def start(ledger: Ledger, assistant: str, version: str, reason: str, actor: str)
     return _move(ledger, Move("started", before, after, None, reason), actor)
 
 
+def offer(ledger: Ledger, assistant: str, version: str, reason: str, actor: str) -> str:
+    """Brings a new version into shadow if nothing speaks against it; says what was done. Raises RolloutRefused."""
+    state = ledger.rollout(assistant)
+    if version in (state.champion, state.candidate):
+        return "unchanged"
+    if version in _ended(ledger, assistant):
+        return "was rolled back before; `finetune rollout start` brings it back"
+    if state.is_open and state.share > 0:
+        return f"waits for the end of the rollout of {state.candidate}"
+    start(ledger, assistant, version, reason, actor)
+    return "in shadow"
+
+
+def offer_waiting(ledger: Ledger, assistant: str, actor: str) -> str | None:
+    """Where no rollout is open: the newest version that should be served and is newer than the champion; what was done."""
+    state = ledger.rollout(assistant)
+    if state.is_open or state.generation == 0:
+        return None
+    versions = ledger.versions(assistant)
+    live = next((version.number for version in versions if version.version == state.champion), 0)
+    ended = _ended(ledger, assistant)
+    waiting = [v for v in versions if v.verdict == "serve" and v.number > live and v.version not in ended]
+    if not waiting:
+        return None
+    return f"{waiting[0].version}: {offer(ledger, assistant, waiting[0].version, 'waited for the rollout before it', actor)}"
+
+
+def _ended(ledger: Ledger, assistant: str) -> set[str]:
+    """Versions that were taken back and not started again by a person since."""
+    ended: set[str] = set()
+    for event in ledger.events(assistant):
+        if event["event"] == "rolled_back":
+            ended.add(event["version"])
+        elif event["event"] == "started":
+            ended.discard(event["version"])
+    return ended
+
+
 def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) -> Move | None:
     """Judges the current step and does what follows; null where nothing changed, or somebody else was first."""
     before = ledger.rollout(assistant)
