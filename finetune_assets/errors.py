@@ -14,7 +14,9 @@
     │   └── ProviderError        a rented trainer refused, or answered nonsense; its code and text are in the message
     │       └── ProviderUnsettled  it cannot be told yet whether it has the job, or it is busy: the job stays open
     ├── LaunchError              a child process that ended badly
+    ├── ServingError             a router or an upstream that cannot do what was asked
     └── LedgerError              a row that is missing, claimed by another run, or contradicts what is stored
+        └── RolloutRefused       a move that the rollout's state or its guards do not allow
 
 Provider errors are translated once, in their trainer. `exit_code` is what the command line ends with.
 """
@@ -82,3 +84,11 @@ class LaunchError(FinetuneError):
 
 class LedgerError(FinetuneError):
     """A ledger row that is missing, claimed by another run, or contradicts what is stored."""
+
+
+class RolloutRefused(LedgerError):
+    """A move that the rollout's state or its guards do not allow."""
+
+
+class ServingError(FinetuneError):
+    """A router or an upstream that cannot do what was asked."""

@@ -21,6 +21,8 @@ GRAPH = {
     "human_evaluation": ["benchmark_report"],
     "registered_model": ["benchmark_report"],
     "rollout": ["registered_model"],
+    "serving_health": ["rollout"],
+    "weekly_digest": ["serving_health"],
 }
 BLOCKING = {
     "raw_conversations": ["every_conversation_row_accounted"],
@@ -95,7 +97,11 @@ def test_jobs_schedules_and_sensors(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     assert {"prepare_corpus", "train", "release"} <= {job.name for job in repository.get_all_jobs()}
     schedules = {schedule.name: (schedule.cron_schedule, schedule.default_status.value) for schedule in repository.schedule_defs}
-    assert schedules == {"weekly_retrain": ("0 3 * * 1", "STOPPED")}
+    assert schedules == {
+        "weekly_retrain": ("0 3 * * 1", "STOPPED"),
+        "daily_health": ("30 2 * * *", "RUNNING"),
+        "weekly_report_on_monday": ("0 8 * * 1", "STOPPED"),
+    }
     assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {
         "corpus_ready": "RUNNING",
         "feedback_volume": "STOPPED",
@@ -103,6 +109,8 @@ def test_jobs_schedules_and_sensors(definitions: dg.Definitions) -> None:
         "model_lifecycle": "RUNNING",
         "enrol_tenants": "RUNNING",
         "run_failure": "RUNNING",
+        "rollout_steps": "RUNNING",
+        "drifted": "STOPPED",
     }
 
 

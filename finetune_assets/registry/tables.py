@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
+from finetune_assets.registry.rollouts import IDLE, Rollout
+
 metadata = sa.MetaData()
 
 datasets = sa.Table(
@@ -102,6 +104,14 @@ rollouts = sa.Table(
     sa.Column("champion", sa.String(80)),
     sa.Column("generation", sa.Integer, nullable=False),
     sa.Column("updated_at", sa.DateTime, nullable=False),
+    sa.Column("candidate", sa.String(80)),
+    sa.Column("step", sa.String(10)),
+    sa.Column("status", sa.String(20)),
+    sa.Column("share", sa.Float),
+    sa.Column("salt", sa.String(200)),
+    sa.Column("previous", sa.String(80)),
+    sa.Column("held_by", sa.String(20)),
+    sa.Column("experiment", sa.JSON),  # two versions side by side for chosen tenants or users
 )
 
 rollout_events = sa.Table(
@@ -116,6 +126,8 @@ rollout_events = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.String(120), nullable=False),
     sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("step", sa.String(10)),
+    sa.Column("evidence", sa.JSON),  # what the guards said
 )
 
 erasures = sa.Table(
@@ -255,14 +267,13 @@ class Version:
         return cls(**_plain(row))
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Which version an assistant's users get; `generation` counts every change."""
-
-    assistant: str
-    champion: str | None
-    generation: int
-    updated_at: datetime.datetime | None
+def rollout_of(row: sa.RowMapping) -> Rollout:
+    """The record of a row of `rollouts`; one that an older program wrote is idle."""
+    values = _plain(row)
+    values.pop("experiment", None)
+    for name, idle in (("step", IDLE), ("status", "idle"), ("share", 0.0)):
+        values[name] = values[name] or idle
+    return Rollout(**values)
 
 
 def _plain(row: sa.RowMapping) -> dict[str, Any]:
