@@ -23,9 +23,11 @@ _KIN = (
 _KIN_EN = r"son|daughter|wife|husband|mother|father|mom|dad|brother|sister|friend|partner|boyfriend|girlfriend"
 _KIN_PT = r"filh[oa]|espos[oa]|marido|mulher|m[ãa]e|pai|irm[ãa]o?|amig[oa]|namorad[oa]|av[óô]"
 WEAK_INTRO = (
-    r"under the name(?: of)?|in the name of|soy|[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
+    rf"under the name(?: of)?|in the name of|soy (?:la|el) (?:{_KIN}) de|para (?:el|la) niñ[oa]|soy|"
+    r"[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
     rf"(?:de|para|es|con) mi (?:{_KIN})|(?:for|is) my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
-    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation) under|aqui (?:é|fala)(?: [oa])?|"
+    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation|booking|table|appointment) under|"
+    r"for (?:mr|mrs|ms|miss)\.?|aqui (?:é|fala)(?: [oa])?|"
     r"saludos,|atentamente,|atte\.?,?|firmado:?|un saludo,"
 )
 LABEL = (
@@ -58,17 +60,18 @@ _ASK_NAME = re.compile(ASK_NAME, _I)
 
 _WORD = r"[^\W\d_][^\W\d_'’-]{0,30}(?:['’-][^\W\d_]{1,30}){0,2}"
 _TITLE_WORD = (
-    r"(?:señora?|sra?|srta|don|doña|dra?|doctora?|mr|mrs|ms|miss|seu|dona|paciente|client[e]?|"
+    r"(?:señora?|sra?|srta|niñ[oa]|don|doña|dra?|doctora?|mr|mrs|ms|miss|seu|dona|paciente|client[e]?|"
     r"espos[oa]|herman[oa]|hij[oa]|madre|padre|mam[aá]|pap[aá])\.?"
 )
 _TITLE = rf"(?:(?:el|la|mi){GAP}(?=\w))?(?:{_TITLE_WORD}{GAP})?"
+_ONLY_ARTICLE = re.compile(rf".*(?:{GAP}|:)(?:el|la|mi){GAP}", _I | re.DOTALL)
 _INTRO = re.compile(
     rf"{START}(?:(?P<strong>{STRONG_INTRO})|(?P<weak>{WEAK_INTRO})|(?P<label>{LABEL}){GAP}?(?=:))(?:{GAP}|:){{1,3}}"
     rf"{_TITLE}(?!{_TITLE_WORD}{GAP}\n)(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",  # no name: title, placeholder
     _I,
 )
 _CALLER = re.compile(
-    rf"(?:^|[.,;!¡\n]|hola|hello|hi){GAP}*(?:(?P<here>aqu[ií])|(?P<this>this{GAP}is)){GAP}{{1,3}}"
+    rf"(?:^|[.,;!¡\n]|hola|hello|hi){GAP}*(?:(?P<here>aqu[ií])|this{GAP}is|habla){GAP}{{1,3}}"
     rf"(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,4}}){GAP}*(?P<end>[,.;!?¿¡:\n]|$|speaking|calling|from)",
     _I,
 )
@@ -113,9 +116,10 @@ too trying under unable up us very wanting want was we well what when where whic
 afraid allergic also alone already available back both busy calling done fine free glad happy hungry late lost off over
 planning running searching thirsty tired traveling travelling uncertain unsure using wondering american british spanish
 english a.i ai curious excited booked reserved based certain correct right wrong vegan vegetarian celiac coeliac
-pregnant diabetic gluten lactose nut veggie retired amazing awesome wonderful perfect lovely fantastic incredible
-terrible awful annoyed disappointed eu você depois agora ainda já sempre nunca novo nova minha meu sua seu voce uma um
-não nao com mais muito obrigado obrigada quero gostaria preciso e da na"""
+pregnant diabetic gluten lactose nut veggie retired italian french german mexican chilean indian chinese japanese muslim
+jewish kosher amazing awesome wonderful perfect lovely fantastic incredible terrible awful annoyed disappointed eu você
+depois agora ainda já sempre nunca novo nova minha meu sua seu voce uma um não nao com mais muito obrigado obrigada
+quero gostaria preciso e da na"""
 )
 # An answer that begins so is no name.
 _REPLIES = _words(
@@ -178,8 +182,10 @@ def find_names(text: str) -> Iterator[Span]:
         first = m["name"].split()[0]
         shouting = (m["strong"] or m["weak"] or m["label"]).isupper() and first.isupper() and len(first) > 1
         words = _name_words(list(re.finditer(_WORD, m["name"])), strong, shouting)
-        if not words or (len(words) == 1 and len(words[0][0]) < 2) or (first.islower() and first in _REPLIES):
+        if not words or (len(words) == 1 and len(words[0][0]) < 2):
             continue
+        if first.islower() and (first in _REPLIES or _ONLY_ARTICLE.fullmatch(text, m.start(), m.start("name"))):
+            continue  # "mi nombre es correcto", "a nombre de mi jefe"
         yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
     for m in _CALLER.finditer(text):
         parts = list(re.finditer(_WORD, m["name"]))

@@ -72,11 +72,12 @@ _FIND_LOOK = (
     r"(?i)[@=]|arroba|://|bearer|-----begin|[0-9](?:[ \t\u00a0().,/\u2010-\u2013-]{0,4}[0-9]){6}|"
     r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9a-f]:[0-9a-f]{0,4}:|::[0-9a-f]|[a-zñ&]{4}[0-9]{6}[a-z0-9]{3}|[(\[]at[)\]]|"
     rf"(?:^|[^a-z0-9])(?-i:{KEY_PREFIX})|"
-    rf"(?:^|[^a-z0-9])(?:{SECRET_WORD})[ \t\u00a0]{{0,2}}(?:es|is|é|será|[:=])|{STRONG_INTRO}|"
+    rf"(?:^|[^a-z0-9])(?:{SECRET_WORD})(?:[ \t\u00a0]{{0,2}}(?:es|is|é|será|[:=])|[ \t\u00a0][^\s0-9]{{0,79}}[0-9])|"
+    rf"{STRONG_INTRO}|"
     rf"(?:^|[^a-z0-9])(?:{ID_WORD})(?:[^0-9]{{0,3}}|[^0-9a-z][^0-9]{{0,40}})[0-9](?:[.-]?[0-9]){{4}}|"
     rf"(?:^|[^a-z0-9])(?:{WEAK_INTRO})[ \t\u00a0:]{{1,3}}(?:\w{{1,8}}\.?[ \t\u00a0]){{0,2}}(?-i:[^\W\d_a-zß-öø-ÿ])|"
     rf"(?:^|[^a-z0-9])(?:{LABEL})[ \t\u00a0]?:[ \t\u00a0:]{{0,3}}(?-i:[^\W\d_a-zß-öø-ÿ])|"
-    r"(?:^|[^a-z0-9])(?:aqu[ií]|this[ \t\u00a0]is)[ \t\u00a0]{1,3}(?-i:[^\W\d_a-zß-öø-ÿ])"
+    r"(?:^|[^a-z0-9])(?:aqu[ií]|habla|this[ \t\u00a0]is)[ \t\u00a0]{1,3}(?-i:[^\W\d_a-zß-öø-ÿ])"
 )
 _HAS_ANY = re.compile(_FIND_LOOK)
 LOOK = f"{_FIND_LOOK}|{ASK_NAME}"  # the name that answers a question shows nothing by itself

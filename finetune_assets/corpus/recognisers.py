@@ -54,9 +54,10 @@ _PEM = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,20000}(?:-----
 _BEARER = re.compile(rf"{START}bearer{GAP}{{1,3}}([A-Za-z0-9._~+/-]{{12,8000}}=*)", _I)
 _WORDED = re.compile(
     rf"{START}({SECRET_WORD}){GAP}{{0,2}}(?:(?:es|is|é|será)\b|[:=])(?:{GAP}{{0,2}}[:=])?{GAP}{{0,2}}"
-    r"([\"'“`]?)([^\s\"'”`<>,;]{4,400})",
+    r"(?:([\"'“`])([^\"'”`\n]{4,80})[\"'”`]|[\"'“`]?([^\s\"'”`<>,;]{4,400}))",
     _I,
 )
+_BESIDE = re.compile(rf"{START}(?:clave|contraseña|contrasena|password|passwd|pwd|senha){GAP}([^\s<>,;]{{6,80}})", _I)
 _LINK = re.compile(r"(?<![^\s<>\"'(\[])[^\s<>\"'(\[\]]+")
 _LINK_SECRET = re.compile(
     r"[?&#;][\w.-]{0,40}(?:token|key|sig|signature|auth|secret|passw|pwd|session|sid|jwt|otp|credential)"
@@ -93,9 +94,14 @@ def find_secrets(text: str) -> Iterator[Span]:
         yield from (m.span() for m in pattern.finditer(text))
     yield from (m.span(1) for m in _BEARER.finditer(text) if any(c.isdigit() for c in m[1]))
     for m in _WORDED.finditer(text):
-        value = m[3].rstrip(".!?:)]}")
+        group = 3 if m[2] else 4
+        value = m[group].rstrip(".!?:)]}")
         if len(value) >= 4 and _looks_secret(m[1], bool(m[2]), value):
-            yield m.start(3), m.start(3) + len(value) + int(m[3].startswith("!", len(value)))
+            yield m.start(group), m.start(group) + len(value) + int(m[group].startswith("!", len(value)))
+    for m in _BESIDE.finditer(text):
+        value = m[1].rstrip(".!?:)]}")
+        if any(c.isdigit() for c in value) and any(c.isalpha() for c in value):
+            yield m.start(1), m.start(1) + len(value) + int(m[1].startswith("!", len(value)))
 
 
 def find_urls(text: str) -> Iterator[Span]:
@@ -238,7 +244,8 @@ _MONEY = re.compile(
 _MARK = r"(?:n[uú]mero|number|nro\.?|n[º°.]|no\.|num\.?|#|c[oó]digo|code|id)"
 _BOOKING = r"(?:reserva(?:ci[oó]n)?|cita|turno|reservation|appointment|booking|client[e]?|paciente|mesa|solicitud|agendamento)"
 _ORDER_WORD = re.compile(
-    r"(?:\b(?:pedido|orden|order|factura|invoice|boleta|ref(?:erencia|erence)?|booking|confirmation|confirmaci[oó]n|ticket|"
+    r"(?:\b(?:pedido|orden(?: de (?:trabajo|compra|servicio))?|order|"
+    r"factura|invoice|boleta|ref(?:erencia|erence)?|booking|confirmation|confirmaci[oó]n|ticket|"
     r"tracking|seguimiento|c[oó]digo|code|folio|expediente|p[oó]liza|policy|lote|serie|serial|sku|isbn|"
     r"caso|case|cuenta|account|zip|cp|postal|ficha|historia(?: cl[ií]nica)?|hc|socio|afiliado|presupuesto|albar[aá]n|recibo|"
     r"comprobante|operaci[oó]n|transacci[oó]n|transferencia|localizador|protocolo)\b|"
@@ -249,7 +256,7 @@ _ORDER_WORD = re.compile(
 )
 _PHONE_WORD = re.compile(
     r"\b(?:tel|tel[eé]fono|cel|celular|m[oó]vil|fono|fone|whats?app|wasap|wsp|contacto|"
-    r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ligue|telefone)\b[^\d\n]{0,20}$",
+    r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ring|dial|ligue|telefone)\b[^\d\n]{0,20}$",
     _I,
 )
 
@@ -274,7 +281,7 @@ def _counts(groups: list[str]) -> bool:
 def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bool:
     shape = text[slice(*span)].strip()
     digits = re.sub(r"\D", "", shape)
-    if len(digits) < 7 or len(set(digits)) == 1 or _NOT_PHONE.fullmatch(shape.lstrip("+(")):
+    if len(digits) < 7 or len(set(digits)) == 1 or ("+" not in shape and _NOT_PHONE.fullmatch(shape.lstrip("("))):
         return False
     if digits.startswith("521") and len(digits) == 13:  # Mexican mobiles lost their 1 in 2019, people still write it
         digits = "52" + digits[3:]
