@@ -175,8 +175,37 @@ def _name_words(words: list[re.Match[str]], strong: bool, shouting: bool) -> lis
     return kept
 
 
+_SIGNS = (
+    *(
+        "llamo",
+        "i am",
+        "nombre",
+        "name",
+        "nome",
+        "chamo",
+        "soy",
+        "habla",
+        "saluda",
+        "escribe",
+        " am ",
+        "\u00a0am",
+        "i'm",
+        "i’m",
+        "sou",
+        "mi ",
+        "my ",
+    ),
+    *("apellido", "under", "aqui", "aquí", "saludo", "atentamente", "atte", "firma", "titular", "paciente", "client", "huésped"),
+    *("guest", "patient", "this", "mr", "ms", "miss", "niñ", "fala", "meu", "minha"),
+)
+"""Without one of them nobody introduces himself."""
+
+
 def find_names(text: str) -> Iterator[Span]:
     """Names right after an introduction or the label of a form, title and article aside."""
+    low = text.casefold()
+    if not any(sign in low for sign in _SIGNS):
+        return
     for m in _INTRO.finditer(text):
         strong = m["strong"] is not None
         first = m["name"].split()[0]
@@ -197,7 +226,8 @@ def find_names(text: str) -> Iterator[Span]:
 
 def asks_name(text: str) -> bool:
     """Whether the next text may be a bare name: "¿A nombre de quién?", "Your name, please"."""
-    return re.search(r"(?i)nombre|name|nome|llama|chama", text) is not None and _ASK_NAME.search(text) is not None
+    low = text.casefold()
+    return any(sign in low for sign in ("nombre", "name", "nome", "llama", "chama")) and _ASK_NAME.search(text) is not None
 
 
 def answered_name(text: str) -> Span | None:
