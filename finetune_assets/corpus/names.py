@@ -148,6 +148,7 @@ grace hope rose bill art frank jack april june young king white brown black gree
 summer dean miles chase drew ray dawn joy faith sky iris lily daisy ruby amber pat sue bob rob don gene dale glen wood wells
 rice fish"""
 )
+_FOLDED = str.maketrans({**dict(zip("áéíóúü", "aeiouu", strict=True)), **dict.fromkeys(" \t\u00a0()./-")})
 _ACCENTS = {c: f"[{pair}]" for pair in ("aá", "eé", "ií", "oó", "uúü") for c in pair + pair.upper()}
 
 
@@ -242,15 +243,21 @@ def answered_name(text: str) -> Span | None:
     return (start, end) if _ANSWER_END.fullmatch(text, end) else None
 
 
-def name_patterns(name: str) -> list[str]:
-    """What stands for a found name in the conversation's other texts: the whole name, and each part of it alone."""
+def fold(text: str) -> str:
+    """Small letters without accents and without what people put between the digits of a number: for quick looks only."""
+    return text.casefold().translate(_FOLDED)
+
+
+def name_patterns(name: str) -> list[tuple[str, str]]:
+    """What stands for a found name in the conversation's other texts: the whole name, and each part of it alone. Each with what
+    a text holds, folded, in which it can be."""
     words = name.split()
     whole_name = r"\s+".join(map(_letters, words))
     parts = [w for w in words if len(w) >= 3 and w.casefold() not in _PARTICLES | _STOP]
-    common = [rf"{w[0].upper()}(?i:{_letters(w[1:])})" for w in parts if w.casefold() in _COMMON]
-    other = [rf"(?i:{_letters(w)})" for w in parts if w.casefold() not in _COMMON]
-    whole = [rf"(?i:{whole_name})"] if len(words) > 1 else []
-    return [START + pattern + END for pattern in whole + other + common]
+    common = [(rf"{w[0].upper()}(?i:{_letters(w[1:])})", w) for w in parts if w.casefold() in _COMMON]
+    other = [(rf"(?i:{_letters(w)})", w) for w in parts if w.casefold() not in _COMMON]
+    whole = [(rf"(?i:{whole_name})", words[0])] if len(words) > 1 else []
+    return [(START + pattern + END, fold(word)) for pattern, word in whole + other + common]
 
 
 def _letters(word: str) -> str:

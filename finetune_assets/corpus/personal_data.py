@@ -27,10 +27,12 @@ from finetune_assets.corpus.names import (
     answered_name,
     asks_name,
     find_names,
+    fold,
     name_patterns,
 )
 from finetune_assets.corpus.recognisers import (
     END,
+    FIVE_DIGITS,
     ID_WORD,
     KEY_PREFIX,
     SECRET_WORD,
@@ -63,6 +65,8 @@ class Find:
     value: str
 
 
+_NUMBERS = frozenset(("iban", "credit_card", "national_id", "phone"))
+"""Kinds that need five digits in a row, or nearly."""
 _KIND = "|".join(kind.upper() for kind in KINDS)
 _PLACEHOLDER = re.compile(rf"\[({_KIND})(?:_(\d{{1,6}}))?\]")
 _PLACEHOLDER_SPLIT = re.compile(rf"(\[(?:{_KIND})(?:_\d{{1,6}})?\])")
@@ -93,7 +97,7 @@ def may_ask(series: pl.Series) -> pl.Series:
 
 
 def needs_look(series: pl.Series) -> pl.Series:
-    """True where either holds. Two expressions: one for both would be too large for the engine's fast path, and 7 times slower."""
+    """True where either holds. Two expressions: one for both is too large for the engine's fast path, and 7 times slower."""
     return may_hold(series) | may_ask(series)
 
 
@@ -109,9 +113,12 @@ def _recognisers(regions: tuple[str, ...]) -> tuple[tuple[str, Callable[[str], I
 
 def find(text: str, regions: Sequence[str] = DEFAULT_REGIONS) -> list[Find]:
     """What the recognisers know in a text, in text order and without overlap; the more certain kind (the order of KINDS) wins."""
-    masked = _PLACEHOLDER.sub(lambda m: "\n" * len(m[0]), text)
+    masked = _PLACEHOLDER.sub(lambda m: "\n" * len(m[0]), text) if "[" in text else text
+    numbers = FIVE_DIGITS.search(masked) is not None
     found: list[Find] = []
     for kind, recogniser in _recognisers(tuple(regions)):
+        if kind in _NUMBERS and not numbers:
+            continue
         starts, end = [f.start for f in found], 0
         for span in sorted(recogniser(masked), key=lambda s: (s[0], -s[1])):
             at = bisect_left(starts, span[1])  # found before this kind: sorted, without overlap
@@ -146,13 +153,14 @@ def _is_allowed(found: Find, allow: frozenset[str]) -> bool:
     return any(value == _norm(found.kind, entry) for entry in allow)
 
 
-def _patterns(kind: str, value: str) -> list[str]:
-    """What stands for a found value in the conversation's other texts."""
+def _patterns(kind: str, value: str) -> list[tuple[str, str]]:
+    """What stands for a found value in the conversation's other texts, each with a sign: what such a text holds when folded."""
     if kind == "name":
         return name_patterns(value)
     if kind in ("phone", "credit_card", "iban", "national_id"):
-        return [START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(_norm(kind, value)) + ")" + END]
-    return [rf"{START}(?i:{re.escape(value)}){END}" if kind == "email" else rf"(?<!\w){re.escape(value)}(?!\w)"]
+        value = _norm(kind, value)
+        return [(START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(value) + ")" + END, fold(value))]
+    return [(rf"{START}(?i:{re.escape(value)}){END}" if kind == "email" else rf"(?<!\w){re.escape(value)}(?!\w)", fold(value))]
 
 
 @dataclass
@@ -161,14 +169,15 @@ class _Book:
 
     last: Counter[str]
     known: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
-    patterns: dict[str, str] = field(default_factory=dict[str, str])  # pattern: placeholder
+    patterns: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # pattern: placeholder, sign
 
     def placeholder(self, kind: str, value: str) -> str:
         key = (kind, _norm(kind, value))
         if key not in self.known:
             self.known[key] = self._kin(*key) or self._next(kind)
             if len(self.patterns) < MAX_SPREAD:
-                self.patterns |= {p: self.known[key] for p in _patterns(kind, value) if p not in self.patterns}
+                found = {p: (self.known[key], sign) for p, sign in _patterns(kind, value) if p not in self.patterns}
+                self.patterns |= found
         return self.known[key]
 
     def _next(self, kind: str) -> str:
@@ -187,7 +196,9 @@ class _Book:
 
     def spread(self, text: str, counts: Counter[str]) -> str:
         """Replace the known values where no recogniser sees them."""
-        for pattern, placeholder in sorted(self.patterns.items(), key=lambda item: -len(item[0])):
+        folded = fold(text)
+        near = [(pattern, placeholder) for pattern, (placeholder, sign) in self.patterns.items() if sign in folded]
+        for pattern, placeholder in sorted(near, key=lambda item: -len(item[0])):
             pieces = _PLACEHOLDER_SPLIT.split(text)
             for i in range(0, len(pieces), 2):  # odd pieces are placeholders
                 pieces[i], n = re.subn(pattern, placeholder, pieces[i])

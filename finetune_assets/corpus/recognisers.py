@@ -91,7 +91,7 @@ def _looks_secret(word: str, quoted: bool, value: str) -> bool:
 # Cheap signs without which a recogniser finds nothing: most texts show none.
 _SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "senha", "pin", "bearer", "-----begin")
 _KEY_SIGN = re.compile(KEY_PREFIX)
-_FIVE_DIGITS = re.compile(r"\d(?:[./ \t\u00a0-]?\d){4}", re.ASCII)
+FIVE_DIGITS = re.compile(r"\d(?:[()./ \t\u00a0\u2010-\u2013-]{0,3}\d){4}", re.ASCII)
 _SEVEN_DIGITS = re.compile(r"\d(?:[ \t\u00a0().\/\u2010-\u2013-]{0,3}\d){6}", re.ASCII)
 
 
@@ -192,7 +192,7 @@ def _accepted(groups: list[Span], accept: Callable[[Span], bool]) -> Iterator[Sp
 
 def find_ibans(text: str) -> Iterator[Span]:
     """The longest run of groups with valid check digits."""
-    for m in _IBAN.finditer(text) if _FIVE_DIGITS.search(text) else ():
+    for m in _IBAN.finditer(text) if FIVE_DIGITS.search(text) else ():
         groups = _groups(r"[A-Za-z0-9]+", text, m.span())
         for last in range(len(groups), 0, -1):
             start, end = groups[0][0], groups[last - 1][1]
@@ -215,7 +215,7 @@ def find_cards(text: str) -> Iterator[Span]:
 
 def find_national_ids(text: str) -> Iterator[Span]:
     """DNI, NIE, CURP, RFC, RUT, CPF and CNPJ by their check digits; other numbers only after a word such as "cédula"."""
-    if not _FIVE_DIGITS.search(text):
+    if not FIVE_DIGITS.search(text):
         return
     for m in _ES_ID.finditer(text):
         value = re.sub(r"\W", "", m[0]).upper()
