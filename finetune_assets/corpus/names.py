@@ -11,9 +11,15 @@ MAX_ANSWER = 100  # characters of a text that may be a name and nothing else
 
 _I = re.IGNORECASE
 
+
+def blanks(pattern: str) -> str:
+    """The pattern with one to three blanks wherever it has one."""
+    return pattern.replace(" ", r"[ \t\u00a0]{1,3}")
+
+
 # Plain alternatives without look-around: `personal_data.LOOK` takes them up, for Polars. A blank stands for one to three.
 # After a strong introduction a name may be in lower case, after a weak one not.
-STRONG_INTRO = (
+STRONG_INTRO = blanks(
     r"me llamo|mi nombre(?: completo)? es|a nombre de|my (?:full )?name(?: is|'s|’s)|meu nome (?:completo )?[ée]|me chamo"
 )
 _KIN = (
@@ -22,27 +28,19 @@ _KIN = (
 )
 _KIN_EN = r"son|daughter|wife|husband|mother|father|mom|dad|brother|sister|friend|partner|boyfriend|girlfriend"
 _KIN_PT = r"filh[oa]|espos[oa]|marido|mulher|m[ãa]e|pai|irm[ãa]o?|amig[oa]|namorad[oa]|av[óô]"
-WEAK_INTRO = (
+WEAK_INTRO = blanks(
     rf"under the name(?: of)?|in the name of|soy (?:la|el) (?:{_KIN}) de|para (?:el|la) niñ[oa]|soy|"
     r"[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
-    rf"(?:de|para|es|con) mi (?:{_KIN})|(?:for|is) my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
+    rf"(?:de|para|es|con) mi (?:{_KIN})|for my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
     r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation|booking|table|appointment) under|"
     r"for (?:mr|mrs|ms|miss)\.?|aqui (?:é|fala)(?: [oa])?|"
     r"saludos,|atentamente,|atte\.?,?|firmado:?|un saludo,"
 )
-LABEL = (
+LABEL = blanks(
     r"(?:nombres?|apellidos?|name|nome|sobrenome|firma|titular|paciente|client[e]?|a nombre de|huésped|guest|patient)"
     r"(?: completo| y apellidos?| e sobrenome| del? (?:paciente|titular|cliente))?"
 )
 """Of a form: a name with capitals after it and a colon."""
-
-
-def blanks(pattern: str) -> str:
-    """The pattern with one to three blanks wherever it has one."""
-    return pattern.replace(" ", r"[ \t\u00a0]{1,3}")
-
-
-STRONG_INTRO, WEAK_INTRO, LABEL = blanks(STRONG_INTRO), blanks(WEAK_INTRO), blanks(LABEL)
 _ASKING = (
     r"(?:me|nos) (?:[a-zñáéíóú]{2,12} ){1,2}|[a-zñáéíóú]{1,12}(?:me|nos) |necesit(?:o|amos) |"
     r"(?:cu[aá]l|qual) (?:es |ser[ií]a |[eé] )?"
