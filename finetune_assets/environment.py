@@ -33,7 +33,10 @@ class Environment:
     first_week: date
     retrain_cron: str
     launcher: str
-    fresh_days: float | None
+    fresh_days: float | None = None
+    source_mapping: Path | None = None
+    lookback_weeks: int = 4
+    memory_gb: float = 2.0
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -57,7 +60,15 @@ class Environment:
             retrain_cron=_cron(variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1"),
             launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
             fresh_days=_days(variables.get("FINETUNE_FRESH_DAYS")),
+            source_mapping=_path(given) if (given := variables.get("FINETUNE_SOURCE_MAPPING")) else None,
+            lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
+            memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
         )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that reading and cleaning the source may take."""
+        return int(self.memory_gb * 2**30)
 
     @property
     def dagster_storage(self) -> Path:
@@ -93,6 +104,17 @@ def _cron(text: str) -> str:
             f"FINETUNE_RETRAIN_CRON={text!r} is no cron expression; five fields, e.g. 0 3 * * 1 for Mondays at 3."
         )
     return text
+
+
+def _number(variables: Mapping[str, str], name: str, default: float, least: float) -> float:
+    text = variables.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        raise SettingsError(f"{name}={text!r} is no number; write e.g. {default}.") from None
+    if not least <= number < 1e6:
+        raise SettingsError(f"{name}={text} makes no sense; write at least {least}.")
+    return number
 
 
 def _monday(text: str) -> date:
