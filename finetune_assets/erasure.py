@@ -263,7 +263,7 @@ def erase(store: Store, ledger: Ledger, plan: Plan, key: bytes, forget_history: 
     """
     traces = plan.traces
     removed = {name: n for name, n in plan.as_dict()["rows"].items() if n} | plan.ledger_rows
-    hashes = [hashed_id(one, key) for one in traces.messages | traces.feedback]
+    hashes = [hashed_id(one, key) for one in traces.ids]
     erasures.request(ledger, plan.subject, key_check(key), removed, hashes)
     needles = Needles.of(traces)
     events = forget_history(needles)

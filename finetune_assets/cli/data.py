@@ -156,4 +156,113 @@ def _told(console: Console, outcome: dict[str, Any]) -> None:
     console.print("Erased. No later build reads these rows, even if the source still holds them.")
 
 
-COMMANDS: list[click.Command] = [erase]
+@click.command()
+@click.argument("identifier", metavar="MESSAGE_ID")
+@click.option("--assistant", "names", multiple=True, help="Only this assistant's data set (can be repeated). Default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def explain(identifier: str, names: tuple[str, ...], as_json: bool) -> None:
+    """What became of a message and why: read, rejected, scrubbed, kept where, or dropped by which rule for which better twin.
+
+    Also takes the id of a conversation or of feedback. Ends with 1 for an id that is nowhere.
+    """
+    from rich.console import Console
+
+    from finetune_assets.corpus.erasure import Erased
+    from finetune_assets.explain import Asked
+    from finetune_assets.explain import explain as explained
+    from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
+
+    resource = StoreResource()
+    with LedgerResource().open() as ledger:
+        asked = Asked(identifier.strip(), names, resource.key)
+        facts = explained(resource.store, ledger, asked, lambda: SourceResource().read(Erased()))
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, default=str))
+    else:
+        _explained(Console(highlight=False, soft_wrap=True), facts)
+    if facts["kind"] == "unknown":
+        sys.exit(1)
+
+
+_STATES = {
+    "kept": "[green]kept[/]",
+    "dropped": "[red]dropped[/]",
+    "not_selected": "not its own",
+    "not_read": "[yellow]not read[/]",
+}
+
+
+def _explained(console: Console, facts: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    say = console.print
+    kind = facts["kind"]
+    if kind == "unknown":
+        say(f"{escape(facts['id'])} is nowhere. Looked in {', '.join(facts['looked'])}.")
+        if facts["nearest"]:
+            say(f"Nearest ids: {escape(', '.join(facts['nearest']))}")
+        return
+    if kind in ("erased", "unread"):
+        when = f" on {facts['at']}" if facts.get("at") else ""
+        say(f"[bold]{escape(facts['id'])}[/] {kind}{when}: {escape(facts['why'])}")
+        return
+    if kind in ("message", "conversation"):
+        whose = f"{escape(facts['tenant_id'])} ({escape(facts['vertical'])})"
+        say(f"[bold]{escape(facts[kind + '_id'])}[/] of {whose}, week {facts['week']}")
+    if kind == "message":
+        _told_message(console, facts)
+    elif kind == "conversation":
+        for one in facts["messages"]:
+            say(f"  {one['message_id']} {one['role']}: {escape(one['text'])}")
+            if one["why"] and one["role"] == "assistant":
+                say(f"      no example: {escape(one['why'])}")
+            _told_fates(console, one["assistants"], "      ")
+    elif kind == "feedback":
+        given = f", expected: {escape(facts['expected_response'])}" if facts["expected_response"] else ""
+        say(f"[bold]{escape(facts['id'])}[/] {facts['feedback_type']} on {facts['message_id']}, {facts['at'][:16]}{given}")
+        if facts["message"]:
+            _told_message(console, facts["message"])
+    for one in facts.get("rejected", ()):
+        verb = f"[red]{'rejected' if one['action'] == 'dropped' else one['action']}[/]"
+        say(f"  {verb} {one['table']} {escape(str(one['id']))} (week {one['week']}): {one['reason']}, {escape(one['detail'])}")
+
+
+def _told_message(console: Console, facts: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    console.print(f"  {facts['role']} in {facts['conversation_id']}, {facts['said_at'][:16]}: {escape(facts['text'])}")
+    if facts["scrubbed"]:
+        console.print(f"  personal data replaced: {', '.join(facts['scrubbed'])}")
+    for one in facts["feedback"]:
+        given = f", expected: {escape(one['expected_response'])}" if one["expected_response"] else ""
+        console.print(f"  feedback {escape(one['feedback_id'])}: {one['feedback_type']} on {one['at'][:16]}{given}")
+    for one in facts["repaired"]:
+        console.print(f"  {one['action']}: {one['reason']}, {escape(one['detail'])}")
+    if not facts["example"]:
+        console.print(f"  no example: {escape(facts['why'])}")
+        return
+    console.print(f"  answers ({facts['intent']}): {escape(facts['asked'])}")
+    _told_fates(console, facts["assistants"], "  ")
+    if not facts["assistants"]:
+        console.print("  no assistant has a data set yet: finetune run --assistant NAME")
+
+
+def _told_fates(console: Console, fates: list[dict[str, Any]], indent: str) -> None:
+    from rich.markup import escape
+
+    for one in fates:
+        if one["state"] == "not_selected" and len(fates) > 1:
+            continue
+        reason = f" {one['reason']}" if one.get("reason") else ""
+        mark = f" ({one['fingerprint'][:8]})" if one.get("fingerprint") else ""
+        console.print(
+            f"{indent}{one['assistant']}{mark}: {_STATES.get(one['state'], one['state'])}{reason} — {escape(one['why'])}"
+        )
+        if one.get("kept_text"):
+            console.print(f"{indent}    kept instead: {escape(one['kept_text'])}")
+        for kind in ("preferences", "kto"):
+            if one.get(kind):
+                console.print(f"{indent}    {kind}: {', '.join(one[kind])}")
+
+
+COMMANDS: list[click.Command] = [erase, explain]

@@ -11,9 +11,15 @@ MAX_ANSWER = 100  # characters of a text that may be a name and nothing else
 
 _I = re.IGNORECASE
 
+
+def blanks(pattern: str) -> str:
+    """The pattern with one to three blanks wherever it has one."""
+    return pattern.replace(" ", r"[ \t\u00a0]{1,3}")
+
+
 # Plain alternatives without look-around: `personal_data.LOOK` takes them up, for Polars. A blank stands for one to three.
 # After a strong introduction a name may be in lower case, after a weak one not.
-STRONG_INTRO = (
+STRONG_INTRO = blanks(
     r"me llamo|mi nombre(?: completo)? es|a nombre de|my (?:full )?name(?: is|'s|’s)|meu nome (?:completo )?[ée]|me chamo"
 )
 _KIN = (
@@ -22,25 +28,19 @@ _KIN = (
 )
 _KIN_EN = r"son|daughter|wife|husband|mother|father|mom|dad|brother|sister|friend|partner|boyfriend|girlfriend"
 _KIN_PT = r"filh[oa]|espos[oa]|marido|mulher|m[ãa]e|pai|irm[ãa]o?|amig[oa]|namorad[oa]|av[óô]"
-WEAK_INTRO = (
-    r"under the name(?: of)?|in the name of|soy|[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
-    rf"(?:de|para|es|con) mi (?:{_KIN})|(?:for|is) my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
-    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation) under|aqui (?:é|fala)(?: [oa])?|"
+WEAK_INTRO = blanks(
+    rf"under the name(?: of)?|in the name of|soy (?:la|el) (?:{_KIN}) de|para (?:el|la) niñ[oa]|soy|"
+    r"[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
+    rf"(?:de|para|es|con) mi (?:{_KIN})|for my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
+    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation|booking|table|appointment) under|"
+    r"for (?:mr|mrs|ms|miss)\.?|aqui (?:é|fala)(?: [oa])?|"
     r"saludos,|atentamente,|atte\.?,?|firmado:?|un saludo,"
 )
-LABEL = (
+LABEL = blanks(
     r"(?:nombres?|apellidos?|name|nome|sobrenome|firma|titular|paciente|client[e]?|a nombre de|huésped|guest|patient)"
     r"(?: completo| y apellidos?| e sobrenome| del? (?:paciente|titular|cliente))?"
 )
 """Of a form: a name with capitals after it and a colon."""
-
-
-def blanks(pattern: str) -> str:
-    """The pattern with one to three blanks wherever it has one."""
-    return pattern.replace(" ", r"[ \t\u00a0]{1,3}")
-
-
-STRONG_INTRO, WEAK_INTRO, LABEL = blanks(STRONG_INTRO), blanks(WEAK_INTRO), blanks(LABEL)
 _ASKING = (
     r"(?:me|nos) (?:[a-zñáéíóú]{2,12} ){1,2}|[a-zñáéíóú]{1,12}(?:me|nos) |necesit(?:o|amos) |"
     r"(?:cu[aá]l|qual) (?:es |ser[ií]a |[eé] )?"
@@ -58,17 +58,18 @@ _ASK_NAME = re.compile(ASK_NAME, _I)
 
 _WORD = r"[^\W\d_][^\W\d_'’-]{0,30}(?:['’-][^\W\d_]{1,30}){0,2}"
 _TITLE_WORD = (
-    r"(?:señora?|sra?|srta|don|doña|dra?|doctora?|mr|mrs|ms|miss|seu|dona|paciente|client[e]?|"
+    r"(?:señora?|sra?|srta|niñ[oa]|don|doña|dra?|doctora?|mr|mrs|ms|miss|seu|dona|paciente|client[e]?|"
     r"espos[oa]|herman[oa]|hij[oa]|madre|padre|mam[aá]|pap[aá])\.?"
 )
 _TITLE = rf"(?:(?:el|la|mi){GAP}(?=\w))?(?:{_TITLE_WORD}{GAP})?"
+_ONLY_ARTICLE = re.compile(rf".*(?:{GAP}|:)(?:el|la|mi){GAP}", _I | re.DOTALL)
 _INTRO = re.compile(
     rf"{START}(?:(?P<strong>{STRONG_INTRO})|(?P<weak>{WEAK_INTRO})|(?P<label>{LABEL}){GAP}?(?=:))(?:{GAP}|:){{1,3}}"
     rf"{_TITLE}(?!{_TITLE_WORD}{GAP}\n)(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",  # no name: title, placeholder
     _I,
 )
 _CALLER = re.compile(
-    rf"(?:^|[.,;!¡\n]|hola|hello|hi){GAP}*(?:(?P<here>aqu[ií])|(?P<this>this{GAP}is)){GAP}{{1,3}}"
+    rf"(?:^|[.,;!¡\n]|hola|hello|hi){GAP}*(?:(?P<here>aqu[ií])|this{GAP}is|habla){GAP}{{1,3}}"
     rf"(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,4}}){GAP}*(?P<end>[,.;!?¿¡:\n]|$|speaking|calling|from)",
     _I,
 )
@@ -113,9 +114,10 @@ too trying under unable up us very wanting want was we well what when where whic
 afraid allergic also alone already available back both busy calling done fine free glad happy hungry late lost off over
 planning running searching thirsty tired traveling travelling uncertain unsure using wondering american british spanish
 english a.i ai curious excited booked reserved based certain correct right wrong vegan vegetarian celiac coeliac
-pregnant diabetic gluten lactose nut veggie retired amazing awesome wonderful perfect lovely fantastic incredible
-terrible awful annoyed disappointed eu você depois agora ainda já sempre nunca novo nova minha meu sua seu voce uma um
-não nao com mais muito obrigado obrigada quero gostaria preciso e da na"""
+pregnant diabetic gluten lactose nut veggie retired italian french german mexican chilean indian chinese japanese muslim
+jewish kosher amazing awesome wonderful perfect lovely fantastic incredible terrible awful annoyed disappointed eu você
+depois agora ainda já sempre nunca novo nova minha meu sua seu voce uma um não nao com mais muito obrigado obrigada
+quero gostaria preciso e da na"""
 )
 # An answer that begins so is no name.
 _REPLIES = _words(
@@ -144,6 +146,7 @@ grace hope rose bill art frank jack april june young king white brown black gree
 summer dean miles chase drew ray dawn joy faith sky iris lily daisy ruby amber pat sue bob rob don gene dale glen wood wells
 rice fish"""
 )
+_FOLDED = str.maketrans({**dict(zip("áéíóúü", "aeiouu", strict=True)), **dict.fromkeys(" \t\u00a0()./-")})
 _ACCENTS = {c: f"[{pair}]" for pair in ("aá", "eé", "ií", "oó", "uúü") for c in pair + pair.upper()}
 
 
@@ -171,15 +174,46 @@ def _name_words(words: list[re.Match[str]], strong: bool, shouting: bool) -> lis
     return kept
 
 
+_SIGNS = (
+    *(
+        "llamo",
+        "i am",
+        "nombre",
+        "name",
+        "nome",
+        "chamo",
+        "soy",
+        "habla",
+        "saluda",
+        "escribe",
+        " am ",
+        "\u00a0am",
+        "i'm",
+        "i’m",
+        "sou",
+        "mi ",
+        "my ",
+    ),
+    *("apellido", "under", "aqui", "aquí", "saludo", "atentamente", "atte", "firma", "titular", "paciente", "client", "huésped"),
+    *("guest", "patient", "this", "mr", "ms", "miss", "niñ", "fala", "meu", "minha"),
+)
+"""Without one of them nobody introduces himself."""
+
+
 def find_names(text: str) -> Iterator[Span]:
     """Names right after an introduction or the label of a form, title and article aside."""
+    low = text.casefold()
+    if not any(sign in low for sign in _SIGNS):
+        return
     for m in _INTRO.finditer(text):
         strong = m["strong"] is not None
         first = m["name"].split()[0]
         shouting = (m["strong"] or m["weak"] or m["label"]).isupper() and first.isupper() and len(first) > 1
         words = _name_words(list(re.finditer(_WORD, m["name"])), strong, shouting)
-        if not words or (len(words) == 1 and len(words[0][0]) < 2) or (first.islower() and first in _REPLIES):
+        if not words or (len(words) == 1 and len(words[0][0]) < 2):
             continue
+        if first.islower() and (first in _REPLIES or _ONLY_ARTICLE.fullmatch(text, m.start(), m.start("name"))):
+            continue  # "mi nombre es correcto", "a nombre de mi jefe"
         yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
     for m in _CALLER.finditer(text):
         parts = list(re.finditer(_WORD, m["name"]))
@@ -191,7 +225,8 @@ def find_names(text: str) -> Iterator[Span]:
 
 def asks_name(text: str) -> bool:
     """Whether the next text may be a bare name: "¿A nombre de quién?", "Your name, please"."""
-    return re.search(r"(?i)nombre|name|nome|llama|chama", text) is not None and _ASK_NAME.search(text) is not None
+    low = text.casefold()
+    return any(sign in low for sign in ("nombre", "name", "nome", "llama", "chama")) and _ASK_NAME.search(text) is not None
 
 
 def answered_name(text: str) -> Span | None:
@@ -206,15 +241,21 @@ def answered_name(text: str) -> Span | None:
     return (start, end) if _ANSWER_END.fullmatch(text, end) else None
 
 
-def name_patterns(name: str) -> list[str]:
-    """What stands for a found name in the conversation's other texts: the whole name, and each part of it alone."""
+def fold(text: str) -> str:
+    """Small letters without accents and without what people put between the digits of a number: for quick looks only."""
+    return text.casefold().translate(_FOLDED)
+
+
+def name_patterns(name: str) -> list[tuple[str, str]]:
+    """What stands for a found name in the conversation's other texts: the whole name, and each part of it alone. Each with what
+    a text holds, folded, in which it can be."""
     words = name.split()
     whole_name = r"\s+".join(map(_letters, words))
     parts = [w for w in words if len(w) >= 3 and w.casefold() not in _PARTICLES | _STOP]
-    common = [rf"{w[0].upper()}(?i:{_letters(w[1:])})" for w in parts if w.casefold() in _COMMON]
-    other = [rf"(?i:{_letters(w)})" for w in parts if w.casefold() not in _COMMON]
-    whole = [rf"(?i:{whole_name})"] if len(words) > 1 else []
-    return [START + pattern + END for pattern in whole + other + common]
+    common = [(rf"{w[0].upper()}(?i:{_letters(w[1:])})", w) for w in parts if w.casefold() in _COMMON]
+    other = [(rf"(?i:{_letters(w)})", w) for w in parts if w.casefold() not in _COMMON]
+    whole = [(rf"(?i:{whole_name})", words[0])] if len(words) > 1 else []
+    return [(START + pattern + END, fold(word)) for pattern, word in whole + other + common]
 
 
 def _letters(word: str) -> str:

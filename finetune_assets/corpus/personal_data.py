@@ -27,10 +27,12 @@ from finetune_assets.corpus.names import (
     answered_name,
     asks_name,
     find_names,
+    fold,
     name_patterns,
 )
 from finetune_assets.corpus.recognisers import (
     END,
+    FIVE_DIGITS,
     ID_WORD,
     KEY_PREFIX,
     SECRET_WORD,
@@ -63,6 +65,8 @@ class Find:
     value: str
 
 
+_NUMBERS = frozenset(("iban", "credit_card", "national_id", "phone"))
+"""Kinds that need five digits in a row, or nearly."""
 _KIND = "|".join(kind.upper() for kind in KINDS)
 _PLACEHOLDER = re.compile(rf"\[({_KIND})(?:_(\d{{1,6}}))?\]")
 _PLACEHOLDER_SPLIT = re.compile(rf"(\[(?:{_KIND})(?:_\d{{1,6}})?\])")
@@ -72,19 +76,29 @@ _FIND_LOOK = (
     r"(?i)[@=]|arroba|://|bearer|-----begin|[0-9](?:[ \t\u00a0().,/\u2010-\u2013-]{0,4}[0-9]){6}|"
     r"[0-9]\.[0-9]{1,3}\.[0-9]|[0-9a-f]:[0-9a-f]{0,4}:|::[0-9a-f]|[a-zñ&]{4}[0-9]{6}[a-z0-9]{3}|[(\[]at[)\]]|"
     rf"(?:^|[^a-z0-9])(?-i:{KEY_PREFIX})|"
-    rf"(?:^|[^a-z0-9])(?:{SECRET_WORD})[ \t\u00a0]{{0,2}}(?:es|is|é|será|[:=])|{STRONG_INTRO}|"
+    rf"(?:^|[^a-z0-9])(?:{SECRET_WORD})(?:[ \t\u00a0]{{0,2}}(?:es|is|é|será|[:=])|[ \t\u00a0][^\s0-9]{{0,79}}[0-9])|"
+    rf"{STRONG_INTRO}|"
     rf"(?:^|[^a-z0-9])(?:{ID_WORD})(?:[^0-9]{{0,3}}|[^0-9a-z][^0-9]{{0,40}})[0-9](?:[.-]?[0-9]){{4}}|"
     rf"(?:^|[^a-z0-9])(?:{WEAK_INTRO})[ \t\u00a0:]{{1,3}}(?:\w{{1,8}}\.?[ \t\u00a0]){{0,2}}(?-i:[^\W\d_a-zß-öø-ÿ])|"
     rf"(?:^|[^a-z0-9])(?:{LABEL})[ \t\u00a0]?:[ \t\u00a0:]{{0,3}}(?-i:[^\W\d_a-zß-öø-ÿ])|"
-    r"(?:^|[^a-z0-9])(?:aqu[ií]|this[ \t\u00a0]is)[ \t\u00a0]{1,3}(?-i:[^\W\d_a-zß-öø-ÿ])"
+    r"(?:^|[^a-z0-9])(?:aqu[ií]|habla|this[ \t\u00a0]is)[ \t\u00a0]{1,3}(?-i:[^\W\d_a-zß-öø-ÿ])"
 )
-_HAS_ANY = re.compile(_FIND_LOOK)
-LOOK = f"{_FIND_LOOK}|{ASK_NAME}"  # the name that answers a question shows nothing by itself
+_ASK_LOOK = f"(?i){ASK_NAME}"  # the name that answers a question shows nothing by itself
+
+
+def may_hold(series: pl.Series) -> pl.Series:
+    """True where `find` may find something: a linear regular expression. Null texts give False."""
+    return series.str.contains(_FIND_LOOK).fill_null(False)
+
+
+def may_ask(series: pl.Series) -> pl.Series:
+    """True where a name is asked for, so that the next text may be one."""
+    return series.str.contains(_ASK_LOOK).fill_null(False)
 
 
 def needs_look(series: pl.Series) -> pl.Series:
-    """True where `find` may find something or a name is asked for (a linear regular expression; null texts give False)."""
-    return series.str.contains(LOOK).fill_null(False)
+    """True where either holds. Two expressions: one for both is too large for the engine's fast path, and 7 times slower."""
+    return may_hold(series) | may_ask(series)
 
 
 # --- the conversation
@@ -99,11 +113,12 @@ def _recognisers(regions: tuple[str, ...]) -> tuple[tuple[str, Callable[[str], I
 
 def find(text: str, regions: Sequence[str] = DEFAULT_REGIONS) -> list[Find]:
     """What the recognisers know in a text, in text order and without overlap; the more certain kind (the order of KINDS) wins."""
-    if not _HAS_ANY.search(text):
-        return []
-    masked = _PLACEHOLDER.sub(lambda m: "\n" * len(m[0]), text)
+    masked = _PLACEHOLDER.sub(lambda m: "\n" * len(m[0]), text) if "[" in text else text
+    numbers = FIVE_DIGITS.search(masked) is not None
     found: list[Find] = []
     for kind, recogniser in _recognisers(tuple(regions)):
+        if kind in _NUMBERS and not numbers:
+            continue
         starts, end = [f.start for f in found], 0
         for span in sorted(recogniser(masked), key=lambda s: (s[0], -s[1])):
             at = bisect_left(starts, span[1])  # found before this kind: sorted, without overlap
@@ -138,13 +153,14 @@ def _is_allowed(found: Find, allow: frozenset[str]) -> bool:
     return any(value == _norm(found.kind, entry) for entry in allow)
 
 
-def _patterns(kind: str, value: str) -> list[str]:
-    """What stands for a found value in the conversation's other texts."""
+def _patterns(kind: str, value: str) -> list[tuple[str, str]]:
+    """What stands for a found value in the conversation's other texts, each with a sign: what such a text holds when folded."""
     if kind == "name":
         return name_patterns(value)
     if kind in ("phone", "credit_card", "iban", "national_id"):
-        return [START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(_norm(kind, value)) + ")" + END]
-    return [rf"{START}(?i:{re.escape(value)}){END}" if kind == "email" else rf"(?<!\w){re.escape(value)}(?!\w)"]
+        value = _norm(kind, value)
+        return [(START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(value) + ")" + END, fold(value))]
+    return [(rf"{START}(?i:{re.escape(value)}){END}" if kind == "email" else rf"(?<!\w){re.escape(value)}(?!\w)", fold(value))]
 
 
 @dataclass
@@ -153,14 +169,15 @@ class _Book:
 
     last: Counter[str]
     known: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
-    patterns: dict[str, str] = field(default_factory=dict[str, str])  # pattern: placeholder
+    patterns: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # pattern: placeholder, sign
 
     def placeholder(self, kind: str, value: str) -> str:
         key = (kind, _norm(kind, value))
         if key not in self.known:
             self.known[key] = self._kin(*key) or self._next(kind)
             if len(self.patterns) < MAX_SPREAD:
-                self.patterns |= {p: self.known[key] for p in _patterns(kind, value) if p not in self.patterns}
+                found = {p: (self.known[key], sign) for p, sign in _patterns(kind, value) if p not in self.patterns}
+                self.patterns |= found
         return self.known[key]
 
     def _next(self, kind: str) -> str:
@@ -179,7 +196,9 @@ class _Book:
 
     def spread(self, text: str, counts: Counter[str]) -> str:
         """Replace the known values where no recogniser sees them."""
-        for pattern, placeholder in sorted(self.patterns.items(), key=lambda item: -len(item[0])):
+        folded = fold(text)
+        near = [(pattern, placeholder) for pattern, (placeholder, sign) in self.patterns.items() if sign in folded]
+        for pattern, placeholder in sorted(near, key=lambda item: -len(item[0])):
             pieces = _PLACEHOLDER_SPLIT.split(text)
             for i in range(0, len(pieces), 2):  # odd pieces are placeholders
                 pieces[i], n = re.subn(pattern, placeholder, pieces[i])
@@ -195,15 +214,23 @@ def _answer(text: str) -> list[Find]:
 
 
 def scrub_conversation(
-    texts: Sequence[str], *, regions: Sequence[str] = DEFAULT_REGIONS, allow: frozenset[str] = frozenset()
+    texts: Sequence[str],
+    *,
+    regions: Sequence[str] = DEFAULT_REGIONS,
+    allow: frozenset[str] = frozenset(),
+    looked: tuple[Sequence[bool], Sequence[bool]] | None = None,
 ) -> tuple[list[str], Counter[str]]:
-    """One conversation's texts, in their order, with typed placeholders (one value, one placeholder); replacements per kind."""
+    """One conversation's texts, in their order, with typed placeholders (one value, one placeholder); replacements per kind.
+
+    `looked` is what `may_hold` and `may_ask` say of the texts, where somebody asked them for a whole column.
+    """
     scrubbed, counts = list(texts), Counter[str]()
     book = _Book(Counter())
     for m in (m for text in texts for m in _PLACEHOLDER.finditer(text)):
         book.last[m[1].lower()] = max(book.last[m[1].lower()], int(m[2] or 1))
-    asked = {i + 1 for i, text in enumerate(texts) if asks_name(text)}
-    todo = list(range(len(scrubbed)))
+    holds, asks = looked or ([True] * len(texts), [asks_name(text) for text in texts])
+    asked = {i + 1 for i, ask in enumerate(asks) if ask}
+    todo = [i for i in range(len(scrubbed)) if holds[i] or i in asked]
     for _ in range(MAX_PASSES):
         finds = {i: find(scrubbed[i], regions) or (_answer(scrubbed[i]) if i in asked else []) for i in todo}
         finds = {i: [f for f in found if not _is_allowed(f, allow)] for i, found in finds.items()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from finetune_assets.corpus.personal_data import KINDS, needs_look, pseudonym, scrub_conversation, scrub_id
+from finetune_assets.corpus.personal_data import KINDS, may_ask, may_hold, needs_look, pseudonym, scrub_conversation, scrub_id
 
 BUCKETS = 10_000
 _SALT = b"finetune_assets/bucket/1:"  # never changes: a new salt would move people between train and test
@@ -39,7 +39,8 @@ def scrub_texts(messages: pl.DataFrame, feedback: pl.DataFrame) -> Scrubbed:
     Both frames have conversation_id and week; a conversation must be whole, or its placeholders may differ from another call's.
     """
     texts = long_texts(messages, feedback)
-    watched = texts.filter(needs_look(texts["text"]))["conversation_id"].unique()
+    texts = texts.with_columns(may_hold(texts["text"]).alias("holds"), may_ask(texts["text"]).alias("asks"))
+    watched = texts.filter(pl.col("holds") | pl.col("asks"))["conversation_id"].unique()
     changed, found = _scrub(texts.filter(pl.col("conversation_id").is_in(watched.implode())))
     return Scrubbed(_replaced("messages", messages, changed), _replaced("feedback", feedback, changed), found)
 
@@ -69,9 +70,9 @@ def _scrub(texts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The texts that change (table, column, row, text), and how many values were replaced (table, week, kind, rows)."""
     changed: list[tuple[str, str, int, str]] = []
     found: list[tuple[str, str, str]] = []
-    whole = texts.group_by("conversation_id", maintain_order=True).agg("table", "column", "row", "week", "text")
-    for _, tables, columns, rows, weeks, before in whole.iter_rows():
-        after, _ = scrub_conversation(before)
+    whole = texts.group_by("conversation_id", maintain_order=True).agg("table", "column", "row", "week", "text", "holds", "asks")
+    for _, tables, columns, rows, weeks, before, holds, asks in whole.iter_rows():
+        after, _ = scrub_conversation(before, looked=(holds, asks))
         if after == before:
             continue
         places = zip(tables, columns, rows, weeks, strict=True)

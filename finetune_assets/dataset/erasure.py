@@ -16,7 +16,7 @@ import polars as pl
 
 from finetune_assets.corpus.erasure import Traces
 from finetune_assets.dataset import manifest as manifests
-from finetune_assets.dataset.formats import FILES, LINEAGE, digest, write_files
+from finetune_assets.dataset.formats import FILES, read_frames, write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.manifest import TOMBSTONE, counts, read_tombstone, tally
 from finetune_assets.storage import Store, point, replacing_folder, write_json, write_parquet
@@ -100,25 +100,16 @@ def _unchanged(folder: Path, traces: Traces) -> str:
 
 
 def _frames(folder: Path, traces: Traces) -> dict[str, pl.DataFrame]:
-    """Kind to the rows that are left, as `formats.lines_of` makes them."""
-    frames: dict[str, list[pl.DataFrame]] = {}
-    for spec in FILES:
-        path = folder / spec.name
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
-        lineage = pl.read_parquet(folder / spec.lineage).filter(pl.col("split").is_in(spec.splits)).sort("line")
-        mine = set(lineage["line"].filter(traces.mine(lineage)))  # a line with any row of theirs goes
-        lineage = lineage.filter(~pl.col("line").is_in(sorted(mine)))
-        texts = [lines[line] for line in lineage["line"]]
-        made = traces.without(lineage).with_columns(
-            pl.Series("jsonl", texts, dtype=pl.String), pl.Series("digest", [digest(text) for text in texts], dtype=pl.String)
-        )
-        frames.setdefault(spec.kind, []).append(made.select(*LINEAGE, "jsonl", "digest"))
-    return {kind: pl.concat(parts) for kind, parts in frames.items()}
+    """Kind to the rows that are left. A line of which any target is theirs goes whole: they said what stands in it."""
+    left: dict[str, pl.DataFrame] = {}
+    for kind, rows in read_frames(folder).items():
+        lines = rows.select("split", "line").filter(traces.mine(rows)).unique()
+        left[kind] = traces.without(rows.join(lines, on=["split", "line"], how="anti", maintain_order="left"))
+    return left
 
 
 def _manifest(before: manifests.Manifest, mark: str, frames: dict[str, pl.DataFrame], draft: Path) -> manifests.Manifest:
-    threshold = float(before["settings"]["filters"]["near_duplicate"])
-    problems, compared = examine(draft, threshold)
+    problems, compared = examine(draft, before["settings"])
     made = counts(frames["examples"])
     return {
         **before,
@@ -126,7 +117,7 @@ def _manifest(before: manifests.Manifest, mark: str, frames: dict[str, pl.DataFr
         "counts": made,
         **_drops(draft, made["examples"]),
         "pairs": {**before["pairs"], **{kind: tally(frames[kind]["split"]) for kind in ("preferences", "kto")}},
-        "leaks": {"found": problems, "compared": compared, "threshold": threshold},
+        "leaks": {**before["leaks"], "found": problems, "compared": compared},
         "parents": [before["fingerprint"]],
         "created_at": _now(),
         "rewritten": "a person's rows were erased",
