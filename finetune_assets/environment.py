@@ -33,9 +33,12 @@ class Environment:
     first_week: date
     retrain_cron: str
     launcher: str
-    fresh_days: float | None
+    fresh_days: float | None = None
     monthly_usd: float | None = None
     tables: Path | None = None
+    source_mapping: Path | None = None
+    lookback_weeks: int = 4
+    memory_gb: float = 2.0
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -61,7 +64,15 @@ class Environment:
             fresh_days=_days(variables.get("FINETUNE_FRESH_DAYS")),
             monthly_usd=_dollars(variables.get("FINETUNE_MONTHLY_USD")),
             tables=_path(folder) if (folder := variables.get("FINETUNE_TABLES")) else None,
+            source_mapping=_path(given) if (given := variables.get("FINETUNE_SOURCE_MAPPING")) else None,
+            lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
+            memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
         )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that reading and cleaning the source may take."""
+        return int(self.memory_gb * 2**30)
 
     @property
     def dagster_storage(self) -> Path:
@@ -97,6 +108,17 @@ def _cron(text: str) -> str:
             f"FINETUNE_RETRAIN_CRON={text!r} is no cron expression; five fields, e.g. 0 3 * * 1 for Mondays at 3."
         )
     return text
+
+
+def _number(variables: Mapping[str, str], name: str, default: float, least: float) -> float:
+    text = variables.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        raise SettingsError(f"{name}={text!r} is no number; write e.g. {default}.") from None
+    if not least <= number < 1e6:
+        raise SettingsError(f"{name}={text} makes no sense; write at least {least}.")
+    return number
 
 
 def _monday(text: str) -> date:

@@ -13,6 +13,7 @@ from finetune_assets.assets.partitions import OWNERS, weeks
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback
 from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
+from finetune_assets.resources.project import let_go
 from finetune_assets.storage import read_json
 
 RANGE = dg.BackfillPolicy.single_run()
@@ -51,7 +52,8 @@ def raw_conversations(
     One row a conversation, its messages nested. Users are keyed pseudonyms. Rows that break the schema are set aside in
     `corpus/rejected` with table, id, reason and detail.
     """
-    counts = ingest_conversations(store.store, source.read(ledger.erased(store.key)), context.partition_keys, store.key)
+    tables = source.read(ledger.erased(store.key), context.run_id)
+    counts = ingest_conversations(store.store, tables, context.partition_keys, store.key)
     return _result(context, store, "conversations", counts)
 
 
@@ -67,7 +69,9 @@ def rlhf_feedback(
     context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
 ) -> Result:
     """Thumbs, ratings and corrections that were given in the week, which may be weeks after their message."""
-    counts = ingest_feedback(store.store, source.read(ledger.erased(store.key)), context.partition_keys, store.key)
+    tables = source.read(ledger.erased(store.key), context.run_id)
+    counts = ingest_feedback(store.store, tables, context.partition_keys, store.key)
+    let_go()
     return _result(context, store, "feedback", counts)
 
 

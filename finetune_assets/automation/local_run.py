@@ -34,6 +34,7 @@ from finetune_assets.registry.remote_jobs import open_remote
 from finetune_assets.registry.tables import OPEN_STATUSES
 from finetune_assets.resources import LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job, run_lock
+from finetune_assets.resources.project import keep_source, let_go
 from finetune_assets.resources.tags import APPROVED, HOST, JOB, MIGRATE_TO, RANGE_END, RANGE_START, REASON
 from finetune_assets.storage import Store, read_json, sweep
 
@@ -198,7 +199,8 @@ class LocalRun:
         self.instance.add_dynamic_partitions(str(assistant_partitions.name), sorted(wanted - set(enrolled(self.instance))))
 
     def _corpus(self) -> None:
-        tables = SourceResource(urls=list(self.environment.sources)).read(LedgerResource().erased(StoreResource().key))
+        erased = LedgerResource().erased(StoreResource().key)
+        tables = SourceResource(urls=list(self.environment.sources)).read(erased)
         stale = stale_weeks(self.store, tables)
         first = self.environment.first_week.isoformat()
         early = [week for week in stale.all_weeks if week < first]
@@ -215,7 +217,11 @@ class LocalRun:
             self.say(f"Corpus is up to date ({len(stale.all_weeks)} weeks).")
             return
         self.say(f"Corpus: {len(weeks)} of {len(stale.all_weeks)} weeks to read, {min(weeks)} to {max(weeks)}.")
-        self._execute("prepare_corpus", CORPUS, None, {RANGE_START: min(weeks), RANGE_END: max(weeks)})
+        keep_source(self.environment.sources, erased, tables)  # what was read to find stale weeks is not read again
+        try:
+            self._execute("prepare_corpus", CORPUS, None, {RANGE_START: min(weeks), RANGE_END: max(weeks)})
+        finally:
+            let_go()
 
     def _phase_two(self) -> Outcome:
         with self._ledger() as ledger:

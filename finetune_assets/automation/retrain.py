@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import math
 
 import dagster as dg
@@ -98,7 +97,7 @@ def refresh_request(
     stale = partitioned(staleness.stale, datetime.datetime.now(datetime.UTC).date())
     if not stale:
         return None
-    state = hashlib.blake2b(json.dumps(staleness.digests, sort_keys=True).encode(), digest_size=8).hexdigest()
+    state = hashlib.blake2b(f"{staleness.state} {stale}".encode(), digest_size=8).hexdigest()
     reason = f"source changed: {state}"
     attempt = next_attempt(instance, "prepare_corpus", {REASON: reason})
     if attempt > MAX_ATTEMPTS:

@@ -16,15 +16,13 @@ import polars as pl
 
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.personal_data import keyed, pseudonym
-from finetune_assets.corpus.sources import SourceTables
-from finetune_assets.corpus.staleness import counts_of, part_digest, stale_examples
+from finetune_assets.corpus.sources import SourceTables, Tables
+from finetune_assets.corpus.staleness import ERASED, counts_of, part_digest, stale_examples
 from finetune_assets.errors import SettingsError
 from finetune_assets.storage import Store, write_json, write_parquet
 
 USER, CONVERSATION = "user", "conversation"
 _HASHED = re.compile(r"[up]_[0-9a-f]{16}")
-ERASED = "erased"
-"""Stands for the digest of the source in a week from which rows were taken: the week is stale, and is made again."""
 ID_COLUMNS = ("conversation_id", "message_id", "feedback_id", "id")
 """Columns of made tables that tell whose a row is, beside `user`."""
 
@@ -68,12 +66,12 @@ class Erased:
     subjects: frozenset[str] = frozenset()
     key: bytes = field(default=b"", repr=False)
 
-    def leave_out(self, tables: SourceTables) -> SourceTables:
-        """The tables without their rows."""
-        return _without(tables, self.subjects, self.key) if self.subjects else tables
+    def leave_out(self, source: SourceTables) -> SourceTables:
+        """The source without their rows."""
+        return source.without(partial(_without, subjects=self.subjects, key=self.key)) if self.subjects else source
 
 
-def _without(tables: SourceTables, subjects: Collection[str], key: bytes) -> SourceTables:
+def _without(tables: Tables, subjects: Collection[str], key: bytes) -> Tables:
     """Leaves out the subjects' conversations, and the messages and feedback that belong to them."""
     users, hashes = _parted(subjects)
     ids = _stripped(tables.conversations, "conversation_id")

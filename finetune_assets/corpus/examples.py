@@ -74,6 +74,7 @@ def _build_week(store: Store, week: str) -> dict[str, Any]:
         "error_replies": int(frame["error_reply"].sum()),
         "source_digest": examples_digest(made_from),
         "part_digest": part_digest(folder / "part.parquet"),
+        "part_bytes": (folder / "part.parquet").stat().st_size,
         "code_version": CODE_VERSIONS["clean_examples"],
     }
     write_json(folder / "counts.json", counts)

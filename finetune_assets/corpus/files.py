@@ -1,35 +1,59 @@
-"""Reads one export file: Parquet with its own types, CSV and JSON lines as texts.
+"""Reads one export file in batches: Parquet with its own types, CSV and JSON lines as texts.
 
-`read_file(path, wanted)` gives the names of all columns in the file, and a frame with those of them that are wanted.
+`columns_of(path)` names all columns, `read_batches(path, wanted)` yields frames with those of them that are wanted.
 Messages never quote the file's content: it may be personal.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from finetune_assets.corpus.cells import NO_TEXT
 from finetune_assets.errors import SourceError
 
-Contents = tuple[list[str], pl.DataFrame]
+BATCH_ROWS = 100_000
 
 
-def read_file(path: Path, wanted: list[str]) -> Contents:
-    """All column names of a file and the frame of the wanted ones. Raises SourceError for a damaged file."""
+def columns_of(path: Path) -> list[str] | None:
+    """All column names of a file; None for JSON lines, where each line has its own. Raises SourceError for a damaged file."""
+    with _told(path):
+        return _READERS[path.suffix.lower()][0](path)
+
+
+def read_batches(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataFrame]:
+    """Frames of the wanted columns, in file order; at least one, maybe without rows. All columns' names go to `seen`, JSON
+    lines' while they are read. Raises SourceError for a damaged file."""
+    with _told(path):
+        seen.update(_READERS[path.suffix.lower()][0](path) or ())
+        yield from _READERS[path.suffix.lower()][1](path, wanted, seen)
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None]:
     try:
-        size = path.stat().st_size
-        return _READERS[path.suffix.lower()](path, wanted, size)
+        yield
     except OSError as error:
+        if error.errno is None and path.suffix.lower() == ".parquet":  # pyarrow's own: no system call failed
+            raise _damaged(path, error) from None
         reason = error.strerror or type(error).__name__
         raise SourceError(f"{path} cannot be read: {reason}. Check that it exists and that this user may read it.") from None
 
 
-def _parquet(path: Path, wanted: list[str], size: int) -> Contents:
+def _damaged(path: Path, error: BaseException) -> SourceError:
+    cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return SourceError(f"{path} is a damaged Parquet file ({cause}), {path.stat().st_size:,} bytes. Copy or export it again.")
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4)
         file.seek(max(size - 4, 0))
@@ -38,45 +62,80 @@ def _parquet(path: Path, wanted: list[str], size: int) -> Contents:
         cause = "it is cut off (the closing mark PAR1 is missing)" if head == b"PAR1" else "it does not start with PAR1"
         raise SourceError(f"{path} is no whole Parquet file: {cause}, {size:,} bytes. Copy or export it again.")
     try:
-        columns = list(pl.read_parquet_schema(path))
-        return columns, pl.read_parquet(path, columns=[name for name in wanted if name in columns])
-    except OSError:
-        raise
-    except BaseException as error:  # a damaged page makes polars panic, which is no Exception
-        if not isinstance(error, pl.exceptions.PolarsError | ValueError) and type(error).__name__ != "PanicException":
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _parquet(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataFrame]:
+    kept = [name for name in wanted if name in seen]
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            yield pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table().select(kept)))
+            for batch in file.iter_batches(BATCH_ROWS, columns=kept):
+                yield pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])))
+    except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+    except BaseException as error:  # polars panics on what it does not know; a panic is no Exception
+        if type(error).__name__ != "PanicException":
             raise
-        cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise SourceError(f"{path} is a damaged Parquet file ({cause}), {size:,} bytes. Copy or export it again.") from None
+        raise _damaged(path, error) from None
 
 
-def _csv(path: Path, wanted: list[str], size: int) -> Contents:
-    if size == 0:
+def _csv_columns(path: Path) -> list[str]:
+    if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty, without even a header line. Export it again; a table without rows keeps its header.")
     try:
-        columns = pl.read_csv(path, n_rows=0, infer_schema=False, encoding="utf8-lossy").columns
-        kept = [name for name in wanted if name in columns]
-        frame = pl.read_csv(path, columns=kept, infer_schema=False, encoding="utf8-lossy") if kept else pl.DataFrame()
+        return pl.read_csv(path, n_rows=0, infer_schema=False, encoding="utf8-lossy").columns
     except pl.exceptions.PolarsError as error:
-        hint = "a line has more fields than the header" if "fields" in str(error) else type(error).__name__
-        mend = "Export it with a comma between fields and texts in quotes"
-        raise SourceError(f"{path} is no well-formed CSV ({hint}). {mend}.") from None
-    return columns, frame
+        raise _no_csv(path, error) from None
 
 
-def _json_lines(path: Path, wanted: list[str], size: int) -> Contents:
-    known: dict[str, list[str | None]] = {name: [] for name in wanted}
-    columns: dict[str, None] = {}
+def _no_csv(path: Path, error: BaseException) -> SourceError:
+    hint = "a line has more fields than the header" if "fields" in str(error) else type(error).__name__
+    return SourceError(f"{path} is no well-formed CSV ({hint}). Export it with a comma between fields and texts in quotes.")
+
+
+def _csv(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataFrame]:
+    kept = [name for name in wanted if name in seen]
+    yield pl.DataFrame(schema=dict.fromkeys(kept, pl.String))
+    if not kept:
+        return
+    try:
+        rows = pl.scan_csv(path, infer_schema=False, encoding="utf8-lossy").select(kept)
+        yield from rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+    except pl.exceptions.PolarsError as error:
+        raise _no_csv(path, error) from None
+
+
+def _json_columns(path: Path) -> None:
+    with path.open("rb"):
+        pass
+
+
+def _json_lines(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataFrame]:
+    cells: dict[str, list[str | None]] = {name: [] for name in wanted}
+    rows = 0
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             row = _record(path, number, line)
-            columns.update(dict.fromkeys(row))
-            for name, cells in known.items():
-                cells.append(_as_text(row.get(name)))
-    found = list(columns) if columns else list(known)  # a table without rows has no columns to miss
-    kept = [name for name in wanted if name in found]
-    return found, pl.DataFrame({name: known[name] for name in kept}, schema=dict.fromkeys(kept, pl.String))
+            seen.update(row)
+            rows += 1
+            for name, column in cells.items():
+                column.append(_as_text(row.get(name)))
+            if rows % BATCH_ROWS == 0:
+                yield _frame(cells)
+    if rows % BATCH_ROWS or not rows:
+        yield _frame(cells)
+
+
+def _frame(cells: dict[str, list[str | None]]) -> pl.DataFrame:
+    frame = pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String))
+    for column in cells.values():
+        column.clear()
+    return frame
 
 
 def _record(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -109,10 +168,11 @@ def _digits(value: float) -> str:
         return "nan" if value != value else NO_TEXT  # noqa: PLR0124
 
 
-_READERS: dict[str, Callable[[Path, list[str], int], Contents]] = {
-    ".parquet": _parquet,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".csv": _csv,
+_Batches = Callable[[Path, list[str], set[str]], Iterator[pl.DataFrame]]
+_READERS: dict[str, tuple[Callable[[Path], list[str] | None], _Batches]] = {
+    ".parquet": (_parquet_columns, _parquet),
+    ".jsonl": (_json_columns, _json_lines),
+    ".ndjson": (_json_columns, _json_lines),
+    ".csv": (_csv_columns, _csv),
 }
 SUFFIXES: tuple[str, ...] = tuple(_READERS)

@@ -303,13 +303,18 @@ def _named(problem: Problem) -> str:
 def read_folder(folder: Path) -> Iterator[tuple[str, str, list[str], pl.DataFrame]]:
     """(table, place, column names, frame) of each table of a folder with a `source.yaml`. Raises SourceError."""
     origin = read_origin(folder)
+    converted = convert([(path.relative_to(folder).as_posix(), path) for path in files_of(folder, origin)], origin)
+    for table, frame in converted.tables.items():
+        yield table, str(folder), list(SOURCE[table]), frame
+
+
+def files_of(folder: Path, origin: Origin) -> list[Path]:
+    """The files of a folder with a `source.yaml`, sorted. Raises SourceError where there is none."""
     found = {path for pattern in origin.files for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")))
     if not files:
         raise SourceError(f"Source {folder} is empty: no file matches `files: {origin.files}` of its {SETTINGS}.")
-    converted = convert([(path.relative_to(folder).as_posix(), path) for path in files], origin)
-    for table, frame in converted.tables.items():
-        yield table, str(folder), list(SOURCE[table]), frame
+    return files
 
 
 def read_origin(folder: Path) -> Origin:

@@ -2,7 +2,8 @@
 
 A week folder holds `part.parquet` and, written last, `counts.json`: week, read, kept, dropped, repaired (table -> rows),
 rejected_by_reason (table -> reason -> rows), personal_data (kind -> values), unknown_columns (table -> names), source_digest,
-part_digest, code_version. `read = kept + dropped` holds for each table.
+part_digest, part_bytes, code_version; of conversations also tenants (tenant -> vertical). `read = kept + dropped` holds for each
+table.
 A kept message counts in the week of its conversation, every other row in its own. Rows without a usable time are in
 `rejected/week=unknown`, with their numbers beside them (`conversations_counts.json`); each run writes them in full.
 Rebuilding a week replaces its files one by one: a run that dies in between leaves whole files, and a week that `stale_weeks`
@@ -11,16 +12,19 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from finetune_assets.corpus.index import Snapshot, look, unmark
 from finetune_assets.corpus.schema import CODE_VERSIONS, CONVERSATIONS, FEEDBACK, KINDS, MESSAGE, REJECTED, UNKNOWN_WEEK
-from finetune_assets.corpus.scrubbing import Scrubbed, buckets, clean_ids, clean_labels, pseudonyms, scrub_texts
+from finetune_assets.corpus.scrubbing import buckets, clean_ids, clean_labels, pseudonyms, scrub_texts
 from finetune_assets.corpus.sources import SourceTables
-from finetune_assets.corpus.staleness import ASSETS, Staleness, empty_digest, part_digest, source_digests, stale_weeks
+from finetune_assets.corpus.staleness import ASSETS, GROUP_SHARE, Staleness, counts_of, part_digest, stale_weeks, week_digests
 from finetune_assets.corpus.validation import Validated, validate
+from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, write_json, write_parquet
 
 __all__ = ["Staleness", "ingest_conversations", "ingest_feedback", "stale_weeks"]
@@ -28,26 +32,54 @@ __all__ = ["Staleness", "ingest_conversations", "ingest_feedback", "stale_weeks"
 Counts = dict[str, dict[str, Any]]
 
 
-def ingest_conversations(store: Store, source_tables: SourceTables, weeks: Sequence[str], key: bytes) -> Counts:
-    """Writes `corpus/conversations` of some weeks (Mondays, YYYY-MM-DD) and the tenants; gives the numbers of each week."""
-    valid = validate(source_tables)
-    wanted = pl.col("week").is_in(list(weeks))
-    conversations, messages = valid.conversations.filter(wanted), valid.messages.filter(wanted)
-    scrubbed = scrub_texts(messages, _of(valid.feedback, conversations["conversation_id"]))
-    parts = _split(_stored_conversations(conversations, scrubbed.messages, key), weeks, CONVERSATIONS)
-    counts = _write(store, "conversations", source_tables, parts, (scrubbed, key))
-    write_json(store.tenants, _tenants(valid.conversations, key))
+def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str], key: bytes) -> Counts:
+    """Writes `corpus/conversations` of some weeks (Mondays, YYYY-MM-DD) and the tenants; gives the numbers of each week.
+
+    Rows are read, judged and written in groups of weeks that fit the memory setting.
+    """
+    counts: Counts = {}
+    for group, valid, snapshot in _groups(store, source, "conversations", weeks):
+        wanted = pl.col("week").is_in(group)
+        conversations, messages = valid.conversations.filter(wanted), valid.messages.filter(wanted)
+        scrubbed = scrub_texts(messages, _of(valid.feedback, conversations["conversation_id"]))
+        parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
+        counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found), key)
+    write_json(store.tenants, _tenants(store))
     return counts
 
 
-def ingest_feedback(store: Store, source_tables: SourceTables, weeks: Sequence[str], key: bytes) -> Counts:
+def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], key: bytes) -> Counts:
     """Writes `corpus/feedback` of some weeks; gives the numbers of each. Texts are scrubbed with their conversation's."""
-    valid = validate(source_tables)
-    wanted = pl.col("week").is_in(list(weeks))
-    concerned = valid.feedback.filter(wanted)["conversation_id"].unique()
-    scrubbed = scrub_texts(_of(valid.messages, concerned), _of(valid.feedback, concerned))
-    parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), weeks, FEEDBACK)
-    return _write(store, "feedback", source_tables, parts, (scrubbed, key))
+    counts: Counts = {}
+    for group, valid, snapshot in _groups(store, source, "feedback", weeks):
+        wanted = pl.col("week").is_in(group)
+        concerned = valid.feedback.filter(wanted)["conversation_id"].unique()
+        scrubbed = scrub_texts(_of(valid.messages, concerned), _of(valid.feedback, concerned))
+        parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), group, FEEDBACK)
+        counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found), key)
+    return counts
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A group of weeks (`unknown` may be the last of them) that is ready to be written."""
+
+    valid: Validated
+    snapshot: Snapshot
+    weeks: list[str]
+    parts: dict[str, pl.DataFrame]
+    found: pl.DataFrame
+
+
+def _groups(
+    store: Store, source: SourceTables, table: str, weeks: Sequence[str]
+) -> Iterator[tuple[list[str], Validated, Snapshot]]:
+    memory = Environment.read().memory
+    snapshot = look(store, source, memory)
+    groups = list(snapshot.groups(weeks, int(memory * GROUP_SHARE)))
+    for number, group in enumerate(groups, start=1):
+        inside = [*group, UNKNOWN_WEEK] if number == len(groups) else group
+        yield inside, validate(snapshot.load(snapshot.closure(table, inside))), snapshot
 
 
 def _of(frame: pl.DataFrame, conversation_ids: pl.Series) -> pl.DataFrame:
@@ -91,19 +123,18 @@ def _split(frame: pl.DataFrame, weeks: Sequence[str], schema: pl.Schema) -> dict
     return {week: typed.get(week, schema.to_frame()) for week in sorted(set(weeks))}
 
 
-def _write(
-    store: Store, table: str, tables: SourceTables, parts: dict[str, pl.DataFrame], scrubbed_key: tuple[Scrubbed, bytes]
-) -> Counts:
-    valid, (scrubbed, key) = validate(tables), scrubbed_key
+def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
+    valid = judged.valid
     members = ("conversations", "messages") if table == "conversations" else ("feedback",)
-    rejected = valid.rejected.filter(pl.col("table").is_in(members))
+    rejected = valid.rejected.filter(pl.col("table").is_in(members) & pl.col("week").is_in(judged.weeks))
     rejected = rejected.with_columns(
         *(clean_ids(rejected[name], rejected["user_id"], key).alias(name) for name in ("id", "conversation_id")),
         pseudonyms(rejected["user_id"], key).alias("user"),
     )
-    set_aside = _split(rejected.sort(rejected.columns, nulls_last=True), [*parts, UNKNOWN_WEEK], REJECTED)
+    set_aside = _split(rejected.sort(rejected.columns, nulls_last=True), judged.weeks, REJECTED)
     tally = _Tally(valid, members)
-    digests = source_digests(tables)[table]
+    digests = week_digests(table, valid, judged.weeks)
+    tenants = _newest_tenants(valid.conversations, key) if table == "conversations" else {}
     counts: Counts = {}
     for week, frame in set_aside.items():
         write_parquet(store.corpus("rejected", week) / f"{table}.parquet", frame)
@@ -112,20 +143,20 @@ def _write(
             write_json(store.corpus("rejected", week) / f"{table}_counts.json", numbers)
             continue
         folder = store.corpus(table, week)
-        write_parquet(folder / "part.parquet", parts[week])
-        found = (
-            scrubbed.found.filter((pl.col("week") == week) & pl.col("table").is_in(members))
-            .group_by("kind")
-            .agg(pl.col("rows").sum())
-        )
+        write_parquet(folder / "part.parquet", judged.parts[week])
+        found = judged.found.filter((pl.col("week") == week) & pl.col("table").is_in(members))
         counts[week] = {
             **numbers,
-            "personal_data": dict(sorted(found.iter_rows())),
-            "unknown_columns": {name: tables.unknown_columns[name] for name in members},
-            "source_digest": digests.get(week) or empty_digest(table),
+            "personal_data": dict(sorted(found.group_by("kind").agg(pl.col("rows").sum()).iter_rows())),
+            "unknown_columns": {name: judged.snapshot.unknown_columns[name] for name in members},
+            "source_digest": digests[week],
             "part_digest": part_digest(folder / "part.parquet"),
+            "part_bytes": (folder / "part.parquet").stat().st_size,
         }
+        if table == "conversations":
+            counts[week]["tenants"] = tenants.get(week, {})
         write_json(folder / "counts.json", counts[week])
+    unmark(store, table, judged.weeks, judged.snapshot.generation)
     return counts
 
 
@@ -157,8 +188,19 @@ def _numbers(frame: pl.DataFrame) -> dict[tuple[str, str], int]:
     return {(table, week): rows for table, week, rows in frame.iter_rows()}
 
 
-def _tenants(conversations: pl.DataFrame, key: bytes) -> dict[str, str]:
-    """The vertical of each tenant, from its newest conversation; conversations come in order of time."""
-    newest = conversations.group_by("tenant_id", maintain_order=True).agg(pl.col("vertical").last())
-    tenants, verticals = (clean_labels(newest[name], key).to_list() for name in ("tenant_id", "vertical"))
-    return dict(sorted(zip(tenants, verticals, strict=True)))
+def _newest_tenants(conversations: pl.DataFrame, key: bytes) -> dict[str, dict[str, str]]:
+    """For each week the vertical of each tenant, from its newest conversation; conversations come in order of time."""
+    newest = conversations.group_by("week", "tenant_id", maintain_order=True).agg(pl.col("vertical").last())
+    names = (clean_labels(newest[name], key) for name in ("tenant_id", "vertical"))
+    found: dict[str, dict[str, str]] = {}
+    for week, tenant, vertical in zip(newest["week"], *names, strict=True):
+        found.setdefault(week, {})[tenant] = vertical
+    return found
+
+
+def _tenants(store: Store) -> dict[str, str]:
+    """The vertical of each tenant, as the newest stored week has it."""
+    tenants: dict[str, str] = {}
+    for week in store.weeks("conversations"):
+        tenants |= counts_of(store.corpus("conversations", week)).get("tenants", {})
+    return dict(sorted(tenants.items()))

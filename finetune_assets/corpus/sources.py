@@ -1,124 +1,152 @@
-"""Reads sources into one frame a table: folders of exports (Parquet, JSONL, CSV) and databases, several at once.
+"""All sources together: folders of exports (Parquet, JSONL, CSV) and databases. Rows are read when they are asked for.
 
-A folder holds each table as a file (`messages.parquet`, `.jsonl`, `.ndjson`, `.csv`) or as a folder of files (`messages/*.csv`);
-one with a `source.yaml` holds fine-tuning files (see `imports`).
-Reading is tolerant by cell (see `cells`) and strict by file: what is damaged, missing or lacks a column stops with a SourceError.
+Reading is tolerant by cell (see `cells`) and strict by part (see `parts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from finetune_assets.corpus.cells import typed
-from finetune_assets.corpus.databases import read_database
-from finetune_assets.corpus.files import SUFFIXES, read_file
-from finetune_assets.corpus.imports import SETTINGS, read_folder
-from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES
+from finetune_assets.corpus.databases import Database, address, check_scheme
+from finetune_assets.corpus.mapping import SourceMapping, read_mapping
+from finetune_assets.corpus.parts import Part, folder_parts, postgres_parts, sqlite_parts
+from finetune_assets.corpus.schema import TABLES
+from finetune_assets.environment import Environment
 from finetune_assets.errors import SourceError
 
 
 @dataclass(frozen=True, eq=False)
-class SourceTables:
-    """The tables of all sources, one below the other; columns as `cells.typed` makes them, rows as they came."""
+class Tables:
+    """Rows of the three tables, columns as `cells.typed` makes them."""
 
     conversations: pl.DataFrame
     messages: pl.DataFrame
     feedback: pl.DataFrame
-    unknown_columns: dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One file or database table: `columns` are all it has, `frame` holds the declared ones."""
+class SourceTables:
+    """All sources together. `parts` is cheap; the three frames hold everything, one part below the other, rows as they came."""
 
-    table: str
-    place: str
-    columns: list[str]
-    frame: pl.DataFrame
+    def __init__(
+        self, parts: Sequence[Part], databases: Sequence[Database] = (), leave_out: Callable[[Tables], Tables] | None = None
+    ) -> None:
+        self.parts, self._databases, self._leave_out = list(parts), list(databases), leave_out
+        self.snapshots: dict[Path, Any] = {}  # of `index.look`, by home
+
+    def without(self, leave_out: Callable[[Tables], Tables]) -> SourceTables:
+        """The same source less what a function leaves out; it gets whole conversations with all that is said of them."""
+        return SourceTables(self.parts, self._databases, leave_out)
+
+    def left(self, tables: Tables) -> Tables:
+        """Rows of the source less those that are left out."""
+        return tables if self._leave_out is None else self._leave_out(tables)
+
+    def close(self) -> None:
+        """Gives connections back."""
+        for database in self._databases:
+            database.close()
+
+    @property
+    def conversations(self) -> pl.DataFrame:
+        """Every conversation row."""
+        return self._frame("conversations")
+
+    @property
+    def messages(self) -> pl.DataFrame:
+        """Every message row."""
+        return self._frame("messages")
+
+    @property
+    def feedback(self) -> pl.DataFrame:
+        """Every feedback row."""
+        return self._frame("feedback")
+
+    @property
+    def unknown_columns(self) -> dict[str, list[str]]:
+        """Columns of each table that are not read."""
+        for table in TABLES:
+            self._frame(table)
+        return self._read.unknown
+
+    def of(self, table: str) -> list[Part]:
+        """The parts of one table."""
+        return [part for part in self.parts if part.table == table]
+
+    def _frame(self, table: str) -> pl.DataFrame:
+        return self._read[table] if self._leave_out is None else getattr(self._all, table)
+
+    @cached_property
+    def _read(self) -> _Read:
+        return _Read(self)
+
+    @cached_property
+    def _all(self) -> Tables:
+        return self.left(Tables(**{table: self._read[table] for table in TABLES}))
 
 
-def read_source(sources: Sequence[str]) -> SourceTables:
-    """Reads every table of every source (a folder, `sqlite:///…`, `postgresql://…`).
+class _Read(dict[str, pl.DataFrame]):
+    """Each table when it is first asked for."""
 
-    Raises SourceError for a source that is missing, empty, damaged, or lacks a table or a column.
+    def __init__(self, source: SourceTables) -> None:
+        super().__init__()
+        self.source, self.unknown = source, dict[str, list[str]]()
+
+    def __missing__(self, table: str) -> pl.DataFrame:
+        frames, unknown = [typed(pl.DataFrame(), table)], set[str]()
+        try:
+            for part in self.source.of(table):
+                for frame, names in part.read():
+                    frames.append(frame)
+                    unknown.update(names)
+        finally:
+            self.source.close()
+        whole = pl.concat(frames)
+        if table != "feedback" and whole.is_empty():
+            raise empty(table, self.source)
+        self[table] = whole
+        self.unknown[table] = sorted(unknown)
+        return whole
+
+
+def empty(table: str, source: SourceTables) -> SourceError:
+    """What is said of a table without rows."""
+    where = ", ".join(part.place for part in source.of(table)[:3]) or "no part"
+    return SourceError(f"The source is empty: table {table} has no rows ({where}). Export a period with conversations.")
+
+
+def read_source(sources: Sequence[str], mapping: SourceMapping | None = None, lookback_weeks: int | None = None) -> SourceTables:
+    """Opens every source (a folder, `sqlite:///…`, `postgresql://…`); rows are read when they are asked for.
+
+    Mapping and look-back follow FINETUNE_SOURCE_MAPPING and FINETUNE_LOOKBACK_WEEKS where they are not given. Raises SourceError
+    for a source that is missing, empty, damaged, or lacks a table or a column.
     """
     if not sources:
         raise SourceError("No source is given; set FINETUNE_SOURCE to a folder of exports or a database URL.")
-    parts = [part for source in sources for part in _parts(source)]
-    _require_columns(parts)
-    frames = {table: pl.concat([typed(part.frame, table) for part in parts if part.table == table]) for table in TABLES}
-    for table in ("conversations", "messages"):
-        if frames[table].is_empty():
-            where = ", ".join(part.place for part in parts if part.table == table)
-            raise SourceError(f"The source is empty: table {table} has no rows ({where}). Export a period with conversations.")
-    unknown = {
-        table: sorted({name for part in parts if part.table == table for name in part.columns if name not in SOURCE[table]})
-        for table in TABLES
-    }
-    return SourceTables(**frames, unknown_columns=unknown)
+    environment = Environment.read()
+    mapping = read_mapping(environment.source_mapping) if mapping is None else mapping
+    lookback_weeks = environment.lookback_weeks if lookback_weeks is None else lookback_weeks
+    mapping.check_used([shown(source) for source in sources])
+    parts: list[Part] = []
+    databases: list[Database] = []
+    for source in sources:
+        own = mapping.of(shown(source))
+        if "://" not in source:
+            parts += folder_parts(Path(source), own)
+            continue
+        database = Database(source)
+        databases.append(database)
+        kind = sqlite_parts if check_scheme(source) == "sqlite" else postgres_parts
+        parts += kind(database, own, lookback_weeks)
+    return SourceTables(parts, databases)
 
 
-def _parts(source: str) -> Iterator[_Part]:
-    if "://" in source:
-        yield from (_Part(*found) for found in read_database(source))
-        return
-    folder = Path(source)
-    if (folder / SETTINGS).is_file():
-        yield from (_Part(*found) for found in read_folder(folder))
-        return
-    files = _files(folder)
-    for table in TABLES:
-        for file in files[table]:
-            columns, frame = read_file(file, list(SOURCE[table]))
-            yield _Part(table, str(file), columns, frame)
-
-
-def _files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each table in a folder, sorted by name. Raises SourceError."""
-    expected = ", ".join(_expected(table) for table in TABLES)
-    if not folder.exists():
-        raise SourceError(f"Source {folder} does not exist; set FINETUNE_SOURCE to a folder that holds {expected}.")
-    if not folder.is_dir():
-        raise SourceError(f"Source {folder} is a file; give the folder that holds {expected}.")
-    found = {table: _table_files(folder, table) for table in TABLES}
-    if not any(found.values()):
-        raise SourceError(f"Source {folder} is empty: it holds none of {expected}.")
-    missing = [table for table in TABLES if not found[table]]
-    if missing:
-        names = " and ".join(_expected(table) for table in missing)
-        raise SourceError(f"Source {folder} lacks {', '.join(missing)}: expected {names}. Export it too, then run again.")
-    return found
-
-
-def _expected(table: str) -> str:
-    return f"{table}{{{','.join(SUFFIXES)}}} or {table}/"
-
-
-def _table_files(folder: Path, table: str) -> list[Path]:
-    places: list[list[Path]] = []
-    for name in FILE_NAMES[table]:
-        places += [[path] for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
-        if (folder / name).is_dir():
-            inside = [path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-            places.append(sorted(path for path in inside if not path.name.startswith((".", "_"))))
-    places = [files for files in places if files]
-    if len(places) > 1:
-        names = ", ".join(str(files[0].relative_to(folder)) for files in places)
-        raise SourceError(f"Source {folder} holds table {table} more than once ({names}); keep one of them.")
-    return places[0] if places else []
-
-
-def _require_columns(parts: list[_Part]) -> None:
-    problems: list[str] = []
-    for part in parts:
-        required = [name for name, column in SOURCE[part.table].items() if column.required]
-        missing = [name for name in required if name not in part.columns]
-        if missing:
-            given = f"{part.place} (table {part.table}) lacks the column(s) {', '.join(missing)}"
-            problems.append(f"{given}; required are {', '.join(required)}.")
-    if problems:
-        raise SourceError("\n".join(problems))
+def shown(source: str) -> str:
+    """A source as messages show it: without user and password."""
+    return address(source) if "://" in source else source

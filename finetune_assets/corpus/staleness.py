@@ -1,7 +1,8 @@
 """Which stored weeks no longer say what the source says: by a digest of everything that a week is made from.
 
-The digest covers the week's kept and rejected rows after validation (so what another week's rows do to them counts), the texts
-that take part in its scrubbing, and the asset's code version. `counts.json` holds it, beside a digest of `part.parquet` itself.
+The index of the source (`index`) names the weeks that changed rows may concern; only theirs is computed. The digest covers the
+week's kept and rejected rows after validation (so what another week's rows do to them counts), the texts that take part in its
+scrubbing, and the asset's code version. `counts.json` holds it, beside a digest of `part.parquet` itself.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import polars as pl
 
+from finetune_assets.corpus.index import look, marks, stored_weeks, unmark
 from finetune_assets.corpus.personal_data import needs_look
-from finetune_assets.corpus.schema import CODE_VERSIONS, UNKNOWN_WEEK
+from finetune_assets.corpus.schema import CODE_VERSIONS
 from finetune_assets.corpus.scrubbing import PLACEHOLDER, long_texts
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.validation import Validated, validate
+from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, read_json
 
 ASSETS = {"conversations": "raw_conversations", "feedback": "rlhf_feedback", "examples": "clean_examples"}
+
+
+ERASED = "erased"
+"""Stands for the digest of the source in a week from which rows were taken: the week is stale, and is made again."""
+GROUP_SHARE = 0.06  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Staleness:
     examples: list[str]
     vanished: list[str]
     all_weeks: list[str]  # every week with source rows
-    digests: dict[str, dict[str, str]]  # "conversations" | "feedback" -> week -> digest of the source now
+    state: str  # equal for an equal source
 
     @property
     def stale(self) -> list[str]:
@@ -46,23 +53,35 @@ class Staleness:
         return sorted({*self.conversations, *self.feedback, *self.examples})
 
 
-def stale_weeks(store: Store, tables: SourceTables) -> Staleness:
-    """Compares the stored weeks with the source; writes nothing."""
-    digests = source_digests(tables)
-    all_weeks = sorted({week for weeks in digests.values() for week in weeks} - {UNKNOWN_WEEK})
+def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Staleness:
+    """Compares the stored weeks with the source; writes nothing but the index of the source.
+
+    Only what may have changed is read: files of another size or time, Postgres weeks in the look-back window or of another
+    number of rows. `full` reads and compares everything.
+    """
+    memory = Environment.read().memory
+    snapshot = look(store, source, memory, full)
+    all_weeks = snapshot.weeks()
+    touched = marks(store.home / "corpus" / "index")
     stale: dict[str, list[str]] = {}
-    for table, known in digests.items():
+    for table in ("conversations", "feedback"):
         weeks = sorted({*all_weeks, *store.weeks(table)})
-        stale[table] = [
-            week for week in weeks if not _is_current(store.corpus(table, week), known.get(week) or empty_digest(table))
-        ]
-    stored = {week for table in digests for week in store.weeks(table)}
+        whole = [week for week in weeks if is_current(store.corpus(table, week), CODE_VERSIONS[ASSETS[table]])]
+        doubtful = [week for week in whole if full or week in touched.get(table, {})]
+        digests: dict[str, str] = {}
+        for group in snapshot.groups(doubtful, int(memory * GROUP_SHARE)):
+            digests |= week_digests(table, validate(snapshot.load(snapshot.closure(table, group))), group)
+        same = {week for week in doubtful if counts_of(store.corpus(table, week)).get("source_digest") == digests[week]}
+        unmark(store, table, same, snapshot.generation)
+        fresh = (set(whole) - set(doubtful)) | same
+        stale[table] = [week for week in weeks if week not in fresh]
+    stored = stored_weeks(store)
     return Staleness(
         **stale,
         examples=sorted({*stale_examples(store), *(set(all_weeks) - set(store.weeks("examples")))}),
         vanished=sorted(week for week in stored - set(all_weeks) if week in stale["conversations"] or week in stale["feedback"]),
         all_weeks=all_weeks,
-        digests=digests,
+        state=snapshot.state,
     )
 
 
@@ -71,7 +90,10 @@ def stale_examples(store: Store) -> list[str]:
     stale: list[str] = []
     for week in sorted({*store.weeks("conversations"), *store.weeks("examples")}):
         conversations = counts_of(store.corpus("conversations", week)).get("part_digest")
-        if conversations is None or not _is_current(store.corpus("examples", week), examples_digest(conversations)):
+        folder = store.corpus("examples", week)
+        made_from = counts_of(folder).get("source_digest")
+        same = conversations is not None and made_from == examples_digest(conversations)
+        if not same or not is_current(folder, CODE_VERSIONS["clean_examples"]):
             stale.append(week)
     return stale
 
@@ -96,65 +118,62 @@ def counts_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def empty_digest(table: str) -> str:
-    """Digest of a week without source rows."""
-    return _digest(_head(table))
+def is_current(folder: Path, code_version: str) -> bool:
+    """Whether a week is whole and of this code. Its bytes are read only where its size or its time says that it was changed."""
+    counts, part = counts_of(folder), folder / "part.parquet"
+    if counts.get("code_version") != code_version or counts.get("source_digest") == ERASED or not part.exists():
+        return False
+    written, listed = part.stat(), (folder / "counts.json").stat()
+    if counts.get("part_bytes") == written.st_size and written.st_mtime_ns <= listed.st_mtime_ns:
+        return True
+    return counts.get("part_digest") == part_digest(part)
 
 
-_done: WeakKeyDictionary[SourceTables, dict[str, dict[str, str]]] = WeakKeyDictionary()
+def week_digests(table: str, valid: Validated, weeks: Sequence[str]) -> dict[str, str]:
+    """Digest of everything that each week of `conversations` or `feedback` is made from; also of weeks without rows.
+
+    `valid` holds at least the closure of the weeks (`Snapshot.closure`).
+    """
+    wanted = pl.col("week").is_in(list(weeks))
+    aside = pl.col("table") == "feedback"
+    if table == "conversations":
+        rejected = valid.rejected.filter(wanted & ~aside)
+        said = _watched(long_texts(valid.messages.clear(), valid.feedback))
+        own = valid.conversations.filter(wanted).select("conversation_id", "week")
+        frames = [valid.conversations.filter(wanted), valid.messages.filter(wanted), rejected, _in_weeks(said, own)]
+    else:
+        judged = valid.feedback.filter(wanted)
+        with_text = judged.filter(pl.col("expected_response").is_not_null() | pl.col("comment").is_not_null())
+        own = with_text.select("conversation_id", "week").unique()
+        concerned = pl.col("conversation_id").is_in(own["conversation_id"].unique().implode())
+        said = _watched(long_texts(valid.messages.filter(concerned), valid.feedback.filter(concerned)))
+        frames = [judged, valid.rejected.filter(wanted & aside), _in_weeks(said, own)]
+    hashes = {week: hashlib.blake2b("\n".join((table, CODE_VERSIONS[ASSETS[table]])).encode(), digest_size=16) for week in weeks}
+    for number, frame in enumerate(frames):
+        for (week,), part in frame.partition_by("week", as_dict=True, maintain_order=True).items():
+            hashes[str(week)].update(f"\n{number} {part.height}\n".encode())
+            for column in part.drop("week"):
+                hashes[str(week)].update(_bytes(column))
+    return {week: own_hash.hexdigest() for week, own_hash in hashes.items()}
 
 
-def source_digests(tables: SourceTables) -> dict[str, dict[str, str]]:
-    """Digest of each week that has source rows (`unknown` included), for conversations and for feedback."""
-    if tables not in _done:
-        _done[tables] = _source_digests(validate(tables))
-    return _done[tables]
+def _watched(texts: pl.DataFrame) -> pl.DataFrame:
+    """Texts that take part in scrubbing: a value or a placeholder in one decides how the others are written."""
+    return texts.filter(needs_look(texts["text"]) | texts["text"].str.contains(PLACEHOLDER)).drop("week", "row")
 
 
-def _source_digests(valid: Validated) -> dict[str, dict[str, str]]:
-    texts = long_texts(valid.messages, valid.feedback)
-    watched = texts.filter(needs_look(texts["text"]) | texts["text"].str.contains(PLACEHOLDER))
-    together = watched.group_by("conversation_id", maintain_order=True).agg("table", "column", "text")
-    from_feedback = (
-        watched.filter(pl.col("table") == "feedback").group_by("conversation_id", maintain_order=True).agg("column", "text")
-    )
-    with_text = valid.feedback.filter(pl.col("expected_response").is_not_null() | pl.col("comment").is_not_null())
-    is_feedback = pl.col("table") == "feedback"
-    return {
-        "conversations": _by_week(
-            "conversations",
-            [
-                valid.conversations,
-                valid.messages,
-                valid.rejected.filter(~is_feedback),
-                valid.conversations.select("conversation_id", "week").join(from_feedback, on="conversation_id"),
-            ],
-        ),
-        "feedback": _by_week(
-            "feedback",
-            [
-                valid.feedback,
-                valid.rejected.filter(is_feedback),
-                with_text.select("conversation_id", "week").unique().join(together, on="conversation_id"),
-            ],
-        ),
-    }
+def _in_weeks(texts: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
+    return texts.join(own, on="conversation_id", maintain_order="left").sort("week", "conversation_id", maintain_order=True)
 
 
-def _by_week(table: str, frames: Sequence[pl.DataFrame]) -> dict[str, str]:
-    rows = pl.concat(frame.select("week", pl.struct(pl.exclude("week")).struct.json_encode().alias("row")) for frame in frames)
-    grouped = rows.sort("week", "row").partition_by("week", as_dict=True)
-    return {str(week): _digest([*_head(table), *group["row"]]) for (week,), group in grouped.items()}
-
-
-def _head(table: str) -> list[str]:
-    return [table, CODE_VERSIONS[ASSETS[table]]]
+def _bytes(column: pl.Series) -> bytes:
+    """Bytes that tell any two columns of one type and name apart, the same in every version of the libraries."""
+    name = column.name.encode() + b":"
+    if column.dtype == pl.String:
+        lengths = column.str.len_bytes().cast(pl.Int64).fill_null(-1)
+        return name + lengths.to_numpy().tobytes() + "".join(column.drop_nulls()).encode()
+    return name + column.to_physical().cast(pl.Int64).fill_null(-(2**62)).to_numpy().tobytes()
 
 
 def _digest(lines: Iterable[str]) -> str:
     return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _is_current(folder: Path, digest: str) -> bool:
-    counts, part = counts_of(folder), folder / "part.parquet"
-    return counts.get("source_digest") == digest and part.exists() and counts.get("part_digest") == part_digest(part)

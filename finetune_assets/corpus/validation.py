@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from typing import Protocol
 
 import polars as pl
 
 from finetune_assets.corpus.schema import FEEDBACK_TYPES, KINDS, MAX_ID, MAX_LABEL, ROLES, UNKNOWN_WEEK
-from finetune_assets.corpus.sources import SourceTables
 
 IDS = {"conversations": "conversation_id", "messages": "message_id", "feedback": "feedback_id"}
 _BROKEN = "[\x00\ufffd]"
@@ -52,22 +51,19 @@ class _Rule:
     becomes: bool | None = None
 
 
-_done: WeakKeyDictionary[SourceTables, Validated] = WeakKeyDictionary()
+class HasTables(Protocol):
+    """Rows of the three tables, as `cells.typed` makes them."""
+
+    @property
+    def conversations(self) -> pl.DataFrame: ...
+    @property
+    def messages(self) -> pl.DataFrame: ...
+    @property
+    def feedback(self) -> pl.DataFrame: ...
 
 
-def validate(tables: SourceTables) -> Validated:
-    """Applies every rule to every row; remembered as long as `tables` lives. Rows come out in a stable order."""
-    if tables not in _done:
-        _done[tables] = _validate(tables)
-    return _done[tables]
-
-
-def monday(time: pl.Expr) -> pl.Expr:
-    """The week of a time: its Monday as YYYY-MM-DD, UTC."""
-    return time.dt.truncate("1w").dt.strftime("%Y-%m-%d")
-
-
-def _validate(tables: SourceTables) -> Validated:
+def validate(tables: HasTables) -> Validated:
+    """Applies every rule to every row. Rows come out in a stable order."""
     conversations = _conversations(tables.conversations)
     known = _known(conversations)
     messages = _messages(tables.messages, known)
@@ -91,6 +87,11 @@ def _validate(tables: SourceTables) -> Validated:
     ]
     everything = pl.concat(rejected)
     return Validated(**kept, rejected=everything.sort(everything.columns, nulls_last=True), read=pl.concat(read))
+
+
+def monday(time: pl.Expr) -> pl.Expr:
+    """The week of a time: its Monday as YYYY-MM-DD, UTC."""
+    return time.dt.truncate("1w").dt.strftime("%Y-%m-%d")
 
 
 # --- what all tables share

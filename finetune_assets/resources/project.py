@@ -3,7 +3,7 @@
 # pyright: reportMissingTypeArgument=false
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,9 +27,34 @@ class SourceResource(dg.ConfigurableResource):
         """The folders and database URLs."""
         return list(self.urls or Environment.read().sources)
 
-    def read(self, erased: Erased) -> SourceTables:
-        """All tables of all sources, without the rows of erased people. Raises SourceError."""
-        return erased.leave_out(read_source(self.urls or Environment.read().sources))
+    def read(self, erased: Erased, run_id: str | None = None) -> SourceTables:
+        """All sources, opened, without the rows of erased people. Raises SourceError.
+
+        The assets of one run see the same state, read once.
+        """
+        urls = self.addresses()
+        if run_id is None:
+            return erased.leave_out(read_source(urls))
+        if _opened is None or _opened[0] != (urls, erased.subjects) or _opened[1] not in (run_id, ANY_RUN):
+            keep_source(urls, erased, erased.leave_out(read_source(urls)), run_id)
+        assert _opened is not None
+        return _opened[2]
+
+
+ANY_RUN = "*"
+_opened: tuple[tuple[list[str], frozenset[str]], str, SourceTables] | None = None
+
+
+def keep_source(urls: Sequence[str], erased: Erased, source: SourceTables, run_id: str = ANY_RUN) -> None:
+    """Makes `SourceResource.read` give this opened source to the assets of a run of this process."""
+    global _opened  # noqa: PLW0603
+    _opened = (list(urls), erased.subjects), run_id, source
+
+
+def let_go() -> None:
+    """Forgets the kept source, and what was read of it."""
+    global _opened  # noqa: PLW0603
+    _opened = None
 
 
 class StoreResource(dg.ConfigurableResource):

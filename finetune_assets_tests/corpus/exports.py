@@ -116,3 +116,8 @@ def everything_under(home: Path) -> dict[str, str]:
         else:
             texts[name] = path.read_text(encoding="utf-8")
     return texts
+
+
+def made(home: Path) -> dict[str, str]:
+    """`everything_under` without the index of the source, which differs with the files of the source."""
+    return {name: text for name, text in everything_under(home).items() if not name.startswith("corpus/index/")}

@@ -24,6 +24,7 @@ from finetune_assets_tests.corpus.exports import (
     everything_under,
     export,
     judgement,
+    made,
     message,
     write,
 )
@@ -191,7 +192,7 @@ def test_order_format_files_and_choice_of_weeks_do_not_matter(tmp_path: Path) ->
     )
     for week in (NEXT, WEEK):
         ingest_all(other, found, [week])
-    assert everything_under(other.home) == everything_under(wanted.home)
+    assert made(other.home) == made(wanted.home)
     assert stale_weeks(other, source(tables, tmp_path / "source")).stale == []
 
 
@@ -282,7 +283,7 @@ def test_a_crash_between_two_writes_leaves_whole_files_and_the_next_run_heals(
     ingest_all(store, tables, [WEEK, NEXT])
     clean = Store(tmp_path / "clean")
     ingest_all(clean, tables)
-    assert everything_under(store.home) == everything_under(clean.home)
+    assert made(store.home) == made(clean.home)
     assert stale_weeks(store, tables).stale == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from finetune_assets.corpus.schema import SOURCE
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.errors import SourceError
 from finetune_assets_tests.corpus.exports import SGD, conversation, export, message, write, write_table
@@ -111,9 +112,15 @@ def test_unknown_columns_are_named_and_left_aside(tmp_path: Path) -> None:
     assert found.conversations["training_consent"].to_list() == [True, False, True]
 
 
+def read_all(source: str) -> None:
+    found = read_source([source])
+    for table in ("conversations", "messages", "feedback"):
+        getattr(found, table)
+
+
 def error(source: Path | str) -> str:
     with pytest.raises(SourceError) as caught:
-        read_source([str(source)])
+        read_all(str(source))
     return str(caught.value)
 
 
@@ -184,7 +191,7 @@ def test_broken_lines_are_named_and_not_quoted(tmp_path: Path) -> None:
     path.write_text('[1, "ana@example.org"]\n')
     assert "not an object" in error(tmp_path)
     path.unlink()
-    (tmp_path / "messages.csv").write_text("message_id,content\n1,ana@example.org,2,3\n")
+    (tmp_path / "messages.csv").write_text(f"{','.join(SOURCE['messages'])}\n1,ana@example.org,2,3,4,5,6,7\n")
     text = error(tmp_path)
     assert "more fields than the header" in text
     assert "ana@" not in text

@@ -1,0 +1,365 @@
+"""What the source held when it was last looked at: for each row hashes of its ids and content, and its week. No text, no id.
+
+    <home>/corpus/index/parts.json      each part's state, rows, and the file with its rows
+    <home>/corpus/index/<hash>.parquet  rows of a part: id, conversation, message (hashes), week, digest (of the whole row)
+    <home>/corpus/index/touched.json    weeks that changed rows may concern, until they are rebuilt or found equal
+    <home>/corpus/index/salt            what the hashes are keyed with
+
+`look` compares the source with it and reads only the parts that may have changed. `Snapshot.closure` names the rows that decide
+about some weeks: validating those alone gives what validating everything would give. Weeks are marked as touched before the
+index moves on, so a crash in between loses no change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock
+
+from finetune_assets.corpus.cells import typed
+from finetune_assets.corpus.parts import TIMES, Part
+from finetune_assets.corpus.schema import TABLES, UNKNOWN_WEEK
+from finetune_assets.corpus.sources import SourceTables, Tables, empty
+from finetune_assets.corpus.spool import Spool
+from finetune_assets.errors import SourceError
+from finetune_assets.storage import Store, read_json, write_json, write_parquet
+
+VERSION = f"1 polars {pl.__version__}"  # Polars promises equal hashes within one version
+KEYS = {"conversations": {"id": "conversation_id"}, "messages": {"id": "message_id", "conversation": "conversation_id"}}
+KEYS["feedback"] = {"id": "feedback_id", "conversation": "conversation_id", "message": "message_id"}
+SPOOL_SHARE = 0.1  # of the memory setting, for rows held between reading and writing
+
+Marks = dict[str, dict[str, int]]
+"""Table to week (or `unknown`) to the generation of the index that touched it."""
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """The source as it was looked at. `rows` has, for each table, part (number), row (in the part), the hashes, week, digest."""
+
+    source: SourceTables
+    parts: list[Part]
+    rows: dict[str, pl.DataFrame]
+    row_bytes: float
+    unknown_columns: dict[str, list[str]]
+    state: str  # equal for equal rows, whatever the order and the files
+    generation: int
+    spool: Spool
+    seed: int
+
+    def weeks(self) -> list[str]:
+        """Every week in which a row happened, sorted; without `unknown`."""
+        found = pl.concat([frame["week"].unique() for frame in self.rows.values()]).drop_nulls().unique().sort()
+        return [day.isoformat() for day in found]
+
+    def groups(self, weeks: Iterable[str], memory: int) -> Iterator[list[str]]:
+        """The weeks in runs whose rows come to about `memory` bytes; a week is never cut."""
+        counted = pl.concat([frame.select("week") for frame in self.rows.values()]).group_by("week").len()
+        rows = {day.isoformat(): n for day, n in counted.iter_rows() if day is not None}
+        group: list[str] = []
+        held = 0.0
+        for week in sorted(set(weeks)):
+            size = rows.get(week, 0) * self.row_bytes
+            if group and held + size > memory:
+                yield group
+                group, held = [], 0.0
+            group.append(week)
+            held += size
+        if group:
+            yield group
+
+    def closure(self, table: str, weeks: Sequence[str]) -> dict[str, pl.DataFrame]:
+        """The rows (part, row, digest) that decide about the weeks (maybe `unknown`) of `conversations` or `feedback`.
+
+        All of the conversations concerned; rows of the weeks that may belong to none; rows elsewhere that share an id with one
+        of these, and what decides whether those are valid.
+        """
+        c, m, f = (self.rows[name] for name in TABLES)
+        inside = pl.col("week").is_in([date.fromisoformat(week) for week in weeks if week != UNKNOWN_WEEK])
+        inside = inside.fill_null(UNKNOWN_WEEK in weeks)
+        if table == "conversations":
+            own, judged = m.filter(inside), f.clear()
+            whole = c.filter(inside)["id"]
+        else:
+            timeless = _any_of(
+                f.filter(pl.col("week").is_null()), conversation=c.filter(inside)["id"]
+            )  # in its conversation's week
+            own, judged = m.clear(), _distinct(f.filter(inside), timeless)
+            of_message = m.join(judged.select(id="message").unique(), on="id", how="semi")["conversation"]
+            whole = pl.concat([judged["conversation"], of_message])
+        whole = whole.drop_nulls().unique()
+        said = _any_of(m, conversation=whole)
+        judged = _distinct(judged, _any_of(f, conversation=whole), _any_of(f, message=said["id"]))
+        judged = _distinct(judged, _any_of(f, id=judged["id"]))
+        messages = _distinct(own, said, _any_of(m, id=judged["message"]))
+        messages = _distinct(messages, _any_of(m, id=messages["id"]))
+        concerned = pl.concat([whole, messages["conversation"], judged["conversation"]])
+        conversations = _distinct(c.filter(inside) if table == "conversations" else c.clear(), _any_of(c, id=concerned))
+        found = {"conversations": conversations, "messages": messages, "feedback": judged}
+        return {name: frame.select("part", "row", "digest") for name, frame in found.items()}
+
+    def load(self, wanted: dict[str, pl.DataFrame]) -> Tables:
+        """The typed rows. Raises SourceError where the source no longer holds them."""
+        try:
+            return self.source.left(Tables(**{table: self._loaded(table, rows) for table, rows in wanted.items()}))
+        finally:
+            self.source.close()
+
+    def _loaded(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
+        frames = [typed(pl.DataFrame(), table)]
+        for (number,), group in rows.sort("part", "row").partition_by("part", as_dict=True, maintain_order=True).items():
+            part = self.parts[int(number)]
+            if part.key in self.spool:
+                frames += self.spool.take(part.key, group["row"].cast(pl.Int64).to_numpy())
+                continue
+            digests, found = group["digest"].unique(), 0
+            for frame, _ in _whole(part, self.spool):
+                mine = frame.filter(_digests(frame, self.seed).is_in(digests.implode()))
+                found += len(mine)
+                frames.append(mine)
+            if found != len(group):
+                raise SourceError(f"{part.place} changed while it was read ({found} of {len(group)} rows are there). Run again.")
+        return pl.concat(frames)
+
+
+def _whole(part: Part, spool: Spool) -> Iterator[tuple[pl.DataFrame, list[str]]]:
+    """The part's frames, kept in the spool on their way; a part that breaks off is not kept."""
+    spool.start(part.key)
+    try:
+        for frame, unknown in part.read():
+            spool.add(part.key, frame)
+            yield frame, unknown
+    except BaseException:
+        spool.drop(part.key)
+        raise
+
+
+def _any_of(frame: pl.DataFrame, **column: pl.Series) -> pl.DataFrame:
+    name, values = next(iter(column.items()))
+    return frame.join(values.drop_nulls().unique().alias(name).to_frame(), on=name, how="semi")
+
+
+def _distinct(*frames: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat(frames).unique(["part", "row"])
+
+
+def _digests(frame: pl.DataFrame, seed: int) -> pl.Series:
+    return frame.hash_rows(seed)
+
+
+def hashed(frame: pl.DataFrame, table: str, seed: int) -> pl.DataFrame:
+    """The index rows of typed rows."""
+    ids = {name: frame[column].str.strip_chars().replace("", None) for name, column in KEYS[table].items()}
+    hashes = {name: pl.select(pl.when(own.is_not_null()).then(own.hash(seed)).alias(name))[name] for name, own in ids.items()}
+    week = frame[TIMES[table]].dt.truncate("1w").dt.date()
+    return pl.DataFrame(
+        [*(own.alias(name) for name, own in hashes.items()), week.alias("week"), _digests(frame, seed).alias("digest")]
+    )
+
+
+def _no_rows(table: str) -> pl.DataFrame:
+    return hashed(typed(pl.DataFrame(), table), table, 0)
+
+
+class _Folder:
+    """The index on disk."""
+
+    def __init__(self, store: Store) -> None:
+        self.path = store.home / "corpus" / "index"
+        self.path.mkdir(parents=True, exist_ok=True)
+        salt = self.path / "salt"
+        if not salt.exists():
+            write_json(salt, secrets.randbits(63))
+        self.seed = int(read_json(salt))
+        stored = _read(self.path / "parts.json")
+        self.known: dict[str, dict[str, Any]] = stored.get("parts", {}) if stored.get("version") == VERSION else {}
+        self.generation = int(stored.get("generation", 0))
+
+    def rows(self, key: str) -> pl.DataFrame:
+        return pl.read_parquet(self.path / self.known[key]["file"])
+
+    def whole(self, key: str) -> bool:
+        return (self.path / self.known[key]["file"]).exists()
+
+    def keep(self, parts: dict[str, dict[str, Any]], generation: int) -> None:
+        write_json(self.path / "parts.json", {"version": VERSION, "generation": generation, "parts": parts})
+        files = {str(entry["file"]) for entry in parts.values()}
+        for file in self.path.glob("*.parquet"):
+            if file.name not in files:
+                file.unlink(missing_ok=True)
+
+    def mark(self, weeks: Iterable[str], generation: int) -> None:
+        held = marks(self.path)
+        new = dict.fromkeys(weeks, generation)
+        write_json(self.path / "touched.json", {table: {**held.get(table, {}), **new} for table in ("conversations", "feedback")})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path) if path.exists() else {}
+    except json.JSONDecodeError:
+        return {}
+
+
+def marks(folder: Path) -> Marks:
+    """Touched weeks."""
+    return _read(folder / "touched.json")
+
+
+def unmark(store: Store, table: str, weeks: Iterable[str], generation: int) -> None:
+    """Takes weeks off the touched ones that were rebuilt, or found equal, at a generation of the index."""
+    folder = store.home / "corpus" / "index"
+    done = set(weeks)
+    with FileLock(folder / "lock"):
+        held = marks(folder)
+        left = {week: at for week, at in held.get(table, {}).items() if week not in done or at > generation}
+        if left != held.get(table, {}):
+            write_json(folder / "touched.json", {**held, table: left})
+
+
+def look(store: Store, source: SourceTables, memory: int, full: bool = False) -> Snapshot:
+    """Brings the index up to date with the source, once per source object; `full` trusts no state and reads everything.
+
+    Raises SourceError, and then nothing has changed.
+    """
+    done: dict[Path, Snapshot] = source.snapshots
+    if store.home not in done or full:
+        (store.home / "corpus" / "index").mkdir(parents=True, exist_ok=True)
+        with FileLock(store.home / "corpus" / "index" / "lock"):
+            done[store.home] = _look(_Folder(store), store, source, (memory, full))
+    return done[store.home]
+
+
+def _look(folder: _Folder, store: Store, source: SourceTables, memory_full: tuple[int, bool]) -> Snapshot:
+    memory, full = memory_full
+    spool = Spool(int(memory * SPOOL_SHARE))
+    entries: dict[str, dict[str, Any]] = {}
+    new: dict[str, pl.DataFrame] = {}
+    try:
+        for part in source.parts:
+            entries[part.key] = _entry(folder, part, spool, new, full)
+    finally:
+        source.close()
+    rows = {table: _stacked(folder, source.parts, entries, new, table) for table in TABLES}
+    for table in ("conversations", "messages"):
+        if rows[table].is_empty():
+            raise empty(table, source)
+    generation = folder.generation
+    gone = [key for key in folder.known if key not in entries]
+    if new or gone:
+        generation += 1
+        before = {table: _known_rows(folder, [*new, *gone], table) for table in TABLES}
+        after = {table: _of_table(new, entries, table) for table in TABLES}
+        everything = not folder.known
+        touched = {*_weeks(*rows.values()), *stored_weeks(store)} if everything else _touched(before, after, rows)
+        if touched:
+            folder.mark(touched, generation)
+        for key, frame in new.items():
+            write_parquet(folder.path / entries[key]["file"], frame)
+        folder.keep(entries, generation)
+    elif entries != folder.known:
+        folder.keep(entries, generation)
+    bytes_ = sum(entry["bytes"] for entry in entries.values())
+    total = max(sum(entry["rows"] for entry in entries.values()), 1)
+    unknown = {table: sorted({name for part in source.of(table) for name in entries[part.key]["unknown"]}) for table in TABLES}
+    state = hashlib.blake2b(digest_size=8)
+    for table in TABLES:
+        state.update(f"{table} {rows[table].height} {rows[table]['digest'].bitwise_xor()} {rows[table]['digest'].sum()}".encode())
+    return Snapshot(source, source.parts, rows, bytes_ / total, unknown, state.hexdigest(), generation, spool, folder.seed)
+
+
+def stored_weeks(store: Store) -> set[str]:
+    """Weeks of conversations and feedback that are there."""
+    return {*store.weeks("conversations"), *store.weeks("feedback")}
+
+
+def _entry(folder: _Folder, part: Part, spool: Spool, new: dict[str, pl.DataFrame], full: bool) -> dict[str, Any]:
+    """What parts.json says of a part; a part that is read and differs is added to `new`."""
+    old = folder.known.get(part.key)
+    if old is not None and not folder.whole(part.key):
+        old = None
+    if old is not None and not full and not part.always:
+        if old["state"] == part.state:
+            return old
+        if part.digest is not None and old["digest"] == part.digest():
+            return {**old, "state": part.state}
+    digest = part.digest() if part.digest is not None else ""
+    frames: list[pl.DataFrame] = []
+    unknown: list[str] = []
+    size = 0.0
+    for frame, names in _whole(part, spool):
+        unknown = names
+        frames.append(hashed(frame, part.table, folder.seed))
+        size += frame.estimated_size()
+    rows = pl.concat(frames)
+    if part.rows is not None and rows.height != part.rows:
+        raise SourceError(f"{part.place}: {rows.height:,} of {part.rows:,} rows came; it changes while it is read. Run again.")
+    name = hashlib.blake2b(f"{part.key}\n{rows['digest'].hash(1).sum()}\n{rows.height}".encode(), digest_size=12).hexdigest()
+    entry = {
+        "table": part.table,
+        "state": part.state,
+        "digest": digest,
+        "rows": rows.height,
+        "bytes": int(size),
+        "unknown": unknown,
+        "file": f"{name}.parquet",
+    }
+    if old is None or old["rows"] != rows.height or not folder.rows(part.key)["digest"].equals(rows["digest"]):
+        new[part.key] = rows
+    else:
+        entry["file"] = old["file"]
+    return entry
+
+
+def _stacked(
+    folder: _Folder, parts: Sequence[Part], entries: dict[str, dict[str, Any]], new: dict[str, pl.DataFrame], table: str
+) -> pl.DataFrame:
+    frames = [_no_rows(table).with_row_index("row").with_columns(pl.lit(0, pl.Int32).alias("part"))]
+    for number, part in enumerate(parts):
+        if part.table == table and entries[part.key]["rows"]:
+            own = new[part.key] if part.key in new else folder.rows(part.key)
+            frames.append(own.with_row_index("row").with_columns(pl.lit(number, pl.Int32).alias("part")))
+    return pl.concat(frames)
+
+
+def _known_rows(folder: _Folder, keys: Iterable[str], table: str) -> pl.DataFrame:
+    own = [key for key in keys if key in folder.known and folder.known[key]["table"] == table and folder.whole(key)]
+    return pl.concat([_no_rows(table), *map(folder.rows, own)])
+
+
+def _of_table(new: dict[str, pl.DataFrame], entries: dict[str, dict[str, Any]], table: str) -> pl.DataFrame:
+    frames = [frame for key, frame in new.items() if entries[key]["table"] == table]
+    return pl.concat([_no_rows(table), *frames])
+
+
+def _touched(before: dict[str, pl.DataFrame], after: dict[str, pl.DataFrame], rows: dict[str, pl.DataFrame]) -> set[str]:
+    """Weeks that rows which came or went may concern: their own, their conversations', those of rows that share an id."""
+    changed = {table: _difference(before[table], after[table]) for table in TABLES}
+    c, m, f = (pl.concat([rows[table].drop("part", "row"), changed[table]]) for table in TABLES)
+    twins_m, twins_f = _any_of(m, id=changed["messages"]["id"]), _any_of(f, id=changed["feedback"]["id"])
+    judged_m = _any_of(m, id=pl.concat([changed["feedback"]["message"], twins_f["message"]]))
+    frames = (changed["messages"], changed["feedback"], twins_m, twins_f, judged_m)
+    whole = pl.concat([changed["conversations"]["id"], *(frame["conversation"] for frame in frames)]).unique()
+    about = _any_of(f, message=pl.concat([twins_m["id"], _any_of(m, conversation=whole)["id"]]).unique())
+    concerned = [_any_of(c, id=whole), _any_of(f, conversation=whole), about, twins_m, twins_f, *changed.values()]
+    return _weeks(*concerned)
+
+
+def _weeks(*frames: pl.DataFrame) -> set[str]:
+    days = pl.concat([frame["week"].unique() for frame in frames]).unique().to_list()
+    return {UNKNOWN_WEEK if day is None else day.isoformat() for day in days}
+
+
+def _difference(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """Rows whose number differs, by digest."""
+    counts = pl.concat([before.select("digest", n=pl.lit(-1)), after.select("digest", n=pl.lit(1))])
+    uneven = counts.group_by("digest").agg(pl.col("n").sum()).filter(pl.col("n") != 0)["digest"]
+    return _any_of(pl.concat([before, after]), digest=uneven)
