@@ -9,7 +9,6 @@ in each message replaced by another one, and a word of some messages changed, so
 as they are in a chat of templates, and texts are mostly distinct. `run` prints one JSON object: seconds, CPU seconds, peak memory.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -52,7 +51,9 @@ def make(folder: Path, conversations: int, weeks: int, seed: int = 1) -> dict[st
     for week in range(weeks):
         first, last = round(week * share), round((week + 1) * share)
         numbers = np.arange(first, last)
-        picked = pl.DataFrame({"copy": numbers, "of": numbers % c.height, "at": np.sort(rng.uniform(0, 6.9 * 86400, len(numbers)))})
+        picked = pl.DataFrame(
+            {"copy": numbers, "of": numbers % c.height, "at": np.sort(rng.uniform(0, 6.9 * 86400, len(numbers)))}
+        )
         start = FIRST + timedelta(weeks=week)
         begun = pl.lit(start).dt.cast_time_unit("us") + pl.duration(microseconds=(pl.col("at") * 1e6).cast(pl.Int64))
         copies = picked.join(c.with_row_index("of").with_columns(pl.col("of").cast(pl.Int64)), on="of").with_columns(
@@ -69,7 +70,7 @@ def make(folder: Path, conversations: int, weeks: int, seed: int = 1) -> dict[st
         }
         for table, frame in made.items():
             ids = [name for name in ("conversation_id", "message_id", "feedback_id") if name in frame.columns]
-            frame = frame.with_columns(pl.col(name) + suffix for name in ids)
+            frame = frame.with_columns(_uuid(pl.col(name) + suffix).alias(name) for name in ids)
             if table != "conversations":
                 frame = frame.with_columns(pl.col("created_at") + pl.col("shift"))
             target = folder / table / f"{start:%Y-%m-%d}.parquet"
@@ -77,6 +78,15 @@ def make(folder: Path, conversations: int, weeks: int, seed: int = 1) -> dict[st
             frame.select(tables[table].columns).write_parquet(target)
             written[table] += frame.height
     return written
+
+
+def _uuid(text: pl.Expr) -> pl.Expr:
+    """A UUID for each text, as most platforms have for ids."""
+    numbers = [
+        text.hash(seed).map_batches(lambda s: pl.Series([f"{n:016x}" for n in s]), return_dtype=pl.String) for seed in (1, 2)
+    ]
+    both = numbers[0] + numbers[1]
+    return pl.concat_str([both.str.slice(a, n) for a, n in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))], separator="-")
 
 
 def _perturbed(messages: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
@@ -119,7 +129,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def history(conversations_a_week: int = 2000) -> dict[str, Any]:
+def history(conversations_a_week: int = 500) -> dict[str, Any]:
     """Time and memory of one new week after 4 and after 52 weeks, each in a process of its own."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="finetune-scale-") as folder:
