@@ -6,7 +6,7 @@
 
 `make` copies the conversations of a real export again and again: new ids and users, times spread evenly over the weeks, a number
 in each message replaced by another one, and a word of some messages changed, so that copies are near-duplicates of each other
-as they are in a chat of templates, and texts are mostly distinct. `run` prints one JSON object: seconds, CPU seconds, peak memory.
+as they are in a chat of templates, and texts are mostly distinct. `run` prints JSON: seconds, CPU seconds, peak memory.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ def make(folder: Path, conversations: int, weeks: int, seed: int = 1) -> dict[st
         }
         for table, frame in made.items():
             ids = [name for name in ("conversation_id", "message_id", "feedback_id") if name in frame.columns]
-            frame = frame.with_columns(_uuid(pl.col(name) + suffix).alias(name) for name in ids)
-            if table != "conversations":
-                frame = frame.with_columns(pl.col("created_at") + pl.col("shift"))
+            moved = ["created_at"] if table != "conversations" else []
+            whole = frame.with_columns(
+                *(_uuid(pl.col(name) + suffix).alias(name) for name in ids), *(pl.col(name) + pl.col("shift") for name in moved)
+            )
             target = folder / table / f"{start:%Y-%m-%d}.parquet"
             target.parent.mkdir(parents=True, exist_ok=True)
-            frame.select(tables[table].columns).write_parquet(target)
-            written[table] += frame.height
+            whole.select(tables[table].columns).write_parquet(target)
+            written[table] += whole.height
     return written
 
 

@@ -56,11 +56,9 @@ def test_a_missing_column_is_told_by_the_sources_name(tmp_path: Path) -> None:
     mapping = read_mapping(mapping_file(tmp_path, MAPPING.replace("begun", "started")))
     with pytest.raises(SourceError, match=r"conversations.parquet .* lacks the column\(s\) started; required"):
         read_source([str(folder)], mapping)
+    path = write(tmp_path / "plain", export()) / "messages.parquet"
+    pl.read_parquet(path).drop("role").write_parquet(path)
     with pytest.raises(SourceError, match="FINETUNE_SOURCE_MAPPING"):
-        write(tmp_path / "plain", export())
-        pl.read_parquet(tmp_path / "plain" / "messages.parquet").drop("role").write_parquet(
-            tmp_path / "plain" / "messages.parquet"
-        )
         read_source([str(tmp_path / "plain")])
 
 
