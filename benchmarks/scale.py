@@ -114,7 +114,7 @@ def run(source: str, home: Path, threads: int) -> dict[str, Any]:
     def timed(name: str, work: Any) -> Any:
         wall, cpu = _used()
         result = work()
-        steps[name] = {"seconds": round(_used()[0] - wall, 2), "cpu_seconds": round(_used()[1] - cpu, 2), "peak_mb": _peak()}
+        steps[name] = {"seconds": round(_used()[0] - wall, 2), "cpu_seconds": round(_used()[1] - cpu, 2), "peak_mb": peak()}
         return result
 
     opened = timed("open", lambda: read_source([source]))
@@ -123,11 +123,16 @@ def run(source: str, home: Path, threads: int) -> dict[str, Any]:
     timed("rlhf_feedback", lambda: ingest_feedback(store, opened, weeks, b"key"))
     timed("clean_examples", lambda: build_examples(store, weeks))
     total = sum(step["cpu_seconds"] for step in steps.values())
-    return {"weeks": len(weeks), "cpu_seconds": round(total, 2), "peak_mb": _peak(), "steps": steps}
+    return {"weeks": len(weeks), "cpu_seconds": round(total, 2), "peak_mb": peak(), "steps": steps}
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def peak() -> int:
+    """The most memory of this program in MB; `ru_maxrss` would count what its parent held when it was started."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**20
+    held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(held.split()[1]) // 1024
 
 
 def history(conversations_a_week: int = 500) -> dict[str, Any]:
