@@ -128,8 +128,8 @@ def read_targets(folder: Path, spec: FileSpec, lines: int | None = None) -> pl.D
 
 def _blocks(path: Path, kind: str) -> Iterator[pl.DataFrame]:
     """The rows of a file, some thousands at a time. pyarrow parses JSON twice as fast as Polars does; its import takes 0.2 s."""
-    import pyarrow as pa
-    import pyarrow.json
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.json  # noqa: PLC0415
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("weight", pa.int8())]))
     schema = {
