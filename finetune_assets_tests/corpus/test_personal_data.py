@@ -260,7 +260,7 @@ def test_a_long_text_takes_linear_time(unit: str) -> None:
         pd.find((unit * (size // len(unit) + 1))[:size])
         took.append(time.process_time() - start)
     assert took[1] < 2
-    assert took[1] < 10 * took[0] + 0.2
+    assert took[1] < 10 * took[0] + 0.5
     assert pd.scrub_conversation([]) == ([], {})
 
 
