@@ -7,7 +7,6 @@ FOLDER is an export with `truth.json` (`pii`: message_id, kind, value; `own_cont
 without `own_contacts` a business's own phone number is a find: such messages are left out and counted. `--show` lists all.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
