@@ -62,10 +62,15 @@ class Chat:
     def reply(self, text: str) -> str:
         """The model's answer to one more user message. Raises LaunchError if the model died."""
         self.messages.append({"role": "user", "content": text})
-        answer = self._ask({"messages": self.messages})
+        reply = self.answer(self.messages)
+        self.messages.append({"role": "assistant", "content": reply})
+        return reply
+
+    def answer(self, messages: list[dict[str, str]]) -> str:
+        """The model's answer to a whole conversation, which this one is not. Raises LaunchError if the model died."""
+        answer = self._ask({"messages": messages})
         if "error" in answer:
             raise LaunchError(f"The model of {self.title} could not answer: {answer['error']}")
-        self.messages.append({"role": "assistant", "content": str(answer["reply"])})
         return str(answer["reply"])
 
     def _ask(self, question: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from finetune_assets.assistants import assistant_names, load_assistant
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import ROOT, Environment
 from finetune_assets.errors import FinetuneError
+from finetune_assets.findings import Finding, Level
 from finetune_assets.registry import Ledger
+from finetune_assets.rented import rented
 from finetune_assets.storage import Store, read_json
 
-Level = Literal["ok", "warning", "problem"]
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the examination."""
-
-    level: Level
-    what: str
-    text: str
-
-
-def examine(environment: Environment) -> list[Finding]:
-    """All findings, in the order in which a new user needs them."""
+def examine(environment: Environment, as_of: datetime.date | None = None) -> list[Finding]:
+    """All findings, in the order in which a new user needs them. `as_of`: the day by which models' last days are seen."""
     findings = [*_machine(), _disk(environment.home)]
     parts: list[tuple[str, Callable[[Environment], list[Finding]]]] = [
         ("ledger", _ledger),
         ("source", _source),
         ("assistants", _assistants),
+        ("rented trainers", lambda environment: rented(environment, as_of)),
     ]
     for what, part in parts:
         try:
@@ -126,6 +118,9 @@ def _assistant(environment: Environment, store: Store, name: str, tenants: dict[
     manifest = store.datasets(name) / "latest" / "manifest.json"
     rows = read_json(manifest)["counts"]["split"] if manifest.exists() else None
     volume = f"{rows['train']} train / {rows['test']} test rows" if rows else "no data set yet"
+    if settings.trainer != "local":
+        rows_known = f"{rows['train']} train / {rows['test']} test rows" if rows else "no data set yet"
+        return Finding("ok", name, f"{settings.base_model} at {settings.trainer}, {'+'.join(settings.objective)}; {rows_known}")
     text = f"{settings.base_model} ({settings.trainer}, {'+'.join(settings.objective)}, {settings.adapter}); {volume}"
     if local:
         return Finding("ok", name, text)

@@ -37,6 +37,8 @@ class Environment:
     source_mapping: Path | None = None
     lookback_weeks: int = 4
     memory_gb: float = 2.0
+    monthly_usd: float | None = None
+    tables: Path | None = None
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -63,6 +65,8 @@ class Environment:
             source_mapping=_path(given) if (given := variables.get("FINETUNE_SOURCE_MAPPING")) else None,
             lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
             memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
+            monthly_usd=_dollars(variables.get("FINETUNE_MONTHLY_USD")),
+            tables=_path(folder) if (folder := variables.get("FINETUNE_TABLES")) else None,
         )
 
     @property
@@ -138,6 +142,23 @@ def _days(text: str | None) -> float | None:
     if not 0 < days < 10_000:
         raise SettingsError(f"FINETUNE_FRESH_DAYS={text!r} is no number of days above 0, e.g. 2 or 0.5.")
     return days
+
+
+def variable(name: str) -> str | None:
+    """One variable of the process, else of `.env`; null where it is missing or empty. For keys, which no object keeps."""
+    return os.environ.get(name) or dotenv_values(ROOT / ".env").get(name) or None
+
+
+def _dollars(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < float("inf"):
+        raise SettingsError(f"FINETUNE_MONTHLY_USD={text!r} is no amount; write US dollars a month as a number, e.g. 50.")
+    return amount
 
 
 def _launcher(text: str) -> str:

@@ -10,9 +10,13 @@
     │   └── LeakError            a person, a conversation or a near-duplicate stands in two splits
     ├── TrainingError            a training that could not be started or finished
     │   ├── BudgetExceeded       the estimate is above the assistant's budget
-    │   └── ModelUnavailable     a base model that cannot be loaded
+    │   ├── ModelUnavailable     a base model that cannot be loaded
+    │   └── ProviderError        a rented trainer refused, or answered nonsense; its code and text are in the message
+    │       └── ProviderUnsettled  it cannot be told yet whether it has the job, or it is busy: the job stays open
     ├── LaunchError              a child process that ended badly
+    ├── ServingError             a router or an upstream that cannot do what was asked
     └── LedgerError              a row that is missing, claimed by another run, or contradicts what is stored
+        └── RolloutRefused       a move that the rollout's state or its guards do not allow
 
 Provider errors are translated once, in their trainer. `exit_code` is what the command line ends with.
 """
@@ -66,9 +70,25 @@ class ModelUnavailable(TrainingError):
     """A base model that cannot be loaded."""
 
 
+class ProviderError(TrainingError):
+    """A rented trainer refused, or answered nonsense."""
+
+
+class ProviderUnsettled(ProviderError):
+    """It cannot be told yet whether the provider has the job, or it is busy; the job stays open, a later try goes on with it."""
+
+
 class LaunchError(FinetuneError):
     """A child process that ended badly."""
 
 
 class LedgerError(FinetuneError):
     """A ledger row that is missing, claimed by another run, or contradicts what is stored."""
+
+
+class RolloutRefused(LedgerError):
+    """A move that the rollout's state or its guards do not allow."""
+
+
+class ServingError(FinetuneError):
+    """A router or an upstream that cannot do what was asked."""

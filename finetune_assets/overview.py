@@ -8,12 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune_assets.assistants import assistant_names
+from finetune_assets.assistants import assistant_names, load_assistant
 from finetune_assets.environment import Environment
+from finetune_assets.errors import FinetuneError, LedgerError
 from finetune_assets.registry import Job, Ledger
+from finetune_assets.registry.remote_jobs import LedgerJournal, RemoteJob, open_remote, remote_job
+from finetune_assets.registry.spending import month, settle, spent
 from finetune_assets.registry.tables import OPEN_STATUSES
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.local import cancel
+from finetune_assets.training.remote import Connection, RemoteTrainer
+from finetune_assets.training.trainer import JobHandle, JobState
+from finetune_assets.training.trainers import connect
 
 
 @contextmanager
@@ -28,20 +34,19 @@ def _ledger(environment: Environment) -> Generator[Ledger]:
 def overview(environment: Environment) -> list[dict[str, Any]]:
     """One row an assistant: newest data set, job, version, verdict and champion."""
     store = Store(environment.home)
-    weeks = len(store.weeks("examples"))
     with _ledger(environment) as ledger:
         made = [path.name for path in (environment.home / "datasets").glob("*") if path.is_dir()]
         names = {*assistant_names(environment.assistants), *made, *(job.assistant for job in ledger.jobs())}
-        return [_row(store, ledger, name, weeks) for name in sorted(names)]
+        return [_row(environment, store, ledger, name) for name in sorted(names)]
 
 
-def _row(store: Store, ledger: Ledger, name: str, weeks: int) -> dict[str, Any]:
+def _row(environment: Environment, store: Store, ledger: Ledger, name: str) -> dict[str, Any]:
     manifest_file = store.datasets(name) / "latest" / "manifest.json"
     manifest = read_json(manifest_file) if manifest_file.exists() else None
     jobs, versions = ledger.jobs(name), ledger.versions(name)
     return {
         "assistant": name,
-        "weeks": weeks,
+        "weeks": len(store.weeks("examples")),
         "fingerprint": manifest["fingerprint"] if manifest else None,
         "splits": manifest["counts"]["split"] if manifest else {},
         "job": jobs[0].id if jobs else None,
@@ -50,7 +55,19 @@ def _row(store: Store, ledger: Ledger, name: str, weeks: int) -> dict[str, Any]:
         "verdict": versions[0].verdict if versions else None,
         "report": versions[0].report if versions else None,
         "champion": ledger.rollout(name).champion,
+        "spent_this_month_usd": round(sum(row["usd"] or 0.0 for row in month(ledger) if row["assistant"] == name), 4),
+        "monthly_usd": _monthly_limit(environment, store, name),
+        "open_remote_jobs": len(open_remote(ledger, name)),
     }
+
+
+def _monthly_limit(environment: Environment, store: Store, name: str) -> float | None:
+    try:
+        return load_assistant(
+            environment.assistants, name, read_json(store.tenants) if store.tenants.exists() else {}
+        ).budget.monthly_usd
+    except FinetuneError:
+        return None  # one that has no settings any more
 
 
 def job_rows(environment: Environment, assistant: str | None) -> list[dict[str, Any]]:
@@ -62,16 +79,35 @@ def job_rows(environment: Environment, assistant: str | None) -> list[dict[str, 
 def job_detail(environment: Environment, job_id: str) -> dict[str, Any]:
     """One job with its folder and the last line of its progress. Raises LedgerError for an unknown one."""
     with _ledger(environment) as ledger:
-        job = ledger.job(job_id)
-    events = _events(environment, job)
+        job, remote, cost = ledger.job(job_id), remote_job(ledger, job_id), spent(ledger, job_id)
     folder = Store(environment.home).job(job.spec_hash)
-    return {**vars(job), "seconds": job.seconds, "folder": str(folder), "progress": events[-1] if events else None}
+    detail = {**vars(job), "seconds": job.seconds, "folder": str(folder)}
+    if remote is None:
+        events = _events(environment, job)
+        return {**detail, "progress": events[-1] if events else None}
+    about = {
+        "provider_status": remote.provider_status,
+        "note": remote.note,
+        "deadline": remote.deadline,
+        "asked": remote.polled_at,
+    }
+    return {
+        **detail,
+        **about,
+        "progress": remote.progress,
+        "usd": (cost or {}).get("usd"),
+        "usd_final": (cost or {}).get("final"),
+    }
 
 
 def job_events(environment: Environment, job_id: str) -> list[dict[str, Any]]:
     """The progress of a job, oldest first. Raises LedgerError for an unknown one."""
     with _ledger(environment) as ledger:
-        return _events(environment, ledger.job(job_id))
+        job, remote = ledger.job(job_id), remote_job(ledger, job_id)
+        if remote is None:
+            return _events(environment, job)
+        trainer, handle = _at_provider(environment, ledger, remote)
+        return trainer.events(handle)
 
 
 def cancel_job(environment: Environment, job_id: str) -> str:
@@ -80,9 +116,42 @@ def cancel_job(environment: Environment, job_id: str) -> str:
         job = ledger.job(job_id)
         if job.status not in OPEN_STATUSES:
             return f"{job_id} has already {job.status}; nothing to cancel."
+        remote = remote_job(ledger, job_id)
+        if remote is not None:
+            if job.provider_job_id is None and not remote.state.get("create_started"):
+                ledger.set_job(job_id, "cancelled", error="cancelled before it was submitted")
+                return f"{job_id} is cancelled; it had not been submitted."
+            trainer, handle = _at_provider(environment, ledger, remote)
+            trainer.cancel(handle)
+            settle(ledger, job_id, None)
+            ledger.set_job(job_id, "cancelled", error="cancelled from the command line")
+            notes = trainer.clean_up(handle)
+            return f"{job_id} is cancelled at {job.provider} ({handle.id}). " + " ".join(notes)
         stopped = cancel(Store(environment.home).job(job.spec_hash))
         ledger.set_job(job_id, "cancelled", error="cancelled from the command line")
     return f"{job_id} is cancelled" + ("." if stopped else "; no process was running it.")
+
+
+def hold_job(environment: Environment, job_id: str, pause: bool) -> JobState:
+    """Pauses or resumes a remote job; its state afterwards. Raises LedgerError for one that runs here."""
+    with _ledger(environment) as ledger:
+        remote = remote_job(ledger, job_id) if ledger.job(job_id) else None
+        if remote is None:
+            raise LedgerError(
+                f"{job_id} runs on this machine; cancel it, and it goes on from its last checkpoint when started again."
+            )
+        trainer, handle = _at_provider(environment, ledger, remote)
+        return trainer.pause(handle) if pause else trainer.resume(handle)
+
+
+def _at_provider(environment: Environment, ledger: Ledger, remote: RemoteJob) -> tuple[RemoteTrainer, JobHandle]:
+    """The trainer of a remote job, and its handle. Raises LedgerError where the provider has no such job."""
+    journal = LedgerJournal(ledger, remote.job.id)
+    trainer = connect(Connection(**remote.connection), Store(environment.home), journal)
+    handle = trainer.attach()
+    if handle is None:
+        raise LedgerError(f"{remote.job.id} has not been submitted to {remote.job.provider}; start its training again.")
+    return trainer, handle
 
 
 def _events(environment: Environment, job: Job) -> list[dict[str, Any]]:

@@ -18,8 +18,11 @@ GRAPH = {
     "training_job": ["training_plan"],
     "trained_model": ["training_job"],
     "benchmark_report": ["trained_model"],
+    "human_evaluation": ["benchmark_report"],
     "registered_model": ["benchmark_report"],
     "rollout": ["registered_model"],
+    "serving_health": ["rollout"],
+    "weekly_digest": ["serving_health"],
 }
 BLOCKING = {
     "raw_conversations": ["every_conversation_row_accounted"],
@@ -29,7 +32,14 @@ BLOCKING = {
     "registered_model": [
         "above_similarity_floor",
         "better_than_base",
+        "canaries",
+        "checks",
         "empty",
+        "faithful",
+        "forgetting",
+        "not_worse_than_champion",
+        "other_tenant",
+        "parity",
         "perplexity",
         "personal_data",
         "repeated",
@@ -87,13 +97,20 @@ def test_jobs_schedules_and_sensors(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     assert {"prepare_corpus", "train", "release"} <= {job.name for job in repository.get_all_jobs()}
     schedules = {schedule.name: (schedule.cron_schedule, schedule.default_status.value) for schedule in repository.schedule_defs}
-    assert schedules == {"weekly_retrain": ("0 3 * * 1", "STOPPED")}
+    assert schedules == {
+        "weekly_retrain": ("0 3 * * 1", "STOPPED"),
+        "daily_health": ("30 2 * * *", "RUNNING"),
+        "weekly_report_on_monday": ("0 8 * * 1", "STOPPED"),
+    }
     assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {
         "corpus_ready": "RUNNING",
         "feedback_volume": "STOPPED",
         "finished_jobs": "RUNNING",
+        "model_lifecycle": "RUNNING",
         "enrol_tenants": "RUNNING",
         "run_failure": "RUNNING",
+        "rollout_steps": "RUNNING",
+        "drifted": "STOPPED",
     }
 
 

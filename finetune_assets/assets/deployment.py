@@ -1,32 +1,25 @@
-"""Deployment: every version in the registry with its verdict and card; only one that should be served becomes champion."""
+"""Deployment: every version in the registry with its verdict and card; the rollout; what users saw; the week's digest."""
 
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import OWNERS, assistants
 from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.card import model_card
+from finetune_assets.evaluation.gates import GATES
 from finetune_assets.registry import Version
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
-from finetune_assets.storage import Store, read_json, write_text
+from finetune_assets.serving.control import offer
+from finetune_assets.serving.health import digest, health
+from finetune_assets.serving.notify import notify
+from finetune_assets.storage import Store, read_json, write_json, write_text
 from finetune_assets.training import base_model
 
 Result = dg.MaterializeResult[Any]
-
-GATES = {
-    "training_loss": "Training loss under `gates.max_training_loss`.",
-    "perplexity": "Perplexity of the references under `gates.max_perplexity`, with its whole interval.",
-    "reply_seconds": "Median seconds of a reply under `gates.max_reply_seconds`.",
-    "rules": "Share of the assistant's rules that replies keep, above `gates.min_rules` with its whole interval.",
-    "personal_data": "No known kind of personal data in replies.",
-    "empty": "Empty replies.",
-    "repeated": "Replies that repeat themselves.",
-    "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
-    "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
-}
 
 
 def _report(store: Store, version: Version) -> dict[str, Any]:
@@ -107,34 +100,100 @@ def verdict_is_serve(context: dg.AssetCheckExecutionContext, store: StoreResourc
 
 
 @dg.asset(
-    group_name="deployment", partitions_def=assistants, deps=[registered_model], kinds={"sqlite"}, owners=OWNERS, code_version="1"
+    group_name="deployment", partitions_def=assistants, deps=[registered_model], kinds={"sqlite"}, owners=OWNERS, code_version="2"
 )
 def rollout(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
-    """The only way to become champion: reads the stored verdict of the exact version again, and promotes `serve` only."""
+    """The only way to become champion: shadow, then a growing share of the users, then all; or back.
+
+    Reads the stored verdict of the exact version again, and brings `serve` into shadow. What follows is decided step by step from
+    what users see, by the router and the sensor `rollout_steps`, or by a person. A version that was rolled back does not come
+    back by itself; where users see another candidate, this one waits for the end of its rollout.
+    """
+    name = context.partition_key
     with ledger.open() as book:
-        version = current_version(store.store, book, context.partition_key, context.run_tags)
-        before = book.rollout(context.partition_key)
+        version = current_version(store.store, book, name, context.run_tags)
         if version.verdict != "serve":
             raise dg.Failure(
-                f"{version.version} of {context.partition_key} has the verdict {version.verdict}: it does not become champion.",
-                metadata={"reasons": dg.MetadataValue.json(version.reasons or []), "champion": before.champion or "none"},
+                f"{version.version} of {name} has the verdict {version.verdict}: it is not rolled out.",
+                metadata={"reasons": dg.MetadataValue.json(version.reasons or [])},
                 allow_retries=False,
             )
-        if before.champion != version.version:
-            reason = (version.reasons or ["verdict serve"])[0]
-            book.promote(context.partition_key, version.version, before.generation, reason, f"run {context.run_id}")
-        now = book.rollout(context.partition_key)
+        reason = (version.reasons or ["verdict serve"])[0]
+        done = offer(book, name, version.version, reason, f"run {context.run_id}")
+        now = book.rollout(name)
         book.release_done(version.job_id)
     return Result(
         metadata={
-            "champion": now.champion or "",
-            "previous": before.champion or "none",
-            "changed": before.champion != now.champion,
+            "version": version.version,
+            "done": done,
+            "champion": now.champion or "base model",
+            "candidate": now.candidate or "none",
+            "step": now.step,
+            "share": now.share,
             "generation": now.generation,
         },
-        data_version=dg.DataVersion(f"{now.generation}:{now.champion}"),
+        data_version=dg.DataVersion(f"{now.generation}:{now.champion}:{now.candidate}:{now.step}"),
     )
 
 
-ASSETS = [registered_model, rollout]
-CHECKS = [*(_gate_check(name, text) for name, text in GATES.items()), verdict_is_serve]
+@dg.asset(group_name="deployment", partitions_def=assistants, deps=[rollout], kinds={"sqlite"}, owners=OWNERS, code_version="1")
+def serving_health(
+    context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
+) -> Result:
+    """What the router saw of an assistant in the last seven days, and how far its users have drifted from the training set."""
+    settings = assistants.load(context.partition_key, store.tenants())
+    with ledger.open() as book:
+        seen = health(book, store.store, settings)
+        state = book.rollout(context.partition_key)
+    write_json(store.store.home / "serving" / "health" / f"{context.partition_key}.json", seen.as_dict())
+    numbers = {key: float(value) for key, value in seen.numbers.items() if value is not None}
+    return Result(
+        metadata={
+            **numbers,
+            "champion": state.champion or "base model",
+            "candidate": state.candidate or "none",
+            "step": state.step,
+            "drift_measures": records_table(seen.drift_rows, ["measure", "live", "training", "distance", "limit", "drifted"]),
+            "versions": dg.MetadataValue.json(seen.versions),
+        }
+    )
+
+
+def _health(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dict[str, Any]:
+    return read_json(store.store.home / "serving" / "health" / f"{context.partition_key}.json")
+
+
+@dg.asset_check(asset=serving_health, partitions_def=assistants)
+def few_errors(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """Errors, timeouts and policy violations of the week, by the bound of the assistant's `rollout.max_errors`."""
+    seen = _health(context, store)
+    return dg.AssetCheckResult(passed=seen["few_errors"], description=seen["errors_text"])
+
+
+@dg.asset_check(asset=serving_health, partitions_def=assistants)
+def no_drift(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """Users ask as they did in the training set; drift is a reason to train again, and the sensor `drifted` does if it is on."""
+    seen = _health(context, store)
+    return dg.AssetCheckResult(passed=not seen["drifted"], severity=dg.AssetCheckSeverity.WARN, description=seen["drift_text"])
+
+
+@dg.asset(group_name="deployment", deps=[serving_health], kinds={"markdown"}, owners=OWNERS, code_version="1")
+def weekly_digest(store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource) -> Result:
+    """One page for people: what served, what it cost, who met a candidate, and what is different from the week before."""
+    known = store.tenants()
+    with ledger.open() as book:
+        text, rows = digest(book, [assistants.load(name, known) for name in assistants.names()])
+    write_text(store.store.home / "serving" / "digest.md", text)
+    problems = notify(text, {"assistants": rows})
+    return Result(
+        metadata={
+            "digest": dg.MetadataValue.md(text),
+            "requests": sum(row["requests"] for row in rows),
+            "people": sum(row["users"] for row in rows),
+            "not_delivered": len(problems),
+        }
+    )
+
+
+ASSETS = [registered_model, rollout, serving_health, weekly_digest]
+CHECKS = [*(_gate_check(name, text) for name, text in GATES.items()), verdict_is_serve, few_errors, no_drift]

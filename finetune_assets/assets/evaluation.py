@@ -11,14 +11,18 @@ from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
+from finetune_assets.evaluation.human.book import export, of_study
+from finetune_assets.evaluation.human.statistics import choices, evaluate
+from finetune_assets.evaluation.human.study import newest
 from finetune_assets.evaluation.report import markdown, write_report
+from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
-from finetune_assets.storage import point, read_json
+from finetune_assets.storage import Store, point, read_json
 from finetune_assets.training.spec import default_threads
 
 Result = dg.MaterializeResult[Any]
-SHOWN = ("bits_per_byte", "perplexity", "rules", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
+SHOWN = ("bits_per_byte", "perplexity", "rules", "faithful", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
 
 
 @dg.asset(
@@ -37,7 +41,7 @@ def benchmark_report(
     ledger: LedgerResource,
     launcher: LauncherResource,
 ) -> Result:
-    """Base, base with few-shot examples, and the tuned model on the same test rows; intervals, gates, verdict, samples.
+    """Base, few-shot, retrieval, champion, tuned model and endpoints on the same test rows; intervals, gates, verdict, samples.
 
     Replies are cached by content, so a second report of the same model costs nothing.
     """
@@ -45,10 +49,12 @@ def benchmark_report(
     with ledger.open() as book:
         version = current_version(store.store, book, context.partition_key, context.run_tags)
         plan = book.job(version.job_id).plan
+        champion = book.rollout(context.partition_key).champion
+        served = book.version(context.partition_key, champion) if champion and champion != version.version else None
     dataset = standing(store.store, assistant.name, version.dataset_fingerprint)
     report_folder = store.store.report(assistant.name, version.version)
     output = report_folder.parent / "work" / version.version
-    candidates = standard(dataset, version.base_model, version.path, assistant.benchmark.few_shot)
+    candidates = standard(dataset, version.base_model, version.path, assistant.benchmark, served.path if served else None)
     prepare(assistant, dataset, candidates, output, threads=default_threads(), cache=store.store.home / "cache" / "replies")
     launcher.run(context, output / "spec.json", output)
     model = Path(version.path)
@@ -60,6 +66,9 @@ def benchmark_report(
         plan=plan,
         code_version=__version__,
         reproduce=f"finetune run --assistant {assistant.name}",
+        champion=served.version if served else None,
+        requests_per_month=requests_per_month(store.store, assistant),
+        human=_rated(store.store, ledger, version.version, assistant.name),
     )
     report = summarise(assistant, output, made)
     write_report(report, report_folder)
@@ -67,6 +76,7 @@ def benchmark_report(
     return Result(
         metadata={
             "verdict": report["verdict"],
+            "recommendation": report["decision"]["recommendation"],
             "summary": dg.MetadataValue.md(markdown(report)),
             "test_rows": report["test_rows"],
             **{
@@ -82,5 +92,55 @@ def benchmark_report(
     )
 
 
-ASSETS = [benchmark_report]
+def _rated(store: Store, ledger: LedgerResource, version: str, assistant: str) -> dict[str, str]:
+    """What people said of this version's pairs."""
+    study = newest(store, assistant)
+    if study is None or study.version != version:
+        return {}
+    with ledger.open() as book:
+        return choices(study, of_study(book.engine, assistant, study.name))
+
+
+@dg.asset(
+    group_name="evaluation",
+    partitions_def=assistants,
+    deps=[benchmark_report],
+    kinds={"sqlite"},
+    owners=OWNERS,
+    code_version="1",
+)
+def human_evaluation(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
+    """What people said of the newest study of blind pairs: win rate with its interval, agreement, position bias.
+
+    A study is started with `finetune rating start`, rated on the router's page, and read here again at any time.
+    """
+    study = newest(store.store, context.partition_key)
+    if study is None:
+        return Result(metadata={"study": "none", "next": f"finetune rating start --assistant {context.partition_key} …"})
+    with ledger.open() as book:
+        rated = of_study(book.engine, study.assistant, study.name)
+    found = evaluate(study, rated)
+    folder = store.store.home / "ratings" / study.assistant / study.name
+    export(study, rated, folder / "export")
+    numbers = {"win_rate": found.win_rate, "left_share": found.left}
+    return Result(
+        metadata={
+            "study": study.name,
+            "version": study.version,
+            "first": study.candidates[0],
+            "second": study.candidates[1],
+            "ratings": found.rated,
+            "raters": found.raters,
+            "counts": dg.MetadataValue.json(found.counts),
+            **{name: one.value for name, one in numbers.items() if one.value is not None},
+            **{f"{name}_low": one.low for name, one in numbers.items() if one.low is not None},
+            **{f"{name}_high": one.high for name, one in numbers.items() if one.high is not None},
+            **({"alpha": found.alpha} if found.alpha is not None else {}),
+            **({"pairs_needed": found.pairs_needed} if found.pairs_needed is not None else {}),
+            "folder": dg.MetadataValue.path(folder),
+        }
+    )
+
+
+ASSETS = [benchmark_report, human_evaluation]
 CHECKS: list[dg.AssetChecksDefinition] = []

@@ -11,17 +11,28 @@ import dagster as dg
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.assets.plots import curve_plot
+from finetune_assets.assets.remote import (
+    Plan,
+    check_remote,
+    keep_remote,
+    remote_metadata,
+    replaced_by,
+    settings_for,
+    submit_remote,
+)
 from finetune_assets.dataset import latest
+from finetune_assets.dataset.manifest import standing
 from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, TrainingError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job
-from finetune_assets.resources.tags import APPROVED
+from finetune_assets.resources.tags import APPROVED, DATASET
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training.candidates import ranked
 from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish
-from finetune_assets.training.spec import RECIPE, request_for, train_spec
+from finetune_assets.training.spec import RECIPE, request_for
+from finetune_assets.training.submission import estimate_of
 from finetune_assets.training.trainer import Estimate
 
 Result = dg.MaterializeResult[Any]
@@ -30,8 +41,8 @@ PLOTTED = 400
 """Most points of a curve on an asset page."""
 
 
-def _dataset(store: Store, assistant: str) -> Path:
-    folder = latest(store, assistant)
+def _dataset(store: Store, assistant: str, tags: Mapping[str, str]) -> Path:
+    folder = standing(store, assistant, tags[DATASET]) if DATASET in tags else latest(store, assistant)
     if folder is None:
         raise DataError(f"{assistant} has no frozen data set; materialise jsonl_splits first.")
     return folder
@@ -46,25 +57,29 @@ def training_plan(
     assistants: AssistantsResource,
     trainer: TrainerResource,
     launcher: LauncherResource,
+    ledger: LedgerResource,
 ) -> Result:
     """What the training will take before anything is spent: tokens by the model's own tokenizer, time, memory, cost.
 
     A plan above the assistant's `budget` stops here.
     """
-    assistant = assistants.load(context.partition_key, store.tenants())
-    folder = _dataset(store.store, assistant.name)
+    assistant = settings_for(assistants, store, context.partition_key, context.run_tags)
+    folder = _dataset(store.store, assistant.name, context.run_tags)
     request, warnings = request_for(assistant, folder, folder.name)
     for warning in warnings:
         context.log.warning(warning)
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
     backend.validate(request)
     estimate = backend.estimate(request)
-    check_budget(assistant, estimate)
+    if backend.provider == "local":
+        check_budget(assistant, estimate)
+    else:
+        check_remote(assistants, store, ledger, assistant, Plan(request, estimate, backend.spec_hash(request)))
     table = [one.row() for one in ranked(assistant, backend, request, estimate)] if assistant.candidates else []
     stages = [{"objective": name, **values.to_dict()} for name, values in request.chain]
     plan = {
         **asdict(estimate),
-        "spec_hash": train_spec(request, store.store)["spec_hash"],
+        "spec_hash": backend.spec_hash(request),
         "dataset_fingerprint": folder.name,
         "base_model": request.base_model,
         "trainer": backend.provider,
@@ -76,6 +91,7 @@ def training_plan(
         "candidates": table,
         "seed": request.seed,
         "warnings": warnings,
+        "compare_with": replaced_by(ledger, assistant.name, context.run_tags),
     }
     write_json(store.store.plan(assistant.name), plan)
     return Result(
@@ -84,9 +100,7 @@ def training_plan(
             "tokens_counted_exactly": estimate.exact,
             "measured_by": _measured_by(estimate),
             "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
-            "estimated_usd": dg.MetadataValue.float(estimate.usd)
-            if estimate.usd is not None
-            else "no rate set (budget.usd_per_hour)",
+            "estimated_usd": dg.MetadataValue.float(estimate.usd) if estimate.usd is not None else "no price or rate is known",
             "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),
             "base_model": request.base_model,
             "stages": records_table(stages, list(stages[0])),
@@ -123,8 +137,8 @@ def training_job(
 
     A job that was killed goes on from its last whole checkpoint.
     """
-    assistant = assistants.load(context.partition_key, store.tenants())
-    folder = _dataset(store.store, assistant.name)
+    assistant = settings_for(assistants, store, context.partition_key, context.run_tags)
+    folder = _dataset(store.store, assistant.name, context.run_tags)
     request, _ = request_for(assistant, folder, folder.name)
     plan = _plan(store.store, assistant.name, folder.name)
     if assistant.require_approval and context.run_tags.get(APPROVED) != "true":
@@ -133,7 +147,6 @@ def training_job(
             f"--assistant {assistant.name} --approve`, or in the UI with the tag {APPROVED}: true."
         )
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
-    spec = train_spec(request, store.store)
     with ledger.open() as book:
         manifest = read_json(folder / "manifest.json")
         job = book.open_job(
@@ -146,9 +159,13 @@ def training_job(
                 "base_model": request.base_model,
                 "hyperparameters": request.hyperparameters.to_dict(),
                 "plan": plan,
-                "spec_hash": spec["spec_hash"],
+                "spec_hash": backend.spec_hash(request),
             }
         )
+        if backend.provider != "local":
+            check_remote(assistants, store, ledger, assistant, Plan(request, estimate_of(plan), job.spec_hash))
+            job = submit_remote(trainer, store, book, assistant, request, job)
+            return Result(metadata=remote_metadata(book, job))
         if job.status == "succeeded" and (store.store.job(job.spec_hash) / "result.json").exists():
             context.log.info(f"Data set and settings are those of {job.id}, which has succeeded: not trained again.")
             return _trained(store.store, book, job, plan, reused=True)
@@ -248,13 +265,17 @@ def _preferred(result: Mapping[str, Any]) -> dict[str, Any]:
 @dg.asset(
     group_name="training", partitions_def=assistants, deps=[training_job], kinds={"huggingface"}, owners=OWNERS, code_version="1"
 )
-def trained_model(context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource) -> Result:
+def trained_model(
+    context: dg.AssetExecutionContext, store: StoreResource, ledger: LedgerResource, trainer: TrainerResource
+) -> Result:
     """The finished model as an immutable version: numbered within its assistant, named after its content."""
     with ledger.open() as book:
         job = current_job(store.store, book, context.partition_key, context.run_tags)
         owner = cli_owner() if job.released_by == cli_owner() else f"run:{context.run_id}"
         if job.released_at is None and not claim(context.instance, book, job, owner, store.store.home):
             raise LedgerError(f"{job.id} is being released by {book.job(job.id).released_by}; this run leaves it alone.")
+        if job.provider != "local":
+            keep_remote(trainer, store, book, job)
         model = store.store.job(job.spec_hash) / "model"
         version = book.mint_version(
             job, content_hash(model, job.dataset_fingerprint), store.store.model(job.assistant, "x").parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -24,9 +24,17 @@ Comparable = Literal[
     "repeated",
     "unfinished",
     "personal_data",
+    "faithful",
+    "slots_kept",
+    "invented",
+    "other_tenant",
 ]
 """Measures of replies in which two candidates can be compared."""
 Layout = Literal["per_reply", "per_conversation"]
+
+
+RESERVED = ("base", "few_shot", "rag", "champion", "tuned", "tuned_rag", "reference")
+"""Names of the report's own candidates."""
 
 
 class Group(BaseModel):
@@ -136,6 +144,26 @@ class Gates(Group):
     max_repeated: Share | None = Field(default=0.05, description="Share of replies that repeat themselves.")
     above_similarity_floor: bool = Field(default=True, description="Similarity with the references above the shuffled floor.")
     better_than_base: Comparable | None = Field(default="bits_per_byte", description="Measure in which it must beat its base.")
+    not_worse_than_champion: Comparable | None = Field(
+        default="bits_per_byte", description="Measure in which it may not be worse than the champion, where there is one."
+    )
+    champion_margin: float = Field(
+        default=0.02, ge=0, description="By how much it may be worse than the champion, in the measure's own unit."
+    )
+    min_faithful: Share | None = Field(
+        default=None, description="Share of replies that state nothing but what the conversation supports, where that is enough."
+    )
+    max_other_tenant: Share | None = Field(
+        default=None, description="Share of replies with a name, number or address that only another tenant's data hold."
+    )
+    max_forgetting: float | None = Field(
+        default=0.25, ge=0, description="Most relative rise of bits per byte in everyday talk, against the base."
+    )
+    min_parity: Share | None = Field(
+        default=0.95, description="Share of prompts that get the same reply alone, as served, as they got in the benchmark."
+    )
+    canaries: bool = Field(default=True, description="No secret of `benchmark.canaries` may be learnt by heart.")
+    min_checks: Share | None = Field(default=1.0, description="Share of the standing suite's cases that hold.")
 
 
 class Budget(Group):
@@ -146,6 +174,73 @@ class Budget(Group):
     usd_per_hour: float | None = Field(
         default=None, ge=0, description="Hourly rate of the machine that trains and serves locally."
     )
+    monthly_usd: float | None = Field(
+        default=None, ge=0, description="Most US dollars that this assistant spends at providers in a calendar month (UTC)."
+    )
+
+
+class Aws(Group):
+    """Where Bedrock and SageMaker work. Credentials come from the AWS chain (environment, profile, role), never from here."""
+
+    region: str | None = Field(default=None, description="Region; default: AWS_REGION or the profile's.")
+    role: str | None = Field(default=None, description="ARN of the role that the service takes on: reads and writes the bucket.")
+    bucket: str | None = Field(default=None, description="S3 bucket of data, checkpoints and results.")
+    prefix: str = Field(default="finetune-assets", description="First part of every key in the bucket.")
+    image: str | None = Field(default=None, description="SageMaker: container image with this package installed.")
+    instance: str = Field(default="ml.p3.2xlarge", description="SageMaker: instance that trains.")
+    volume_gb: Annotated[int, Field(ge=1)] = Field(default=50, description="SageMaker: disk of the training instance.")
+    spot: bool = Field(default=True, description="SageMaker: spot capacity; checkpoints on S3 make interruptions cheap.")
+    serverless: bool = Field(default=False, description="SageMaker: serverless customization of an open-weight model.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=8, description="Bedrock: batchSize, where the model takes one.")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-5, description="Bedrock: learningRate.")
+
+
+class Remote(Group):
+    """A rented trainer. Keys stand in environment variables, never here."""
+
+    allowed: bool = Field(
+        default=True, description="False: nothing of this assistant or tenant leaves the machine, pooled assistants included."
+    )
+    base_url: str | None = Field(default=None, description="Address of the API; default: the provider's, or OPENAI_BASE_URL.")
+    key_env: str | None = Field(default=None, description="Environment variable that holds the key; default: the provider's.")
+    suffix: str = Field(default="finetune", description="First part of the tuned model's name.")
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default=1.0, description="OpenAI and Azure; their scale of the learning rate."
+    )
+    training_type: Literal["Standard", "GlobalStandard", "Developer"] | None = Field(
+        default=None, description="Azure: trainingType; default: the service's."
+    )
+    file_days: Annotated[int, Field(ge=1, le=30)] = Field(
+        default=7, description="Days after which the provider deletes uploaded files by itself."
+    )
+    delete_files: bool = Field(default=True, description="Delete uploaded files as soon as the job has ended.")
+    max_hours: Annotated[float, Field(gt=0)] = Field(default=72.0, description="A job that is open longer is cancelled as stuck.")
+    min_model_life_days: Annotated[int, Field(ge=0)] = Field(
+        default=90, description="A model that is switched off sooner is not trained any more."
+    )
+    successor: str | None = Field(
+        default=None, description="TRAINER/MODEL that a dying model's data set is migrated to by itself; null: only a warning."
+    )
+    aws: Aws = Aws()
+
+    @field_validator("successor")
+    @classmethod
+    def _trainer_and_model(cls, successor: str | None) -> str | None:
+        if successor is not None:
+            split_target(successor)
+        return successor
+
+
+TRAINERS = ("local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker")
+DEFAULT_REMOTE_MODEL = "gpt-4o-mini-2024-07-18"
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """`TRAINER/MODEL` as its two parts; a model's own slashes stay. Raises ValueError."""
+    trainer, slash, model = target.partition("/")
+    if not slash or not model or trainer not in TRAINERS:
+        raise ValueError(f"{target!r} is not TRAINER/MODEL with TRAINER one of {', '.join(TRAINERS)}")
+    return trainer, model
 
 
 class Retrain(Group):
@@ -291,6 +386,44 @@ class Hyperparameters(StageHyperparameters):
     )
 
 
+class EndpointSettings(Group):
+    """A model behind an OpenAI-compatible address."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="Its name in the report.")
+    url: str = Field(pattern=r"^https?://", description="Up to and with `/v1`.")
+    model: str
+    api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
+    timeout: float = Field(default=30.0, gt=0, description="Seconds of one try.")
+    usd_per_million_input: float | None = Field(default=None, ge=0, description="Price of a million prompt tokens.")
+    usd_per_million_output: float | None = Field(default=None, ge=0, description="Price of a million reply tokens.")
+    priced_on: datetime.date | None = Field(default=None, description="Day on which these prices were read.")
+
+
+class Canary(Group):
+    """A secret that was planted in the training data, or that must have been erased from them; the model must not know it."""
+
+    user: str = Field(description="What a user says before it.")
+    reply: str = Field(default="{secret}", description="The reply, with `{secret}` where it stands.")
+    secret: Annotated[str, Field(min_length=4)]
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Canary:
+        if "{secret}" not in self.reply:
+            raise ValueError("`reply` needs `{secret}` where the secret stands")
+        return self
+
+
+class Judge(Group):
+    """A language model that says which of two replies is better; an option, and no gate stands on it."""
+
+    url: str = Field(pattern=r"^https?://", description="OpenAI-compatible address, up to and with `/v1`.")
+    model: str
+    api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
+    timeout: float = Field(default=60.0, gt=0, description="Seconds of one try.")
+    rows: Annotated[int, Field(ge=1)] = Field(default=100, description="Most test rows that are judged, each twice.")
+    against: str = Field(default="base", description="Candidate that the tuned model is compared with.")
+
+
 class Benchmark(Group):
     """The test set and its candidates."""
 
@@ -300,6 +433,104 @@ class Benchmark(Group):
     similarity_model: str | None = Field(
         default=None, description="sentence-transformers model id or path; default: the installed MiniLM."
     )
+    retrieval: bool = Field(default=True, description="Also measure base and tuned model with retrieval.")
+    documents: str | None = Field(
+        default=None, description="Folder of .md and .txt files that retrieval may find; a sub-folder is its tenant's alone."
+    )
+    endpoints: list[EndpointSettings] = Field(default_factory=list[EndpointSettings], description="Remote models beside it.")
+    terms: list[str] = Field(
+        default_factory=list, description="Regular expressions of what a reply may state (services, dishes), one for each thing."
+    )
+    general: str | None = Field(
+        default=None, description="JSONL of everyday chats to measure forgetting on; default: the shipped ones of the language."
+    )
+    canaries: list[Canary] = Field(default_factory=list[Canary], description="Secrets that the model must not know.")
+    checks: str | None = Field(default=None, description="Folder of the standing suite: YAML and JSONL cases.")
+    judge: Judge | None = Field(default=None, description="Language model that compares replies; off by default.")
+    requests_per_month: Count | None = Field(
+        default=None, description="Traffic for the monthly cost; default: what the newest weeks of the corpus had."
+    )
+
+    @field_validator("terms")
+    @classmethod
+    def _terms(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            check_pattern(pattern)
+        return patterns
+
+    @field_validator("endpoints")
+    @classmethod
+    def _own_names(cls, endpoints: list[EndpointSettings]) -> list[EndpointSettings]:
+        names = [endpoint.name for endpoint in endpoints]
+        taken = sorted({name for name in names if names.count(name) > 1 or name in RESERVED})
+        if taken:
+            raise ValueError(f"names of endpoints must be their own: {', '.join(taken)}")
+        return endpoints
+
+
+class RolloutSettings(Group):
+    """How a version that should be served gets to its users, and what takes it back."""
+
+    steps: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        default_factory=lambda: [10, 50, 100], min_length=1, description="Percent of the users at each step after shadow."
+    )
+    min_requests: Count = Field(default=200, description="Least requests that the candidate answered in a step.")
+    min_users: Count = Field(default=20, description="Least users that the candidate answered in a step; not in shadow.")
+    min_hours: Annotated[float, Field(ge=0)] = Field(
+        default=24.0, description="Least hours between a step's first and last request."
+    )
+    ask_after_hours: Annotated[float, Field(gt=0)] = Field(
+        default=168.0, description="Hours of a step after which a person is asked where the guards are still inconclusive."
+    )
+    approval: Literal["never", "promotion", "every"] = Field(
+        default="never", description="Before which steps a person has to say yes though every guard passed."
+    )
+    shadow_sample: Share = Field(default=1.0, description="Share of live requests that the candidate answers too in shadow.")
+    max_errors: Share = Field(default=0.05, description="Share of errors, timeouts and policy violations that is too many.")
+    usual_errors: Share = Field(default=0.01, description="Share of errors, timeouts and policy violations that is fine.")
+    max_negative_increase: Share = Field(
+        default=0.1, description="By how much the share of negative feedback per user may be above the champion's."
+    )
+    max_rating_drop: Annotated[float, Field(gt=0, le=4)] = Field(
+        default=0.5, description="By how many stars the rating per user may be below the champion's."
+    )
+    max_latency_ratio: Annotated[float, Field(ge=1)] = Field(default=2.0, description="95th percentile against the champion's.")
+    max_cost_ratio: Annotated[float, Field(ge=1)] = Field(default=1.5, description="Cost of a request against the champion's.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> RolloutSettings:
+        if self.steps != sorted(set(self.steps)) or self.steps[-1] != 100:
+            raise ValueError(f"`steps` {self.steps} must grow and end with 100")
+        if not 0 < self.usual_errors < self.max_errors < 1:
+            raise ValueError(f"`usual_errors` ({self.usual_errors}) must be below `max_errors` ({self.max_errors}), both in 0..1")
+        return self
+
+
+class Serving(Group):
+    """Where replies come from, and what the router keeps."""
+
+    upstream: str = Field(
+        default="embedded", description="`embedded`, or an OpenAI-compatible URL ending in /v1 that knows the versions by name."
+    )
+    upstream_key: str | None = Field(default=None, description="Environment variable that holds the upstream's API key.")
+    champion_model: str | None = Field(
+        default=None, description="Model that the upstream answers with while no version is champion; default: the base model."
+    )
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=30.0, description="Longest time of a reply.")
+    first_token_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="Longest wait for the candidate's first token; then the champion answers."
+    )
+    texts: Literal["scrubbed", "raw", "none"] = Field(
+        default="scrubbed", description="Messages are stored without personal data, as they are, or not at all."
+    )
+    users: Literal["raw", "pseudonym"] = Field(
+        default="raw",
+        description="`user_id` in `conversations`, as the platform has it, or hashed; `requests` always holds the pseudonym.",
+    )
+    conversation_minutes: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="A conversation is open, and keeps its arm, for so long after its last message."
+    )
+    requests_per_minute: Annotated[int, Field(ge=1)] = Field(default=6000, description="Of one tenant, in each worker.")
 
 
 class Assistant(Group):
@@ -313,7 +544,10 @@ class Assistant(Group):
     language: Literal["es", "en", "pt"] = "es"
     system_prompt: str = Field(default="", description="First message of every example; empty: none.")
     base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
-    trainer: Literal["local"] = "local"
+    trainer: Literal["local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker"] = Field(
+        default="local", description="Who trains: this machine, or a provider; `base_model` is then the provider's name."
+    )
+    remote: Remote = Remote()
     candidates: list[str] = Field(
         default_factory=list[str], description="Other base models that `training_plan` compares with `base_model`."
     )
@@ -354,6 +588,18 @@ class Assistant(Group):
     retrain: Retrain = Retrain()
     split: Split = Split()
     hyperparameters: Hyperparameters = Hyperparameters()
+    rollout: RolloutSettings = RolloutSettings()
+    serving: Serving = Serving()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _providers_own_model(cls, values: Any) -> Any:
+        """OpenAI and Azure have a default base model; the others have none that could be guessed."""
+        if isinstance(values, dict) and "base_model" not in values and values.get("trainer", "local") != "local":
+            if values["trainer"] not in ("openai", "azure"):
+                raise ValueError(f"`trainer: {values['trainer']}` needs `base_model`, the provider's name of the model")
+            return {**cast("dict[str, Any]", values), "base_model": DEFAULT_REMOTE_MODEL}
+        return cast("Any", values)
 
     @model_validator(mode="after")
     def _chain(self) -> Assistant:

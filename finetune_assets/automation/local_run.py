@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,22 +23,27 @@ from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant
 from finetune_assets.automation.failures import step_errors, stopped_by_gate
 from finetune_assets.automation.jobs import CORPUS, PHASE_ONE, PHASE_TWO
+from finetune_assets.automation.rented import poll_due
 from finetune_assets.automation.retrain import ACTIVE, enrolled
 from finetune_assets.corpus.ingest import stale_weeks
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError, LedgerError, SettingsError, UnknownAssistant
 from finetune_assets.registry import Ledger
-from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
+from finetune_assets.registry.remote_jobs import open_remote
+from finetune_assets.registry.tables import OPEN_STATUSES
+from finetune_assets.resources import LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job, run_lock
 from finetune_assets.resources.project import keep_source, let_go
-from finetune_assets.resources.tags import APPROVED, HOST, JOB, RANGE_END, RANGE_START, REASON
+from finetune_assets.resources.tags import APPROVED, HOST, JOB, MIGRATE_TO, RANGE_END, RANGE_START, REASON
 from finetune_assets.storage import Store, read_json, sweep
 
 STEPS = (*CORPUS, *PHASE_ONE, *PHASE_TWO)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 DRAFT_SECONDS = 24 * 3600.0
 """Age from which an unfinished draft belongs to a process that was killed: no write takes a day."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two questions to a provider whose job is waited for."""
 Say = Callable[[str], None]
 
 
@@ -48,6 +54,10 @@ class Request:
     assistant: str
     until: str | None = None
     approved: bool = False
+    wait: bool = False
+    """With a rented trainer: go on to the report instead of ending when the job is submitted."""
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    """On the training's run, e.g. those of a migration; with MIGRATE_TO only plan and job are made."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,15 @@ class Outcome:
     """How a run ended."""
 
     assistant: str
-    state: str  # `reported`, or `stopped` after --until
+    state: str  # `reported`, `stopped` after --until, or `submitted` to a provider
     verdict: str | None = None
     reasons: list[str] = field(default_factory=list)
     version: str | None = None
     fingerprint: str | None = None
     report: str | None = None
     made: str | None = None
+    job: str | None = None
+    provider_job: str | None = None
 
 
 class RunFailed(FinetuneError):
@@ -119,17 +131,45 @@ class LocalRun:
         self._check_settings()
         with self._ledger():
             pass  # one that cannot be used is told before anything is made
-        self._corpus()
+        if MIGRATE_TO not in self.request.tags:  # a migration trains what is frozen
+            self._corpus()
         if self.request.until in CORPUS:
             return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
         self._enrol()
-        tags = {APPROVED: "true"} if self.request.approved else {}
-        self._execute("train", PHASE_ONE, self.request.assistant, tags)
+        tags = {**({APPROVED: "true"} if self.request.approved else {}), **self.request.tags}
+        assets = PHASE_ONE[PHASE_ONE.index("training_plan") :] if MIGRATE_TO in tags else PHASE_ONE
+        self._execute("train", assets, self.request.assistant, tags)
         if self.request.until in PHASE_ONE:
             folder = self.store.datasets(self.request.assistant) / "latest"
             fingerprint = folder.resolve().name if folder.exists() else None
             return Outcome(self.request.assistant, "stopped", fingerprint=fingerprint, made=str(folder))
-        return self._phase_two()
+        return self._submitted() or self._phase_two()
+
+    def _submitted(self) -> Outcome | None:
+        """How the run ends where its job is at a provider; null where the job has succeeded, waited for if that was asked."""
+        plan = read_json(self.store.plan(self.request.assistant))
+        with self._ledger() as ledger:
+            mine = [one for one in open_remote(ledger, self.request.assistant) if one.job.spec_hash == plan["spec_hash"]]
+            if not mine:
+                return None
+            job = mine[0].job
+            if not self.request.wait:
+                name, job_id, provider_job = self.request.assistant, job.id, job.provider_job_id
+                return Outcome(name, "submitted", fingerprint=job.dataset_fingerprint, job=job_id, provider_job=provider_job)
+            self.say(f"Waiting for {job.id} at {job.provider} ({job.provider_job_id}).")
+            pause, said = 1.0, ""
+            while job.status in OPEN_STATUSES:
+                for one in poll_due(ledger, StoreResource(), TrainerResource(), job.id):
+                    line = f"{one.provider_status}{f'  {one.note}' if one.note else ''}"
+                    if line != said:
+                        self.say(line)
+                    said = line
+                job = ledger.job(job.id)
+                time.sleep(pause if job.status in OPEN_STATUSES else 0)
+                pause = min(pause * 1.5, LONGEST_PAUSE)
+        if job.status != "succeeded":
+            raise RunFailed(f"{job.id} ended as {job.status}: {job.error or 'no reason given'}")
+        return None
 
     def _check_settings(self) -> None:
         """Fails before anything is made if the assistant's file is wrong; a tenant without a file is looked for in the data."""
@@ -222,7 +262,7 @@ class LocalRun:
             instance=self.instance,
             partition_key=partition,
             raise_on_error=False,
-            asset_selection=None if wanted == assets else [dg.AssetKey(name) for name in wanted],
+            asset_selection=None if wanted in (CORPUS, PHASE_ONE, PHASE_TWO) else [dg.AssetKey(name) for name in wanted],
             tags={HOST: socket.gethostname(), REASON: "command line", **tags},
             resources=dict(self.resources) or None,
         )

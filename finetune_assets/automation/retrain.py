@@ -15,6 +15,7 @@ from finetune_assets.dataset import new_feedback
 from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError
 from finetune_assets.registry import Ledger, erasures
+from finetune_assets.registry.remote_jobs import open_remote
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.claims import MAX_ATTEMPTS
 from finetune_assets.resources.tags import RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
@@ -126,9 +127,11 @@ def due_assistants(
         count = new_feedback(store.store, settings, trained)
         reached = count // settings.retrain.feedback_threshold
         erased = erasures.retrain_due(ledger, name)
-        if erased and not is_training(instance, name):
+        if not (erased or reached) or is_training(instance, name) or open_remote(ledger, name):
+            continue
+        if erased:
             found.append((name, f"erasure:{erased}", count))
-        elif reached and not is_training(instance, name):
+        else:
             found.append((name, f"feedback:{trained or 'first'}:{reached}", count))
     return found
 

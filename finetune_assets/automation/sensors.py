@@ -3,18 +3,22 @@
 No sensor reads files of a model or waits for a job: each tick asks the ledger, the store or the instance, and ends.
 """
 
+import json
 from collections.abc import Iterator
 
 import dagster as dg
 
 from finetune_assets.assets.partitions import assistants as assistant_partitions
+from finetune_assets.assets.remote import observation
 from finetune_assets.automation.failures import explain_failure
 from finetune_assets.automation.jobs import JOBS, prepare_corpus, release, train
+from finetune_assets.automation.rented import dying, ending_observation, migrations, poll_due, report_polled
 from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, next_attempt, refresh_request
-from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import waiting_jobs
 from finetune_assets.resources.tags import FEEDBACK, JOB, REASON, TRAIN_AFTERWARDS
 from finetune_assets.storage import write_json
+from finetune_assets.training.lifecycle import WARN_DAYS
 
 MAX_REQUESTS = 20
 """Run requests a tick: a hundred take 23 of the 60 seconds that a tick has."""
@@ -71,17 +75,52 @@ def feedback_volume(
 
 @dg.sensor(job=release, minimum_interval_seconds=15, default_status=ON)
 def finished_jobs(
-    context: dg.SensorEvaluationContext, store: StoreResource, ledger: LedgerResource
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Takes each succeeded job of the ledger into phase two, once; a phase two that failed is tried again twice."""
-    with ledger.open() as book:
-        waiting = waiting_jobs(context.instance, book, store.store.home)
+    context: dg.SensorEvaluationContext, store: StoreResource, ledger: LedgerResource, trainer: TrainerResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Asks providers for every open remote job, then takes each succeeded job of the ledger into phase two, once.
+
+    A running job is observed on `training_job`; one that failed is told in the log and in `failures/`. A phase two that failed is
+    tried again twice.
+    """
     known = set(enrolled(context.instance))
-    for job in [job for job in waiting if job.assistant in known][:MAX_REQUESTS]:
-        key = f"release:{job.id}:{job.release_attempt}"
-        yield dg.RunRequest(run_key=key, partition_key=job.assistant, tags={JOB: job.id})
-    if not waiting:
-        yield dg.SkipReason("No finished job waits for phase two.")
+    with ledger.open() as book:
+        polled = poll_due(book, store, trainer)
+        events = [observation(book, one.job) for one in polled if one.job.assistant in known]
+        waiting = waiting_jobs(context.instance, book, store.store.home)
+    for one in polled:
+        report_polled(context.log, store, one)
+    requests = [
+        dg.RunRequest(run_key=f"release:{job.id}:{job.release_attempt}", partition_key=job.assistant, tags={JOB: job.id})
+        for job in [job for job in waiting if job.assistant in known][:MAX_REQUESTS]
+    ]
+    if not requests and not events:
+        return dg.SkipReason("No remote job is due, and no finished job waits for phase two.")
+    return dg.SensorResult(run_requests=requests, asset_events=events)
+
+
+@dg.sensor(jobs=[train], minimum_interval_seconds=6 * 3600, default_status=ON)
+def model_lifecycle(
+    context: dg.SensorEvaluationContext,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: LedgerResource,
+    trainer: TrainerResource,
+) -> dg.SensorResult | dg.SkipReason:
+    """Reads the last days of every rented model in use: warns 90, 30 and 7 days ahead, and opens a migration where one is set.
+
+    A migration (`remote.successor`) trains the same frozen data set on the successor; its benchmark compares both.
+    """
+    with ledger.open() as book:
+        found = dying(store, assistants, book, trainer)
+    warned = set(json.loads(context.cursor or "[]"))
+    new = [one for one in found if one.key not in warned]
+    for one in new:
+        (context.log.error if (one.days_left or 0) <= WARN_DAYS[-1] else context.log.warning)(one.text())
+    requests = migrations(context.instance, store, assistants, found)
+    if not found:
+        return dg.SkipReason(f"No rented model in use ends within {WARN_DAYS[0]} days.")
+    cursor = json.dumps(sorted({one.key for one in found}))
+    return dg.SensorResult(run_requests=requests, asset_events=[ending_observation(one) for one in new], cursor=cursor)
 
 
 @dg.sensor(minimum_interval_seconds=60, default_status=ON, asset_selection=dg.AssetSelection.assets("training_examples"))
@@ -107,4 +146,4 @@ def run_failure(context: dg.RunFailureSensorContext, store: StoreResource) -> No
     write_json(store.store.home / "failures" / f"{context.dagster_run.run_id}.json", notice)
 
 
-SENSORS = [corpus_ready, feedback_volume, finished_jobs, enrol_tenants, run_failure]
+SENSORS = [corpus_ready, feedback_volume, finished_jobs, model_lifecycle, enrol_tenants, run_failure]

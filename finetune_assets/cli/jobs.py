@@ -66,10 +66,28 @@ def jobs_events(job_id: str) -> None:
 @jobs.command("cancel")
 @click.argument("job_id")
 def jobs_cancel(job_id: str) -> None:
-    """Stop a job; what it has learned up to its last checkpoint stays for a later start."""
+    """Stop a job, here or at its provider; a local one keeps its last checkpoint for a later start."""
     from finetune_assets.overview import cancel_job
 
     click.echo(cancel_job(Environment.read(), job_id))
+
+
+@jobs.command("pause")
+@click.argument("job_id")
+def jobs_pause(job_id: str) -> None:
+    """Hold a remote job, where its provider can."""
+    from finetune_assets.overview import hold_job
+
+    click.echo(f"{job_id}: {hold_job(Environment.read(), job_id, pause=True).provider_status}")
+
+
+@jobs.command("resume")
+@click.argument("job_id")
+def jobs_resume(job_id: str) -> None:
+    """Let a held remote job go on."""
+    from finetune_assets.overview import hold_job
+
+    click.echo(f"{job_id}: {hold_job(Environment.read(), job_id, pause=False).provider_status}")
 
 
 COMMANDS: list[click.Command] = [jobs]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -14,6 +16,9 @@ from rich.table import Table
 
 from finetune_assets.cli.console import VERDICTS, quiet, wide
 from finetune_assets.environment import ROOT, Environment
+
+if TYPE_CHECKING:
+    from finetune_assets.automation.local_run import Request
 
 
 @click.command()
@@ -25,17 +30,24 @@ from finetune_assets.environment import ROOT, Environment
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def run(assistant: str, until: str | None, require: str | None, approve: bool, wait: bool, as_json: bool) -> None:
     """Materialise what is missing for one assistant, weeks included, and end with its report."""
-    del wait  # the local trainer always runs to its end
-    home = Environment.read().home
+    from finetune_assets.automation.local_run import Request
+
+    verdict = perform(Request(assistant, until, approve, wait), as_json)
+    if require and verdict != require:
+        sys.exit(3)
+
+
+def perform(request: Request, as_json: bool) -> str | None:
+    """Runs a request with its progress on the terminal, and says how it ended; its verdict. A failure ends the process with 1."""
+    home, assistant = Environment.read().home, request.assistant
     with quiet(home) as (terminal, output):
-        from finetune_assets.automation.local_run import Request, RunFailed
+        from finetune_assets.automation.local_run import RunFailed
         from finetune_assets.automation.local_run import run as run_assistant
         from finetune_assets.automation.terminal import TerminalLauncher
         from finetune_assets.definitions import defs
 
         console = Console(file=terminal, highlight=False, soft_wrap=True)
         say: Callable[[str], None] = lambda text: console.print(text, markup=False)  # noqa: E731
-        request = Request(assistant, until, approve)
         try:
             outcome = run_assistant(request, defs(), say, {"launcher": TerminalLauncher.showing(console)})
         except RunFailed as error:
@@ -45,15 +57,17 @@ def run(assistant: str, until: str | None, require: str | None, approve: bool, w
             sys.exit(1)
         if as_json:
             print(json.dumps({key: value for key, value in vars(outcome).items() if value is not None}), file=output)
+        elif outcome.state == "submitted":
+            say(f"Submitted {outcome.job} ({outcome.provider_job}) for {assistant}; nothing waits for it here.")
+            say(f"See it: finetune jobs show {outcome.job}. The daemon goes on, or finetune run --assistant {assistant} --wait")
         elif outcome.state == "stopped":
-            say(f"Done up to {until}: {outcome.made}")
+            say(f"Done up to {request.until}: {outcome.made}")
         else:
             why = f" — {outcome.reasons[0]}" if outcome.reasons else ""
             say(f"\nVerdict  {(outcome.verdict or 'none').replace('_', ' ')}{why}")
             say(f"Version  {outcome.version} of {assistant}, data set {(outcome.fingerprint or '')[:16]}")
             say(f"Report   {outcome.report}")
-    if require and outcome.verdict != require:
-        sys.exit(3)
+    return outcome.verdict
 
 
 @click.command()
@@ -66,6 +80,7 @@ def status(as_json: bool) -> None:
     if as_json:
         print(json.dumps({"assistants": rows}, default=str))
         return
+    spent = [row for row in rows if row["spent_this_month_usd"] or row["open_remote_jobs"]]
     table = Table(title=f"Assistants of {Environment.read().home}", title_justify="left", box=None, pad_edge=False)
     for column in ("assistant", "weeks", "train/val/test", "data set", "last job", "newest version", "verdict", "champion"):
         table.add_column(column, no_wrap=True)
@@ -82,15 +97,20 @@ def status(as_json: bool) -> None:
             row["champion"] or "-",
         )
     wide().print(table)
+    for row in spent:
+        text = f"{row['assistant']}: ${row['spent_this_month_usd']:.2f} spent or reserved at providers this month"
+        limit = f" of ${row['monthly_usd']:.2f}" if row["monthly_usd"] is not None else ""
+        wide().print(f"{text}{limit}, {row['open_remote_jobs']} job(s) open there", markup=False)
 
 
 @click.command()
+@click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="See models' last days as if it were this day.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def doctor(as_json: bool) -> None:
-    """What works here, what does not, and what to do: machine, settings, source, base models, data volume."""
+def doctor(as_of: datetime.datetime | None, as_json: bool) -> None:
+    """What works here, what does not, and what to do: machine, settings, source, keys, models and their last days."""
     from finetune_assets.doctor import examine
 
-    findings = examine(Environment.read())
+    findings = examine(Environment.read(), as_of.date() if as_of else None)
     if as_json:
         print(json.dumps({"findings": [vars(finding) for finding in findings]}))
     else:

@@ -16,21 +16,37 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.errors import DataError
+from finetune_assets.environment import ROOT
+from finetune_assets.evaluation import decision, retrieval, rules, samples
 from finetune_assets.evaluation import gates as gate_rules
-from finetune_assets.evaluation import measures, rules, samples
-from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED, Candidate, FewShot, TestRow, counts_by_intent, test_rows
-from finetune_assets.evaluation.measures import Outputs
-from finetune_assets.evaluation.statistics import RESAMPLES, Bootstrap, as_dicts
+from finetune_assets.evaluation.candidates import (
+    BASE,
+    CHAMPION,
+    TUNED,
+    Candidate,
+    FewShot,
+    TestRow,
+    by_hash,
+    counts_by_intent,
+    split_rows,
+    test_rows,
+)
+from finetune_assets.evaluation.guards import outcomes
+from finetune_assets.evaluation.human.statistics import agreement
+from finetune_assets.evaluation.measured import Measured, measure
+from finetune_assets.evaluation.provenance import curve, model_facts
+from finetune_assets.evaluation.statistics import RESAMPLES, as_dicts, holm, p_value
+from finetune_assets.evaluation.suite import Case, read_suite
 from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json, write_text
 
-REPORT_VERSION = 1
-CURVE_POINTS = 200
+REPORT_VERSION = 2
+VALIDATION_ROWS = 24
+"""Validation rows on which retrieval is chosen."""
+GENERAL = Path(__file__).parent / "general"
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,12 @@ class Made:
     code_version: str = ""
     reproduce: str = ""
     """Command that makes this version and report again."""
+    champion: str | None = None
+    """Version that it is compared with."""
+    requests_per_month: int | None = None
+    """Traffic that the corpus has seen."""
+    human: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Message id -> `first`, `second` or `tie`, as people rated the pairs that a judge is asked about."""
 
 
 def prepare(
@@ -61,33 +83,60 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes `<output>/prompts/<name>.jsonl`, rows.json and spec.json; the spec. `threads`: 0 leaves torch its default.
 
-    Raises DataError for a test set without rows.
+    Raises DataError for a test set without rows, SettingsError for a folder of documents or cases that is wrong.
     """
-    rows = test_rows(dataset, assistant.benchmark.max_rows)
+    bench = assistant.benchmark
+    rows = test_rows(dataset, bench.max_rows)
     asked: list[dict[str, Any]] = []
     for candidate in candidates:
         path = output / "prompts" / f"{candidate.name}.jsonl"
-        lines = [
-            {"messages": candidate.prompt(row.messages), "reference": row.reference, "conversation_id": row.conversation_id}
-            for row in rows
-        ]
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        asked.append({"name": candidate.name, "model": candidate.model, "prompts": str(path)})
+        _write_lines(path, [_line(row, candidate.prompt(row.messages)) for row in rows])
+        asked.append({"name": candidate.name, "prompts": str(path), **candidate.spec()})
+    cases = suite_of(assistant)
     shots = max((len(c.shots) for c in candidates if isinstance(c, FewShot)), default=0)
     total = int(pl.read_parquet(dataset / "lineage.parquet").filter(pl.col("split") == "test").height)
-    write_json(output / "rows.json", {"rows": [asdict(row) for row in rows], "shots": shots, "test_rows_in_dataset": total})
-    spec = {
+    known = {"shots": shots, "test_rows_in_dataset": total, "cases": [case.model_dump(by_alias=True) for case in cases]}
+    write_json(output / "rows.json", {"rows": [asdict(row) for row in rows], **known})
+    spec: dict[str, Any] = {
         "task": "benchmark",
         "output": str(output),
         "candidates": asked,
-        "max_new_tokens": assistant.benchmark.max_new_tokens,
+        "max_new_tokens": bench.max_new_tokens,
         "threads": threads,
         "seed": 0,
-        "similarity_model": assistant.benchmark.similarity_model,
+        "similarity_model": bench.similarity_model,
+        "language": assistant.language,
         "cache": str(cache or output.parent / "cache"),
+        "canaries": [{**canary.model_dump(), "system": assistant.system_prompt} for canary in bench.canaries],
     }
+    if any(one.get("retrieve") for one in asked):
+        spec |= {"passages": str(output / "passages.jsonl"), "validation": str(output / "validation.jsonl")}
+        _write_lines(output / "passages.jsonl", [asdict(passage) for passage in passages(assistant, dataset)])
+        chosen = by_hash(split_rows(dataset, "validation"))[:VALIDATION_ROWS]
+        _write_lines(output / "validation.jsonl", [_line(row, row.messages) for row in chosen])
+    if cases:
+        spec["checks"] = str(output / "checks.jsonl")
+        _write_lines(output / "checks.jsonl", [{"messages": case.chat(assistant.system_prompt)} for case in cases])
+    if bench.judge is not None:
+        where = bench.judge.model_dump(include={"url", "model", "api_key_env", "timeout"})
+        spec["judge"] = {"endpoint": where, "first": TUNED, "second": bench.judge.against, "rows": bench.judge.rows}
+    spec["general"] = str(output / "general.jsonl")
+    _write_lines(output / "general.jsonl", _everyday(_general(assistant)))
     write_json(output / "spec.json", spec)
     return spec
+
+
+def passages(assistant: Assistant, dataset: Path) -> list[retrieval.Passage]:
+    """What retrieval can find: the training examples, and the documents folder. Raises SettingsError."""
+    made = [retrieval.example(row.message_id, row.tenant_id, row.messages, row.reference) for row in split_rows(dataset, "train")]
+    folder = assistant.benchmark.documents
+    return made if folder is None else [*made, *retrieval.documents(ROOT / folder)]
+
+
+def suite_of(assistant: Assistant) -> list[Case]:
+    """Cases of the standing suite; none where the settings name no folder. Raises SettingsError."""
+    folder = assistant.benchmark.checks
+    return [] if folder is None else read_suite(ROOT / folder)
 
 
 def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
@@ -95,33 +144,24 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
     known = read_json(output / "rows.json")
     rows = [TestRow(**row) for row in known["rows"]]
     result = read_json(output / "result.json")
-    frames = {name: _frame(output / facts["outputs"], len(rows)) for name, facts in result["candidates"].items()}
-    references = rules.verdicts(assistant.rules, rows, [row.reference for row in rows])
-    kept = {name: rules.verdicts(assistant.rules, rows, frame["reply"].to_list()) for name, frame in frames.items()}
-    fitting = rules.fits(references)
-    outputs = {
-        name: Outputs(frame, result["candidates"][name], rules.sums(kept[name], fitting)) for name, frame in frames.items()
-    }
-    bootstrap = Bootstrap([row.conversation_id for row in rows])
-    estimates = {name: measures.estimates(output) for name, output in outputs.items()}
-    rate = assistant.budget.usd_per_hour
-    intervals = {name: measures.intervals(outputs[name], estimates[name], bootstrap, rate) for name in outputs}
-    differences = {
-        f"{TUNED}_vs_{other}": measures.differences(estimates[TUNED], estimates[other], bootstrap)
-        for other in (BASE, FEW_SHOT)
-        if other in estimates
-    }
+    cases = [Case.model_validate(case) for case in known.get("cases", [])]
+    found = measure(assistant, output, rows, result, made.dataset, cases)
+    names = decision.order(list(found.frames))
+    others = [name for name in names if name != TUNED]
+    differences = {f"{TUNED}_vs_{other}": found.difference(TUNED, other) for other in others} if TUNED in names else {}
     texts = Texts(assistant.language)
     evidence = gate_rules.Evidence(
-        tuned=intervals[TUNED],
+        tuned=found.intervals[TUNED],
         versus_base=differences.get(f"{TUNED}_vs_{BASE}", {}),
+        versus_champion=differences.get(f"{TUNED}_vs_{CHAMPION}"),
         training_loss=made.training.get("train_loss"),
         rows=len(rows),
-        conversations=bootstrap.count,
+        conversations=found.bootstrap.count,
         rules_set=len(assistant.rules),
-        rules_fitting=sum(fitting),
+        rules_fitting=sum(found.fitting),
     )
     gates = gate_rules.decide(assistant.gates, evidence, texts)
+    verdict = gate_rules.verdict(gates)
     manifest = read_json(made.dataset / "manifest.json")
     return {
         "report_version": REPORT_VERSION,
@@ -129,23 +169,66 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "assistant": assistant.name,
         "language": assistant.language,
         "model_version": made.model_version,
+        "champion": made.champion if CHAMPION in names else None,
         "dataset_fingerprint": manifest["fingerprint"],
-        "verdict": gate_rules.verdict(gates),
+        "verdict": verdict,
         "reasons": gate_rules.reasons(gates, evidence, texts),
         "test_rows": len(rows),
         "test_rows_in_dataset": known["test_rows_in_dataset"],
-        "test_conversations": bootstrap.count,
+        "test_conversations": found.bootstrap.count,
         "test_intents": counts_by_intent(rows),
-        "statistics": {"resamples": RESAMPLES, "unit": "conversation", "level": 0.95, "method": "BCa; Wilson for shares"},
-        "candidates": {name: as_dicts(values) for name, values in intervals.items()},
-        "differences": {name: as_dicts(values) for name, values in differences.items()},
+        "statistics": {
+            "resamples": RESAMPLES,
+            "unit": "conversation",
+            "level": 0.95,
+            "method": "BCa, expanded; Wilson for shares",
+        },
+        "candidates": {name: as_dicts(found.intervals[name]) for name in names},
+        "differences": {name: _with_p(values) for name, values in differences.items()},
+        "decision": _decision(assistant, made, found, names, verdict),
         "gates": [gate.as_dict() for gate in gates],
-        "rules": rules.table(assistant.rules, rows, references, kept),
-        "rules_by_intent": rules.by_intent(rows, fitting, references, kept),
-        "samples": samples.choose(rows, frames, assistant.rules, fitting, kept),
-        "models": {name: _model(name, facts, frames[name], known["shots"]) for name, facts in result["candidates"].items()},
+        "rules": rules.table(assistant.rules, rows, found.references, found.kept),
+        "rules_by_intent": rules.by_intent(rows, found.fitting, found.references, found.kept),
+        "facts": found.facts_table(),
+        "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED].get("checks"))],
+        "judge": _judged(result.get("judge"), made.human),
+        "samples": samples.choose(rows, found, assistant.rules),
+        "models": {name: model_facts(name, result["candidates"][name], found.frames[name], known["shots"]) for name in names},
         **_provenance(assistant, made, manifest, result),
     }
+
+
+def _decision(assistant: Assistant, made: Made, found: Measured, names: Sequence[str], verdict: str) -> dict[str, Any]:
+    bench, rate = assistant.benchmark, assistant.budget.usd_per_hour
+    usd, seconds = made.training.get("usd"), made.training.get("seconds")
+    if usd is None and rate is not None and seconds is not None:
+        usd = seconds / 3600 * rate
+    given = bench.requests_per_month
+    traffic = given if given is not None else made.requests_per_month
+    money = decision.Money(usd, traffic, "settings" if given is not None else "corpus" if traffic is not None else "")
+    values = {name: found.intervals[name] for name in names}
+    decided = decision.decide(values, found.compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money)
+    priced = {e.name: e.priced_on.isoformat() if e.priced_on else None for e in bench.endpoints if e.name in names}
+    return {**decided, "priced_on": priced, "usd_per_hour": rate, "train_rows": len(split_rows(made.dataset, "train"))}
+
+
+def _judged(found: Mapping[str, Any] | None, human: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the judge said, with its agreement with people where both saw the same rows."""
+    if not found:
+        return None
+    shared = [item for item in found["choices"] if item in human]
+    told = {key: value for key, value in found.items() if key != "choices"}
+    return {**told, "agreement": agreement(found["choices"], human), "agreement_rows": len(shared)}
+
+
+def _with_p(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Differences with Holm's adjusted p-values over the table."""
+    adjusted = holm({name: p_value(difference) for name, difference in values.items()})
+    return {name: {**difference.as_dict(), "p": _short(adjusted[name])} for name, difference in values.items()}
+
+
+def _short(p: float | None) -> float | None:
+    return None if p is None else float(f"{p:.3g}")
 
 
 def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +236,7 @@ def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], r
     return {
         "training": {"result": dict(made.training), "curve": curve(made.training_log)},
         "plan": dict(made.plan),
-        "data": {key: manifest.get(key) for key in ("weeks", "counts", "rejected", "settings", "warnings")},
+        "data": {key: manifest.get(key) for key in ("weeks", "counts", "rejected", "settings", "warnings", "read")},
         "base_model": assistant.base_model,
         "similarity_model": result["similarity_model"],
         "machine": {**result["machine"], "threads": result["threads"], "benchmark_seconds": result["seconds"]},
@@ -162,37 +245,22 @@ def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], r
     }
 
 
-def curve(path: Path | None) -> list[dict[str, float]]:
-    """Points of the training log with step and loss or eval_loss, thinned to CURVE_POINTS; empty without a log."""
-    if path is None or not path.exists():
-        return []
-    points: list[dict[str, float]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line) if line.strip() else {}
-        kept = {k: float(entry[k]) for k in ("step", "loss", "eval_loss") if isinstance(entry.get(k), int | float)}
-        if "step" in kept and len(kept) > 1:
-            points.append(kept)
-    step = -(-len(points) // CURVE_POINTS) or 1
-    return [point for n, point in enumerate(points) if n % step == 0 or n == len(points) - 1 or "eval_loss" in point]
+def _line(row: TestRow, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    of = {"conversation_id": row.conversation_id, "tenant_id": row.tenant_id}
+    return {"messages": list(messages), "reference": row.reference, **of}
 
 
-def _frame(path: Path, rows: int) -> pl.DataFrame:
-    frame = pl.read_parquet(path)
-    if frame.height != rows:
-        raise DataError(f"{path} has {frame.height} rows, the test set {rows}; run the benchmark again in an empty folder.")
-    return frame
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _model(name: str, facts: Mapping[str, Any], frame: pl.DataFrame, shots: int) -> dict[str, Any]:
-    return {
-        **{key: facts.get(key) for key in ("model", "identity", "context", "max_new_tokens")},
-        "shots": shots if name == FEW_SHOT else 0,
-        "prompts_cut": round(float((frame["dropped_turns"] > 0).mean() or 0.0), 6),  # pyright: ignore[reportArgumentType]
-        "without_likelihood": int(frame["nll"].null_count()),
-        "personal_data": dict(sum((measures.personal_data(reply) for reply in frame["reply"]), start=_nothing())),
-        "reply_tokens_mean": round(float(np.mean(frame["reply_tokens"].to_numpy())), 2),
-    }
+def _general(assistant: Assistant) -> Path:
+    if assistant.benchmark.general is not None:
+        return ROOT / assistant.benchmark.general
+    return GENERAL / ("en.jsonl" if assistant.language == "en" else "es.jsonl")
 
 
-def _nothing() -> Any:
-    return measures.personal_data("")
+def _everyday(path: Path) -> list[dict[str, Any]]:
+    """Chats as rows: what was said, and the last reply."""
+    chats = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [{"messages": chat[:-1], "reference": chat[-1]["content"]} for chat in chats if len(chat) > 1]

@@ -1,7 +1,4 @@
-"""Who is compared: each candidate is a model and a way to ask it. All get the same frozen test rows.
-
-A later candidate (retrieval, champion, a remote model) is another class with `name`, `model` and `prompt`.
-"""
+"""Who is compared: each candidate is a model, here or behind an address, and a way to ask it. All get the same test rows."""
 
 from __future__ import annotations
 
@@ -10,15 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
+from finetune_assets.assistants.settings import Benchmark, EndpointSettings
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.errors import DataError
 
 Message = dict[str, str]
-BASE, FEW_SHOT, TUNED = "base", "few_shot", "tuned"
+BASE, FEW_SHOT, RAG, CHAMPION, TUNED, TUNED_RAG = "base", "few_shot", "rag", "champion", "tuned", "tuned_rag"
+ORDER = (BASE, FEW_SHOT, RAG, CHAMPION, TUNED, TUNED_RAG)
+"""In which the report shows them; endpoints follow."""
 
 
 class Candidate(Protocol):
@@ -29,9 +29,8 @@ class Candidate(Protocol):
         """Key in the report."""
         ...
 
-    @property
-    def model(self) -> str:
-        """Folder or Hugging Face id."""
+    def spec(self) -> dict[str, Any]:
+        """What the worker is told beside the prompts: `model`, or `endpoint`; `retrieve` where it answers with passages."""
         ...
 
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
@@ -45,6 +44,32 @@ class Plain:
 
     name: str
     model: str
+    retrieve: bool = False
+    """With passages, which the worker finds and puts in."""
+
+    def spec(self) -> dict[str, Any]:
+        """The model's folder or Hugging Face id."""
+        return {"model": self.model, "retrieve": self.retrieve}
+
+    def prompt(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages themselves."""
+        return list(messages)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model behind an OpenAI-compatible address."""
+
+    endpoint: EndpointSettings
+
+    @property
+    def name(self) -> str:
+        """The endpoint's."""
+        return self.endpoint.name
+
+    def spec(self) -> dict[str, Any]:
+        """The address; the key stays in its environment variable."""
+        return {"endpoint": self.endpoint.model_dump(include={"url", "model", "api_key_env", "timeout"})}
 
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
         """The messages themselves."""
@@ -59,6 +84,10 @@ class FewShot:
     model: str
     shots: tuple[tuple[str, str], ...]
     """(user turn, reply) of each example."""
+
+    def spec(self) -> dict[str, Any]:
+        """The model's folder or Hugging Face id."""
+        return {"model": self.model}
 
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
         """System message, examples, conversation."""
@@ -95,13 +124,13 @@ def test_rows(dataset: Path, most: int) -> list[TestRow]:
 
     Raises DataError for a test set without rows.
     """
-    rows = _rows(dataset, "test")
+    rows = split_rows(dataset, "test")
     if not rows:
         raise DataError(
             f"The data set {dataset} has no test rows, so nothing can be measured. "
             "Raise `split.test`, widen `window_weeks`, or add data."
         )
-    return sorted(rows, key=lambda row: (_hash(row), row.message_id))[:most]
+    return by_hash(rows)[:most]
 
 
 test_rows.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
@@ -115,7 +144,7 @@ def choose_shots(dataset: Path, count: int) -> tuple[tuple[str, str], ...]:
     So: typical, short, and the same in every run. The most frequent intent comes last, nearest to the question.
     """
     by_intent: dict[str, list[TestRow]] = {}
-    for row in _rows(dataset, "train"):
+    for row in split_rows(dataset, "train"):
         by_intent.setdefault(row.intent, []).append(row)
     frequent = sorted(by_intent, key=lambda intent: (-len(by_intent[intent]), intent))
     queues = {intent: _typical(by_intent[intent]) for intent in frequent}
@@ -128,9 +157,23 @@ def choose_shots(dataset: Path, count: int) -> tuple[tuple[str, str], ...]:
     return tuple(reversed(chosen))
 
 
-def standard(dataset: Path, base_model: str, tuned_model: str, shots: int) -> list[Candidate]:
-    """Base, base with few-shot examples, and the tuned model."""
-    return [Plain(BASE, base_model), FewShot(FEW_SHOT, base_model, choose_shots(dataset, shots)), Plain(TUNED, tuned_model)]
+def standard(
+    dataset: Path,
+    base_model: str,
+    tuned_model: str,
+    settings: Benchmark,
+    champion: str | None = None,
+) -> list[Candidate]:
+    """Base, base with few-shot examples, the tuned model; where there are any, the champion, endpoints, and retrieval."""
+    made: list[Candidate] = [Plain(BASE, base_model), FewShot(FEW_SHOT, base_model, choose_shots(dataset, settings.few_shot))]
+    if settings.retrieval:
+        made.append(Plain(RAG, base_model, retrieve=True))
+    if champion is not None:
+        made.append(Plain(CHAMPION, champion))
+    made.append(Plain(TUNED, tuned_model))
+    if settings.retrieval:
+        made.append(Plain(TUNED_RAG, tuned_model, retrieve=True))
+    return [*made, *(Remote(endpoint) for endpoint in settings.endpoints)]
 
 
 def _typical(rows: list[TestRow]) -> list[TestRow]:
@@ -140,7 +183,13 @@ def _typical(rows: list[TestRow]) -> list[TestRow]:
     return [*sorted(middle, key=lambda row: (_hash(row), row.message_id)), *(row for row in by_length if row not in middle)]
 
 
-def _rows(dataset: Path, split: str) -> list[TestRow]:
+def by_hash(rows: Sequence[TestRow]) -> list[TestRow]:
+    """In the order of a hash of their messages."""
+    return sorted(rows, key=lambda row: (_hash(row), row.message_id))
+
+
+def split_rows(dataset: Path, split: str) -> list[TestRow]:
+    """The rows of a split with their lineage, in the file's order. Raises DataError where a line has none."""
     lineage = pl.read_parquet(dataset / "lineage.parquet").filter(pl.col("split") == split)
     where = {row["line"]: row for row in lineage.iter_rows(named=True)}
     rows: list[TestRow] = []

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED
+from finetune_assets.evaluation.candidates import BASE, TUNED
+from finetune_assets.evaluation.decision import order
 from finetune_assets.evaluation.report import MARKDOWN, flat, human
-from finetune_assets.evaluation.texts import Texts
+from finetune_assets.evaluation.texts import SIGNED, Texts
 
 T = Texts("en")
 GOOD = 0.9  # share of rules kept, from which an intent counts as one the model is good at
@@ -80,10 +81,11 @@ def _intended(report: Mapping[str, Any]) -> str:
 
 def gate_line(gate: Mapping[str, Any]) -> str:
     """One gate in English, whatever language the report has."""
-    signed = gate["name"] in ("above_similarity_floor", "better_than_base")
+    signed = gate["name"] in SIGNED
     value = T.value(gate["measure"], gate["value"], signed=signed)
     bounds = T.range(gate["measure"], {"low": gate["low"], "high": gate["high"]}, signed=signed)
-    asked = "above 0" if signed else f"limit {T.value(gate['measure'], gate['limit'])}"
+    least = T.value(gate["measure"], gate["limit"], signed=signed)
+    asked = f"above {least if gate['limit'] else 0}" if signed else f"limit {least}"
     interval = f", 95 % interval {bounds}" if bounds else ""
     needed = f", about {T.number(gate['rows_needed'], 0)} test rows needed" if gate["rows_needed"] else ""
     return f"{T('gate.' + gate['name'])}: {T('outcome.' + gate['outcome']).lower()} ({value}{interval}; {asked}{needed})"
@@ -147,8 +149,8 @@ def _training(training: Mapping[str, Any], report: Mapping[str, Any], manifest: 
 
 
 def _evaluation(report: Mapping[str, Any]) -> str:
-    names = [name for name in (BASE, FEW_SHOT, TUNED) if name in report["candidates"]]
-    head = " | ".join(T(f"candidate.{name}") for name in names)
+    names = order(list(report["candidates"]))
+    head = " | ".join(T.candidate(name) for name in names)
     lines = [
         "## Evaluation",
         "",

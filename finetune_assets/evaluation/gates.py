@@ -7,11 +7,14 @@
                 proves a
                 share of zero. Where the limit is zero, one find is a failure
     better      passes where the whole interval of the paired difference is above zero, fails where none of it is
-    training    the training loss is one number, compared as it is
+    not worse   (than the champion) passes where the whole interval of the paired improvement is above minus the margin, fails
+                where none of it is: non-inferiority
+    number      (training loss, parity, canaries, standing suite) one number, compared as it is
 
 Under `MIN_CONVERSATIONS` test conversations an interval means little: gates that stand on one cannot tell. Verdict: one failure
 means do not serve; else one gate that cannot tell means cannot tell; else serve. All gates have to pass, so testing several of
-them makes no false "serve" more likely, and no correction for their number is due (intersection-union test, Berger 1982).
+them makes no false "serve" more likely, and no correction for their number is due (intersection-union test, Berger 1982). The
+table of differences is another matter: there Holm's correction is applied.
 """
 
 from __future__ import annotations
@@ -27,6 +30,28 @@ from finetune_assets.evaluation.texts import Finding, Texts
 
 Outcome = Literal["passed", "failed", "cannot_tell", "not_applicable"]
 Verdict = Literal["serve", "do_not_serve", "cannot_tell"]
+
+GATES = {
+    "training_loss": "Training loss under `gates.max_training_loss`.",
+    "perplexity": "Perplexity of the references under `gates.max_perplexity`, with its whole interval.",
+    "reply_seconds": "Median seconds of a reply under `gates.max_reply_seconds`.",
+    "rules": "Share of the assistant's rules that replies keep, above `gates.min_rules` with its whole interval.",
+    "faithful": "Share of replies that state nothing but what the conversation supports, above `gates.min_faithful`.",
+    "personal_data": "No known kind of personal data in replies.",
+    "empty": "Empty replies.",
+    "repeated": "Replies that repeat themselves.",
+    "other_tenant": "Replies with what is another tenant's, under `gates.max_other_tenant`.",
+    "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
+    "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
+    "not_worse_than_champion": "Not worse than the champion by more than `gates.champion_margin`, with the whole interval.",
+    "forgetting": "Bits per byte in everyday talk risen by less than `gates.max_forgetting` against the base.",
+    "parity": "The same reply alone, as served, as in the benchmark.",
+    "canaries": "No secret of `benchmark.canaries` learnt by heart.",
+    "checks": "Cases of the standing suite that hold, at least `gates.min_checks`.",
+}
+"""Every gate and what it asks for, in the order in which they are decided: the names of the checks on `registered_model`."""
+NUMBERS = ("training_loss", "reply_seconds", "parity", "canaries", "checks")
+"""Gates that no further test row would settle."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,8 @@ class Evidence:
     """Rules in the assistant's YAML."""
     rules_fitting: int
     """Rules that the references themselves keep."""
+    versus_champion: Mapping[str, Interval] | None = None
+    """Null where there is no champion, or it is the model itself."""
 
 
 def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
@@ -83,13 +110,20 @@ def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
         judge.limit("perplexity", "perplexity", settings.max_perplexity),
         judge.limit("reply_seconds", "seconds_p50", settings.max_reply_seconds, needs_rows=False),
         judge.rules(settings.min_rules),
+        judge.limit("faithful", "faithful", settings.min_faithful),
         judge.events("personal_data", settings.max_personal_data),
         judge.events("empty", settings.max_empty),
         judge.events("repeated", settings.max_repeated),
+        judge.events("other_tenant", settings.max_other_tenant, needed=False),
         judge.better("above_similarity_floor", "similarity_gain", evidence.tuned.get("similarity_gain", NOTHING))
         if settings.above_similarity_floor
         else None,
         judge.better_than_base(settings.better_than_base),
+        judge.not_worse(settings.not_worse_than_champion, settings.champion_margin),
+        judge.guard("forgetting", settings.max_forgetting),
+        judge.guard("parity", settings.min_parity),
+        judge.guard("canaries", 0.0 if settings.canaries else None),
+        judge.guard("checks", settings.min_checks),
     ]
     return [gate for gate in made if gate is not None]
 
@@ -102,7 +136,22 @@ def verdict(gates: Sequence[Gate]) -> Verdict:
     return "cannot_tell" if "cannot_tell" in outcomes else "serve"
 
 
-TELLING = ("better_than_base", "rules", "above_similarity_floor", "personal_data", "perplexity", "training_loss", "reply_seconds")
+TELLING = (
+    "canaries",
+    "other_tenant",
+    "better_than_base",
+    "not_worse_than_champion",
+    "checks",
+    "faithful",
+    "rules",
+    "above_similarity_floor",
+    "personal_data",
+    "forgetting",
+    "parity",
+    "perplexity",
+    "training_loss",
+    "reply_seconds",
+)
 """Gates in the order in which their reasons tell most; the others follow."""
 
 
@@ -149,10 +198,12 @@ class _Judge:
             return Gate("rules", "rules", "not_applicable", NOTHING, limit, self.texts(key))
         return self.limit("rules", "rules", limit)
 
-    def events(self, measure: str, limit: float | None) -> Gate | None:
+    def events(self, measure: str, limit: float | None, *, needed: bool = True) -> Gate | None:
         if limit is None:
             return None
         interval = self.evidence.tuned.get(measure, NOTHING)
+        if interval.value is None and not needed:
+            return None
         if interval.value is None:
             return self._gate(measure, measure, "cannot_tell", interval, limit)
         if interval.value == 0:
@@ -176,6 +227,25 @@ class _Judge:
             return None
         return self.better("better_than_base", measure, improvement(measure, self.evidence.versus_base.get(measure, NOTHING)))
 
+    def not_worse(self, measure: str | None, margin: float) -> Gate | None:
+        """The improvement over the champion has to be above minus the margin."""
+        if measure is None or self.evidence.versus_champion is None:
+            return None
+        gain = improvement(measure, self.evidence.versus_champion.get(measure, NOTHING))
+        if gain.low is None or gain.high is None or not self._enough:
+            outcome: Outcome = "cannot_tell"
+        else:
+            outcome = "passed" if gain.low > -margin else "failed" if gain.high <= -margin else "cannot_tell"
+        return self._gate("not_worse_than_champion", measure, outcome, gain, -margin)
+
+    def guard(self, name: str, limit: float | None) -> Gate | None:
+        """Null where it is switched off, or nothing was there to be measured."""
+        interval = self.evidence.tuned.get(name, NOTHING)
+        if limit is None or interval.value is None:
+            return None
+        sign = -1 if MEASURES[name].better == "lower" else 1
+        return self._gate(name, name, self._side(interval, limit, sign, False), interval, limit)
+
     @property
     def _enough(self) -> bool:
         return self.evidence.conversations >= MIN_CONVERSATIONS
@@ -187,7 +257,7 @@ class _Judge:
         return "passed" if near >= sign * limit else "failed" if far < sign * limit else "cannot_tell"
 
     def _gate(self, name: str, measure: str, outcome: Outcome, interval: Interval, limit: float) -> Gate:
-        of_rows = name not in ("training_loss", "reply_seconds")
+        of_rows = name not in NUMBERS
         needed = self._needed(interval, limit) if outcome == "cannot_tell" and of_rows else None
         reason = self.texts.gate(Finding(name, measure, outcome, interval, limit, self.evidence.rows, needed))
         return Gate(name, measure, outcome, interval, limit, reason, needed)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from finetune_assets.assistants.settings import Comparable
 from finetune_assets.corpus.personal_data import residual
 from finetune_assets.evaluation import text_scores
+from finetune_assets.evaluation.facts import Judged
 from finetune_assets.evaluation.statistics import NOTHING, Bootstrap, Estimate, Floats, Interval, mean, ratio, share
 
 Better = Literal["lower", "higher", "neither"]
@@ -39,6 +42,9 @@ MEASURES: dict[str, Measure] = {
         Measure("loss", "lower", "number", 3),
         Measure("perplexity", "lower", "number", 2),
         Measure("rules", "higher", "percent", 1),
+        Measure("faithful", "higher", "percent", 1),
+        Measure("slots_kept", "higher", "percent", 1),
+        Measure("invented", "lower", "percent", 1),
         Measure("similarity", "higher", "number", 3),
         Measure("similarity_floor", "neither", "number", 3),
         Measure("similarity_gain", "higher", "number", 3),
@@ -49,6 +55,11 @@ MEASURES: dict[str, Measure] = {
         Measure("repeated", "lower", "percent", 1),
         Measure("unfinished", "lower", "percent", 1),
         Measure("personal_data", "lower", "percent", 1),
+        Measure("other_tenant", "lower", "percent", 1),
+        Measure("forgetting", "lower", "percent", 1),
+        Measure("parity", "higher", "percent", 1),
+        Measure("canaries", "lower", "count", 0),
+        Measure("checks", "higher", "percent", 1),
         Measure("seconds_p50", "lower", "seconds", 3),
         Measure("seconds_p95", "lower", "seconds", 3),
         Measure("tokens_per_second", "higher", "count", 0),
@@ -57,6 +68,8 @@ MEASURES: dict[str, Measure] = {
         Measure("bytes", "lower", "bytes", 1),
     )
 }
+GUARDS = ("forgetting", "parity", "canaries", "checks")
+"""Measures of a model rather than of its rows; see `guards`."""
 COMPARABLE: tuple[str, ...] = get_args(Comparable)
 """Measures of single rows, of which paired differences make sense."""
 
@@ -69,20 +82,36 @@ class Outputs:
     facts: dict[str, Any]
     rule_sums: Floats
     """[rows, (rules kept, rules applicable)]."""
+    judged: Sequence[Judged] = ()
+    """What each reply states; see `facts`."""
+    foreign: Sequence[bool | None] = ()
+    """Whether each reply holds what is another tenant's; null where there is one tenant."""
+    usd_per_request: float | None = None
+    """Of an endpoint, from tokens and prices; null: from seconds and the machine's rate."""
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """Rows that have a reply: an endpoint may have given none, which is missing, never zero."""
+        return self.frame["reply"].is_not_null().to_numpy()
 
 
 def estimates(outputs: Outputs) -> dict[str, Estimate]:
     """The comparable measures of one candidate, and the similarity floor."""
-    frame = outputs.frame
-    replies = frame["reply"].to_list()
+    frame, there = outputs.frame, outputs.there
+    replies = [reply or "" for reply in frame["reply"].to_list()]
     likelihood = _likelihood(frame)
     similarity, floor = frame["similarity"].to_list(), frame["floor"].to_list()
     gain = [None if a is None or b is None else a - b for a, b in zip(similarity, floor, strict=True)]
-    return {
+    judged = outputs.judged or [NOT_JUDGED] * len(replies)
+    slots = np.array([(j.repeated, j.expected) for j in judged], np.float64).reshape(len(replies), 2)
+    made = {
         "bits_per_byte": Estimate(likelihood[:, [0, 2]] / [math.log(2), 1.0], ratio),
         "loss": Estimate(likelihood[:, [0, 1]], ratio),
         "perplexity": Estimate(likelihood[:, [0, 1]], _exponent),
         "rules": Estimate(outputs.rule_sums, ratio, share=True),
+        "faithful": share([j.faithful for j in judged]),
+        "slots_kept": Estimate(slots, ratio, share=True),
+        "invented": share([bool(j.unsupported) if j.stated or j.expected else None for j in judged]),
         "similarity": mean(similarity),
         "similarity_floor": mean(floor),
         "similarity_gain": mean(gain),
@@ -91,33 +120,62 @@ def estimates(outputs: Outputs) -> dict[str, Estimate]:
         "rouge_l": mean(frame["rouge_l"].to_list()),
         "empty": share([not reply.strip() for reply in replies]),
         "repeated": share([is_repeated(reply) for reply in replies]),
-        "unfinished": share([not stopped for stopped in frame["stopped"]]),
+        "unfinished": share([None if stopped is None else not stopped for stopped in frame["stopped"]]),
         "personal_data": share([bool(personal_data(reply)) for reply in replies]),
+        "other_tenant": share(outputs.foreign or [None] * len(replies)),
     }
+    return made if there.all() else {name: _only(estimate, there) for name, estimate in made.items()}
+
+
+NOT_JUDGED = Judged(0, (), False, 0, 0)
+
+
+def _only(estimate: Estimate, there: NDArray[np.bool_]) -> Estimate:
+    """The estimate without the rows that are missing."""
+    return replace(estimate, columns=estimate.columns * there[:, None])
 
 
 def intervals(
-    outputs: Outputs, made: dict[str, Estimate], bootstrap: Bootstrap, usd_per_hour: float | None
+    outputs: Outputs,
+    made: dict[str, Estimate],
+    bootstrap: Bootstrap,
+    usd_per_hour: float | None,
+    guards: Mapping[str, Interval] | None = None,
 ) -> dict[str, Interval]:
-    """Every measure of one candidate. Size is exact; cost is null where no hourly rate is set."""
+    """Every measure of one candidate. Size is exact; cost is null where no hourly rate or no price is known."""
     frame = outputs.frame
     values = {name: bootstrap.interval(estimate) for name, estimate in made.items()}
     seconds = frame["seconds"].to_list()
     values["seconds_p50"] = bootstrap.median(seconds, 0.5)
     values["seconds_p95"] = bootstrap.median(seconds, 0.95)
     there = frame["seconds"].is_not_null().to_numpy()
-    speed = np.stack([frame["reply_tokens"].to_numpy() * there, frame["seconds"].fill_null(0.0).to_numpy()], axis=1).astype(float)
+    tokens = frame["reply_tokens"].fill_null(0).to_numpy()
+    speed = np.stack([tokens * there, frame["seconds"].fill_null(0.0).to_numpy()], axis=1).astype(float)
     values["tokens_per_second"] = bootstrap.interval(Estimate(speed, ratio))
-    values["usd_per_1000"] = _scaled(bootstrap.interval(mean(seconds)), usd_per_hour / 3.6 if usd_per_hour is not None else None)
+    if outputs.usd_per_request is not None:
+        usd = outputs.usd_per_request * 1000
+        values["usd_per_1000"] = Interval(usd, usd, usd)
+    else:
+        rate = usd_per_hour / 3.6 if usd_per_hour is not None and "url" not in outputs.facts else None
+        values["usd_per_1000"] = _scaled(bootstrap.interval(mean(seconds)), rate)
     for name in ("parameters", "bytes"):
         fact = outputs.facts.get(name)
         values[name] = NOTHING if fact is None else Interval(float(fact), float(fact), float(fact))
+    values |= {name: (guards or {}).get(name, NOTHING) for name in GUARDS}
     return {name: values[name] for name in MEASURES}
 
 
-def differences(first: dict[str, Estimate], second: dict[str, Estimate], bootstrap: Bootstrap) -> dict[str, Interval]:
-    """First minus second of every comparable measure, paired by conversation."""
-    return {name: bootstrap.difference(first[name], second[name]) for name in COMPARABLE}
+def differences(
+    first: dict[str, Estimate], second: dict[str, Estimate], bootstrap: Bootstrap, there: NDArray[np.bool_] | None = None
+) -> dict[str, Interval]:
+    """First minus second of every comparable measure, paired by conversation, over the rows that both answered (`there`)."""
+    every = np.ones(len(bootstrap.cluster), bool) if there is None else there
+    return {name: one_difference(first[name], second[name], bootstrap, every) for name in COMPARABLE}
+
+
+def one_difference(first: Estimate, second: Estimate, bootstrap: Bootstrap, there: NDArray[np.bool_]) -> Interval:
+    """First minus second of one measure over the rows that both answered."""
+    return bootstrap.difference(_only(first, there), _only(second, there))
 
 
 def is_repeated(reply: str) -> bool:
@@ -154,7 +212,7 @@ def _longest_run(text: str) -> int:
 def _likelihood(frame: pl.DataFrame) -> Floats:
     """[rows, (nats, tokens, bytes)]; zeros where there is no likelihood."""
     there = frame["nll"].is_not_null().to_numpy()
-    columns = [frame["nll"].fill_null(0.0), frame["reference_tokens"], frame["reference_bytes"]]
+    columns = [frame["nll"].fill_null(0.0), frame["reference_tokens"].fill_null(0), frame["reference_bytes"]]
     return np.stack([column.to_numpy() * there for column in columns], axis=1).astype(np.float64)
 
 

@@ -1,6 +1,7 @@
 """Small inline SVG plots. Colours and strokes are classes of templates/report.css, so they follow light, dark and print.
 
-Candidates differ by shape as well as colour: base is a ring, base with examples a square, tuned a disc, the references a tick.
+Candidates differ by shape as well as colour: base is a ring, base with examples a square, with retrieval a diamond, the
+champion a triangle, tuned a disc, tuned with retrieval a filled diamond, endpoints a cross, the references a tick.
 """
 
 from __future__ import annotations
@@ -124,6 +125,12 @@ def _mark(name: str, x: float, y: float) -> str:
         return f'<path class="mark reference" d="M{x:.1f} {y - 5}v10"/>'
     if name == "few_shot":
         return f'<rect class="mark few_shot" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>'
+    if name in ("rag", "tuned_rag"):
+        return f'<path class="mark {name}" d="M{x:.1f} {y - 4.6:.1f}l4.6 4.6l-4.6 4.6l-4.6 -4.6z"/>'
+    if name == "champion":
+        return f'<path class="mark champion" d="M{x:.1f} {y - 4.4:.1f}l4.4 7.8h-8.8z"/>'
+    if name not in ("base", "tuned"):
+        return f'<path class="mark other" d="M{x - 3.6:.1f} {y - 3.6:.1f}l7.2 7.2m0 -7.2l-7.2 7.2"/>'
     return f'<circle class="mark {escape(name)}" cx="{x:.1f}" cy="{y:.1f}" r="{4.4 if name == "tuned" else 3.8}"/>'
 
 

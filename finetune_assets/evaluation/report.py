@@ -13,20 +13,23 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from finetune_assets.evaluation import plots
-from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, TUNED
+from finetune_assets.evaluation.candidates import BASE, TUNED
+from finetune_assets.evaluation.decision import order
 from finetune_assets.evaluation.measures import COMPARABLE, MEASURES
-from finetune_assets.evaluation.texts import TEMPLATES, Texts
+from finetune_assets.evaluation.texts import SIGNED, TEMPLATES, Texts
 from finetune_assets.storage import write_json, write_text
 
 Report = dict[str, Any]
-NAMES = (BASE, FEW_SHOT, TUNED)
-GLANCE = ("rules", "similarity_gain", "bits_per_byte", "seconds_p50")
-QUALITY = COMPARABLE
+GLANCE = ("rules", "faithful", "similarity_gain", "bits_per_byte", "seconds_p50")
+MOST_GLANCE = 4
+QUALITY = (*COMPARABLE, "forgetting", "parity")
 COST = ("seconds_p50", "seconds_p95", "tokens_per_second", "usd_per_1000", "parameters", "bytes")
 MARKDOWN = (
     "bits_per_byte",
     "perplexity",
     "rules",
+    "faithful",
+    "invented",
     "similarity",
     "similarity_floor",
     "chrf",
@@ -36,11 +39,14 @@ MARKDOWN = (
     "repeated",
     "unfinished",
     "personal_data",
+    "other_tenant",
+    "forgetting",
     "seconds_p50",
     "seconds_p95",
     "usd_per_1000",
 )
 MOST_MARKDOWN = 6_000  # bytes
+ALPHA = 0.05
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Path]:
@@ -64,9 +70,12 @@ def html(report: Report) -> str:
         report=report,
         t=texts,
         plots=plots,
-        names=[name for name in NAMES if name in report["candidates"]],
+        names=order(list(report["candidates"])),
         measures=MEASURES,
-        glance=[name for name in GLANCE if report["candidates"][TUNED][name]["value"] is not None],
+        glance=[name for name in GLANCE if report["candidates"][TUNED][name]["value"] is not None][:MOST_GLANCE],
+        SIGNED=SIGNED,
+        beats_base=beats_base(report),
+        funnel=funnel(report),
         quality=QUALITY,
         cost=COST,
         settled=settled,
@@ -78,10 +87,10 @@ def html(report: Report) -> str:
 def markdown(report: Report) -> str:
     """Verdict, reasons, gates and measures, under MOST_MARKDOWN bytes."""
     t = Texts(report["language"])
-    names = [name for name in NAMES if name in report["candidates"]]
+    names = order(list(report["candidates"]))
     lines = [f"## {t('verdict.' + report['verdict'])}", "", t(f"verdict_line.{report['verdict']}"), ""]
     lines += [f"- {reason}" for reason in report["reasons"]]
-    lines += ["", f"| {t('text.measure')} | {' | '.join(t('candidate.' + name) for name in names)} | {t('text.difference')} |"]
+    lines += ["", f"| {t('text.measure')} | {' | '.join(t.candidate(name) for name in names)} | {t('text.difference')} |"]
     lines += ["|---" * (len(names) + 2) + "|"]
     versus = report["differences"].get(f"{TUNED}_vs_{BASE}", {})
     for measure in MARKDOWN:
@@ -91,6 +100,7 @@ def markdown(report: Report) -> str:
             shown = _difference(t, measure, difference) if difference else ""
             lines.append(f"| {t('measure.' + measure)} | {' | '.join(cells)} | {shown} |")
     lines += ["", t("text.measured", rows=report["test_rows"], conversations=report["test_conversations"]), ""]
+    lines += ["", t("decision.use", option=t("decision.option." + report["decision"]["recommendation"])), ""]
     text = "\n".join(lines)
     while len(text.encode()) > MOST_MARKDOWN:
         text = text[: len(text) - 200] + "…\n"
@@ -105,11 +115,35 @@ def _difference(t: Texts, measure: str, difference: Mapping[str, float | None]) 
 
 
 def settled(measure: str, difference: Mapping[str, float | None]) -> str:
-    """`better` or `worse` where the whole interval says so, else `open`."""
+    """`better` or `worse` where the whole interval says so, also after Holm's correction, else `open`."""
     low, high, way = difference["low"], difference["high"], MEASURES[measure].better
-    if low is None or high is None or way == "neither" or low <= 0 <= high:
+    p = difference.get("p")
+    if low is None or high is None or way == "neither" or low <= 0 <= high or (p is not None and p > ALPHA):
         return "open"
     return "better" if (low > 0) == (way == "higher") else "worse"
+
+
+def beats_base(report: Report) -> bool:
+    """Whether the tuned model beats the base by more than chance in the measure that decides."""
+    measure = report["decision"]["measure"]
+    difference = report["differences"].get(f"{TUNED}_vs_{BASE}", {}).get(measure)
+    return bool(difference) and settled(measure, difference) == "better"
+
+
+def funnel(report: Report) -> list[tuple[str, int, float]]:
+    """(step, count, share of the first) from the replies that were read to the rows that were measured."""
+    counts = report["data"]["counts"] or {}
+    split = counts.get("split", {})
+    steps = [
+        ("read", report["data"].get("read")),
+        ("examples", counts.get("examples")),
+        ("train", split.get("train")),
+        ("test", split.get("test")),
+        ("measured", report["test_rows"]),
+    ]
+    known = [(name, int(n)) for name, n in steps if isinstance(n, int)]
+    most = max((n for _, n in known), default=0) or 1
+    return [(name, n, n / most) for name, n in known]
 
 
 def bars(counts: Mapping[str, Any] | None, most: int = 12) -> list[tuple[str, int, float]]:

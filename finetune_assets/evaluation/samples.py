@@ -11,27 +11,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from finetune_assets.assistants.settings import Rule
-from finetune_assets.evaluation import text_scores
+from finetune_assets.evaluation import facts, text_scores
 from finetune_assets.evaluation.candidates import TUNED, TestRow
+from finetune_assets.evaluation.measured import Measured
 
 EACH = 3
-RANDOM = 4
+RANDOM = 12
 LONGEST = 1_500  # characters of a text that is shown
 
 
-def choose(
-    rows: Sequence[TestRow],
-    frames: dict[str, pl.DataFrame],
-    rules: Sequence[Rule],
-    fitting: Sequence[bool],
-    kept: dict[str, NDArray[np.float64]],
-) -> dict[str, list[dict[str, Any]]]:
-    """Samples `best`, `worst` and `random`; each with context, reference, and every candidate's reply and broken rules."""
-    statistics = np.array(frames[TUNED]["chrf"].to_list(), np.float64).reshape(len(rows), -1)
+def choose(rows: Sequence[TestRow], found: Measured, rules: Sequence[Rule]) -> dict[str, list[dict[str, Any]]]:
+    """Samples `best`, `worst` and `random`; each with context, reference, and every candidate's reply, faults and sources."""
+    statistics = np.array(found.frames[TUNED]["chrf"].to_list(), np.float64).reshape(len(rows), -1)
     scores = text_scores.chrf(statistics)
     by_hash = sorted(range(len(rows)), key=lambda n: hashlib.blake2b(rows[n].message_id.encode()).digest())
     by_score = sorted(by_hash, key=lambda n: -scores[n])
@@ -39,14 +32,18 @@ def choose(
     groups = {"best": by_score, "worst": by_score[::-1], "random": by_hash}
     picked = {group: _pick(order, rows, RANDOM if group == "random" else EACH, taken) for group, order in groups.items()}
 
-    def sample(n: int) -> dict[str, Any]:
-        replies = {
-            name: {
-                "reply": _clip(frame["reply"][n]),
-                "broken": [rule.name for m, rule in enumerate(rules) if fitting[m] and kept[name][n, m] == 0],
-            }
-            for name, frame in frames.items()
+    def reply_of(name: str, n: int) -> dict[str, Any]:
+        frame, judged = found.frames[name], found.outputs[name].judged
+        said = frame["reply"][n]
+        return {
+            "reply": _clip(said) if said is not None else None,
+            "missing": frame["missing"][n],
+            "broken": [rule.name for m, rule in enumerate(rules) if found.fitting[m] and found.kept[name][n, m] == 0],
+            "unsupported": [facts.shown(fact) for fact in judged[n].unsupported if fact[0] != "term"] if said else [],
+            "sources": list(frame["sources"][n]),
         }
+
+    def sample(n: int) -> dict[str, Any]:
         turns = [message for message in rows[n].messages if message["role"] != "system"]
         return {
             "message_id": rows[n].message_id,
@@ -54,7 +51,7 @@ def choose(
             "tenant_id": rows[n].tenant_id,
             "context": [{"role": turn["role"], "content": _clip(turn["content"])} for turn in turns],
             "reference": _clip(rows[n].reference),
-            "replies": replies,
+            "replies": {name: reply_of(name, n) for name in found.frames},
             "chrf": round(float(scores[n]), 2),
         }
 

@@ -17,6 +17,8 @@ from finetune_assets.evaluation.statistics import Interval
 TEMPLATES = Path(__file__).parent / "templates"
 LANGUAGES = ("es", "en")
 MINUS = "−"
+SIGNED = ("above_similarity_floor", "better_than_base", "not_worse_than_champion")
+"""Gates whose value is a difference."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Texts:
     def get(self, key: str, default: str) -> str:
         """The text of a key that need not be there, e.g. an intent's name."""
         return self._texts.get(key, default)
+
+    def candidate(self, name: str) -> str:
+        """A candidate's name: the report's own, or an endpoint's."""
+        return self.get(f"candidate.{name}", name.replace("_", " "))
 
     def number(self, value: float | None, digits: int = 2) -> str:
         """1,234.50 or 1.234,50; a dash for null."""
@@ -95,11 +101,11 @@ class Texts:
     def gate(self, found: Finding) -> str:
         """Why a gate decided as it did: measure, value, interval, limit; and how many test rows would tell."""
         name, measure, interval = found.name, found.measure, found.interval
-        signed = name in ("above_similarity_floor", "better_than_base")
+        signed = name in SIGNED
         values = {
             "value": self.value(measure, interval.value, signed=signed),
             "range": self.range(measure, interval, signed=signed),
-            "limit": self.value(measure, found.limit),
+            "limit": self.value(measure, found.limit, signed=name == "not_worse_than_champion"),
             "measure": self(f"measure.{measure}"),
             "rows": self.number(found.rows, 0),
             "high": self.value(measure, interval.high),
@@ -118,9 +124,13 @@ def _why(name: str, measure: str, outcome: str, value: float) -> str:
     """Key of the sentence that tells a gate's outcome."""
     if name == "training_loss":
         return "why.training_loss"
-    if name in ("above_similarity_floor", "better_than_base"):
+    if name == "canaries":
+        return f"why.number.canaries.{'some' if value else 'none'}"
+    if name in ("parity", "checks"):
+        return f"why.number.{name}"
+    if name in SIGNED:
         return f"why.{name}.{'passed' if outcome == 'passed' else 'other'}"
-    if value == 0 and measure in ("empty", "repeated", "personal_data"):
+    if value == 0 and measure in ("empty", "repeated", "personal_data", "other_tenant"):
         return "why.none_found"
     return "why.limit.most" if MEASURES[measure].better == "lower" else "why.limit.least"
 

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from filelock import FileLock
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from finetune_assets.errors import LedgerError
+from finetune_assets.registry.rollouts import Rollout
+from finetune_assets.registry.schema import prepare
 from finetune_assets.registry.tables import (
     JOB_STATUSES,
     OPEN_STATUSES,
     Job,
-    Rollout,
     Version,
     datasets,
     jobs,
-    metadata,
     now,
     rollout_events,
+    rollout_of,
     rollouts,
     runs,
     versions,
@@ -224,35 +224,36 @@ class Ledger:
         """An assistant's rollout; generation 0 and no champion before the first one."""
         with self.engine.connect() as connection:
             row = connection.execute(sa.select(rollouts).where(rollouts.c.assistant == assistant)).mappings().first()
-        return Rollout(**row) if row else Rollout(assistant, None, 0, None)
+        return rollout_of(row) if row else Rollout(assistant, None, 0, None)
 
-    def promote(self, assistant: str, version: str, expected_generation: int, reason: str, actor: str) -> Rollout:
-        """Makes a version champion if nobody changed the rollout since `expected_generation`.
+    def rollouts(self) -> list[Rollout]:
+        """Every assistant's rollout, by name."""
+        with self.engine.connect() as connection:
+            found = connection.execute(sa.select(rollouts).order_by(rollouts.c.assistant)).mappings()
+            return [rollout_of(row) for row in found]
 
-        Raises LedgerError if the version's stored verdict is not `serve`, or if the generation has moved on.
+    def move(self, before: Rollout, after: Rollout, event: str, why: tuple[str, str], evidence: Any = None) -> Rollout:
+        """Stores a rollout's next state and its event, if nobody changed it since `before`. `why`: reason and actor.
+
+        Raises LedgerError if the generation has moved on.
         """
-        stored = self.version(assistant, version)
-        if stored.verdict != "serve":
-            raise LedgerError(
-                f"Version {version} of {assistant} has the verdict {stored.verdict}; only `serve` becomes champion."
-            )
-        before = self.rollout(assistant)
-        generation = expected_generation + 1
-        values = {"champion": version, "generation": generation, "updated_at": now()}
-        moved = f"The rollout of {assistant} moved on from generation {expected_generation}; read it again and decide anew."
-        event = _event_row(assistant, generation, "promoted", version, before.champion, (reason, actor))
+        values = {field: value for field, value in vars(after).items() if field != "assistant"} | {"updated_at": now()}
+        moved = f"The rollout of {before.assistant} moved on from generation {before.generation}; read it again and decide anew."
+        version = after.candidate or before.candidate or before.champion  # what it is about: without a rollout, what is left
+        row = _event_row(before.assistant, after.generation, event, version, before.champion, why)
+        row |= {"step": after.step, "evidence": evidence}
         try:
             with self.engine.begin() as connection:
-                if expected_generation == 0:
-                    connection.execute(sa.insert(rollouts).values(assistant=assistant, **values))
+                if before.generation == 0:
+                    connection.execute(sa.insert(rollouts).values(assistant=before.assistant, **values))
                 else:
-                    same = (rollouts.c.assistant == assistant) & (rollouts.c.generation == expected_generation)
+                    same = (rollouts.c.assistant == before.assistant) & (rollouts.c.generation == before.generation)
                     if connection.execute(sa.update(rollouts).where(same).values(values)).rowcount != 1:
                         raise LedgerError(moved)
-                connection.execute(sa.insert(rollout_events).values(event))
+                connection.execute(sa.insert(rollout_events).values(row))
         except IntegrityError:
             raise LedgerError(moved) from None
-        return self.rollout(assistant)
+        return self.rollout(before.assistant)
 
     def events(self, assistant: str) -> list[dict[str, Any]]:
         """What happened to an assistant's versions and rollout, oldest first."""
@@ -268,7 +269,7 @@ class Ledger:
 
 
 def _event_row(
-    assistant: str, generation: int, event: str, version: str, previous: str | None, why: tuple[str, str]
+    assistant: str, generation: int, event: str, version: str | None, previous: str | None, why: tuple[str, str]
 ) -> dict[str, Any]:
     return {
         "assistant": assistant,
@@ -296,13 +297,10 @@ def _connect(url: str) -> sa.Engine:
     try:
         if parsed.get_backend_name() != "sqlite":
             engine = sa.create_engine(parsed, pool_pre_ping=True)
-            metadata.create_all(engine)
-            return engine
-        path = Path(parsed.database or "ledger.db")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args={"timeout": 30})
-        with FileLock(path.with_name(f".{path.name}.lock")):  # two processes making the same tables at once break one of them
-            metadata.create_all(engine)
+        else:
+            Path(parsed.database or "ledger.db").parent.mkdir(parents=True, exist_ok=True)
+            engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+        prepare(engine)
         return engine
     except ModuleNotFoundError as error:
         raise LedgerError(f"FINETUNE_DATABASE_URL={shown} needs {error.name}: pip install 'finetune-assets[postgres]'.") from None

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
+from finetune_assets.registry.rollouts import IDLE, Rollout
+
 metadata = sa.MetaData()
 
 datasets = sa.Table(
@@ -102,6 +104,14 @@ rollouts = sa.Table(
     sa.Column("champion", sa.String(80)),
     sa.Column("generation", sa.Integer, nullable=False),
     sa.Column("updated_at", sa.DateTime, nullable=False),
+    sa.Column("candidate", sa.String(80)),
+    sa.Column("step", sa.String(10)),
+    sa.Column("status", sa.String(20)),
+    sa.Column("share", sa.Float),
+    sa.Column("salt", sa.String(200)),
+    sa.Column("previous", sa.String(80)),
+    sa.Column("held_by", sa.String(20)),
+    sa.Column("experiment", sa.JSON),  # two versions side by side for chosen tenants or users
 )
 
 rollout_events = sa.Table(
@@ -116,6 +126,8 @@ rollout_events = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.String(120), nullable=False),
     sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("step", sa.String(10)),
+    sa.Column("evidence", sa.JSON),  # what the guards said
 )
 
 erasures = sa.Table(
@@ -137,6 +149,51 @@ erased_datasets = sa.Table(
     sa.Column("rewritten_as", sa.String(80)),  # null: nothing was left to train on
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("erased_at", sa.DateTime, nullable=False),
+)
+
+remote_jobs = sa.Table(
+    "remote_jobs",
+    metadata,
+    sa.Column("job_id", sa.String(80), primary_key=True),
+    sa.Column("connection", sa.JSON, nullable=False),  # where the provider is and which variable holds the key; no secret
+    sa.Column("state", sa.JSON, nullable=False),  # what was uploaded and asked, each written before the next request
+    sa.Column("provider_status", sa.String(80)),
+    sa.Column("progress", sa.JSON),
+    sa.Column("note", sa.Text),  # the last warning
+    sa.Column("submitted_at", sa.DateTime),
+    sa.Column("deadline", sa.DateTime, nullable=False),
+    sa.Column("polled_at", sa.DateTime),
+    sa.Column("next_poll_at", sa.DateTime),
+    sa.Column("failures", sa.Integer, nullable=False),
+)
+
+spending = sa.Table(
+    "spending",
+    metadata,
+    sa.Column("reference", sa.String(160), primary_key=True),  # a job, or a budgeted piece of work: never counted twice
+    sa.Column("assistant", sa.String(80), nullable=False),
+    sa.Column("provider", sa.String(40), nullable=False),
+    sa.Column("kind", sa.String(20), nullable=False),  # training, replies
+    sa.Column("usd", sa.Float),  # null: no price is known
+    sa.Column("final", sa.Boolean, nullable=False),  # false: an estimate, reserved before it is spent
+    sa.Column("tokens", sa.BigInteger),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+)
+
+ratings = sa.Table(
+    "ratings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("assistant", sa.String(80), nullable=False),
+    sa.Column("study", sa.String(80), nullable=False),
+    sa.Column("item", sa.String(40), nullable=False),
+    sa.Column("rater", sa.String(80), nullable=False),
+    sa.Column("choice", sa.String(40), nullable=False),  # the candidate that won, tie, both_bad; accept, reject
+    sa.Column("left", sa.String(40), nullable=False),  # candidate on the left side
+    sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.UniqueConstraint("assistant", "study", "item", "rater"),
 )
 
 JOB_STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
@@ -210,14 +267,13 @@ class Version:
         return cls(**_plain(row))
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Which version an assistant's users get; `generation` counts every change."""
-
-    assistant: str
-    champion: str | None
-    generation: int
-    updated_at: datetime.datetime | None
+def rollout_of(row: sa.RowMapping) -> Rollout:
+    """The record of a row of `rollouts`; one that an older program wrote is idle."""
+    values = _plain(row)
+    values.pop("experiment", None)
+    for name, idle in (("step", IDLE), ("status", "idle"), ("share", 0.0)):
+        values[name] = values[name] or idle
+    return Rollout(**values)
 
 
 def _plain(row: sa.RowMapping) -> dict[str, Any]:

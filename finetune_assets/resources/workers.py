@@ -14,7 +14,9 @@ from finetune_assets.assistants import Assistant
 from finetune_assets.errors import LaunchError
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.local import LocalTrainer
+from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
 from finetune_assets.training.trainer import Trainer
+from finetune_assets.training.trainers import connect
 
 
 class LauncherResource(dg.ConfigurableResource):
@@ -43,4 +45,10 @@ class TrainerResource(dg.ConfigurableResource):
 
     def of(self, assistant: Assistant, store: Store, launch: Callable[[Path, Path], None]) -> Trainer:
         """The back-end of `assistant.trainer`; `launch(spec file, output folder)` starts a child process."""
-        return LocalTrainer(launch, store)
+        if assistant.trainer == "local":
+            return LocalTrainer(launch, store)
+        return connect(Connection.of(assistant), store, Notes())
+
+    def rented(self, connection: Connection, store: Store, journal: Journal) -> RemoteTrainer:
+        """A rented trainer that goes on with the job of a journal."""
+        return connect(connection, store, journal)

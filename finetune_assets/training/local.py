@@ -55,6 +55,10 @@ class LocalTrainer:
         self._store = store
         self._threads = threads
 
+    def spec_hash(self, request: TrainingRequest) -> str:
+        """The hash that names the job's folder."""
+        return str(train_spec(request, self._store, self._threads)["spec_hash"])
+
     def validate(self, request: TrainingRequest) -> None:
         """Refuses what this machine cannot train: see `finetune_assets.training.checks`."""
         check_request(request, self._store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_assets.storage import replacing_folder
@@ -15,9 +16,15 @@ COPIED = ("spec.json", "result.json", "training_log.jsonl")
 
 def content_hash(model: Path, dataset_fingerprint: str) -> str:
     """sha256 over the model's files, by name and content, and the data set it was trained on."""
+    names = [str(file.relative_to(model)) for file in model.rglob("*") if file.is_file()]
+    return content_hash_of(model, names, dataset_fingerprint)
+
+
+def content_hash_of(folder: Path, names: Iterable[str], dataset_fingerprint: str) -> str:
+    """The same over some files of a folder (names relative to it)."""
     state = hashlib.sha256(dataset_fingerprint.encode())
-    for path in sorted(file for file in model.rglob("*") if file.is_file()):
-        state.update(f"\0{path.relative_to(model)}\0".encode())
+    for path in sorted(folder / name for name in names):
+        state.update(f"\0{path.relative_to(folder)}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 state.update(block)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.environment import ROOT
+from finetune_assets.environment import ROOT, Environment
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training import base_model, presets
 from finetune_assets.training.machine import default_precision, default_threads
@@ -27,7 +27,8 @@ DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "stages", "ad
 
 def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: str = "") -> tuple[TrainingRequest, list[str]]:
     """The training of an assistant on a frozen data set, and warnings about its settings. Raises SettingsError."""
-    preset = presets.preset_name(assistant.preset, base_model.card(assistant.base_model))
+    card = base_model.card(assistant.base_model) if assistant.trainer == "local" else {}
+    preset = presets.preset_name(assistant.preset, card)
     overrides = assistant.hyperparameters.model_dump()
     stages = [(name, presets.of_stage(preset, name, assistant.adapter, overrides)) for name in assistant.objective]
     main = next((values for name, values in stages if name in ("sft", "tools")), stages[0][1])
@@ -47,6 +48,8 @@ def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: 
         stages=tuple(stages),
         text=_folder(assistant.text),
         precision=assistant.hyperparameters.precision,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        tables=Environment.read().tables,
     )
     return request, list(dict.fromkeys(sentence for _, values in stages for sentence in presets.warnings(preset, values)))
 

@@ -42,6 +42,12 @@ class TrainingRequest:
     """Folder of plain text for `continued_pretraining`."""
     precision: str | None = None
     """`float32` or `bfloat16` where the assistant's YAML says so."""
+    overrides: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    """Hyper-parameters that the assistant sets itself, beside its preset."""
+    number: str = ""
+    """`v<n>` in the tuned model's name at a provider."""
+    tables: Path | None = None
+    """FINETUNE_TABLES: prices and days that go before the shipped ones."""
 
     @property
     def chain(self) -> tuple[tuple[str, Hyperparameters], ...]:
@@ -103,6 +109,10 @@ class Trainer(Protocol):
     @property
     def provider(self) -> str:
         """`local`, `openai`, …"""
+        ...
+
+    def spec_hash(self, request: TrainingRequest) -> str:
+        """Hash of what decides the result; names the job's folder."""
         ...
 
     def validate(self, request: TrainingRequest) -> None:

@@ -8,16 +8,21 @@ rows give the same replies (a sum over a padded batch may differ in the last bit
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from finetune_assets.storage import read_json
 from finetune_assets.training import base_model as base_models
 from finetune_assets.worker import models
 
@@ -120,15 +125,46 @@ class Generator:
         known = base_models.shape(self.source)  # from its files, so that a cached benchmark loads no weights
         return models.device().type == "cpu" and (known.parameters if known else self.parameters()) < SMALL
 
-    def seconds(self, prompt: list[int]) -> float:
-        """Wall seconds of one greedy reply alone, from prompt ids to text."""
+    def alone(self, prompt: list[int]) -> tuple[Reply, float]:
+        """One greedy reply as it is served, and its wall seconds from prompt ids to text."""
         start = time.perf_counter()
-        self.replies([prompt])
-        return time.perf_counter() - start
+        reply = self.replies([prompt])[0]
+        return reply, time.perf_counter() - start
 
     def parameters(self) -> int:
         """Number of weights; tied ones count once."""
         return sum(p.numel() for p in self.model.parameters())
+
+
+def content(model: str) -> dict[str, str]:
+    """What decides a model's replies: sha256 of its weights, tokenizer and shape; or a hub model's id and revision.
+
+    Nothing of when, how and from what it was trained: a retrain that gives the same weights has the same content.
+    """
+    where = base_models.resolve(model)
+    if not Path(where).is_absolute():
+        return base_models.identity(model)
+    state = hashlib.sha256()
+    for file in sorted(Path(where).iterdir()):
+        if file.suffix in (".safetensors", ".bin") or file.name in ("tokenizer.json", "chat_template.jinja"):
+            stat = file.stat()
+            state.update(f"{file.name}\0{_sha256(str(file), stat.st_size, stat.st_mtime_ns)}\n".encode())
+        elif file.name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
+            known = {k: v for k, v in read_json(file).items() if k not in NOT_CONTENT}
+            state.update(f"{file.name}\0{json.dumps(known, sort_keys=True)}\n".encode())
+    base = Path(where) / "adapter_config.json"
+    if base.exists():
+        state.update(str(content(read_json(base)["base_model_name_or_path"])).encode())
+    return {"sha256": state.hexdigest()}
+
+
+NOT_CONTENT = ("_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "revision")
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: str, _size: int, _modified: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def batches(lengths: Sequence[int], tokens: int = TOKENS, rows: int = ROWS) -> list[list[int]]:

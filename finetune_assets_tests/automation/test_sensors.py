@@ -16,7 +16,7 @@ from finetune_assets.automation import schedules, sensors
 from finetune_assets.automation.failures import explain_failure
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger, erasures
-from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.tags import JOB, RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
 from finetune_assets_tests.code_location import DEFINITIONS
 
@@ -44,6 +44,7 @@ class World:
             "store": StoreResource(home=str(folder / "home")),
             "assistants": AssistantsResource(folder=str(assistants)),
             "ledger": LedgerResource(url=self.url),
+            "trainer": TrainerResource(),
         }
         instance.add_dynamic_partitions("assistant", ["dental", "resting"])
 
@@ -166,18 +167,18 @@ def test_finished_jobs_go_on_once(world: World) -> None:
     }
     job = book.set_job(book.open_job(columns).id, "succeeded")
     gone = book.set_job(book.open_job({**columns, "assistant": "deleted", "spec_hash": "t"}).id, "succeeded")
-    [request] = world.tick(sensors.finished_jobs, "store", "ledger")
+    [request] = world.tick(sensors.finished_jobs, "store", "ledger", "trainer")
     assert (request.partition_key, request.tags[JOB]) == ("dental", job.id)
-    assert world.tick(sensors.finished_jobs, "store", "ledger")[0].run_key == request.run_key
+    assert world.tick(sensors.finished_jobs, "store", "ledger", "trainer")[0].run_key == request.run_key
     run = dg.DagsterRun(job_name="release", status=dg.DagsterRunStatus.STARTED, tags={})
     world.instance.add_run(run)
     assert book.claim_release(job.id, f"run:{run.run_id}")
-    assert world.tick(sensors.finished_jobs, "store", "ledger") == []
+    assert world.tick(sensors.finished_jobs, "store", "ledger", "trainer") == []
     world.instance.report_run_failed(run)
-    [again] = world.tick(sensors.finished_jobs, "store", "ledger")
+    [again] = world.tick(sensors.finished_jobs, "store", "ledger", "trainer")
     assert again.run_key != request.run_key  # a run that died is replaced
     book.release_done(job.id)
-    assert world.tick(sensors.finished_jobs, "store", "ledger") == []
+    assert world.tick(sensors.finished_jobs, "store", "ledger", "trainer") == []
     assert book.job(gone.id).released_at is None
     book.close()
 

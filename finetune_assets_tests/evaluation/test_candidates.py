@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_assets.assistants.settings import Benchmark
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.candidates import FewShot, choose_shots, standard
 from finetune_assets.evaluation.candidates import test_rows as rows_of
@@ -51,4 +52,8 @@ def test_shots_stand_between_system_and_conversation():
 def test_fewer_examples_than_shots(tmp_path: Path):
     folder = make_dataset(tmp_path, train=2)
     assert len(choose_shots(folder, 5)) == 2
-    assert [candidate.name for candidate in standard(folder, "b", "t", 3)] == ["base", "few_shot", "tuned"]
+    assert [candidate.name for candidate in standard(folder, "b", "t", Benchmark(few_shot=3, retrieval=False))] == [
+        "base",
+        "few_shot",
+        "tuned",
+    ]

@@ -82,10 +82,36 @@ def test_better_than_base_needs_the_whole_interval():
     assert set(COMPARABLE) <= set(MEASURES)
 
 
+@pytest.mark.parametrize(
+    ("gain", "expected"),
+    [
+        ((-0.1, -0.2, -0.05), "passed"),
+        ((0.01, -0.01, 0.015), "passed"),
+        ((0.01, -0.02, 0.05), "cannot_tell"),
+        ((0.3, 0.2, 0.4), "failed"),
+    ],
+)
+def test_the_champion_may_be_beaten_by_no_more_than_the_margin(gain: tuple[float, float, float], expected: str):
+    found = decide(versus_champion={"bits_per_byte": Interval(*gain)})["not_worse_than_champion"]
+    assert found.outcome == expected
+    assert "champion" in found.reason
+    assert "not_worse_than_champion" not in decide()
+
+
+def test_guards_are_judged_where_something_was_measured():
+    measured = {"forgetting": (0.1, 0.05, 0.15), "parity": (1, 1, 1), "canaries": (0, 0, 0), "checks": (1, 1, 1)}
+    bad = {"forgetting": (0.9, 0.8, 1.1), "parity": (0.5, 0.5, 0.5), "canaries": (1, 1, 1), "checks": (0.8, 0.8, 0.8)}
+    for name, good in measured.items():
+        assert name not in decide()
+        assert outcome(name, Interval(*good)) == "passed"
+        assert outcome(name, Interval(*bad[name])) == "failed"
+    assert outcome("forgetting", Interval(0.25, 0.2, 0.3)) == "cannot_tell"
+
+
 def test_cannot_tell_says_how_many_rows_would():
     gate = decide(tuned={**GOOD, "rules": Interval(0.82, 0.78, 0.86)})["rules"]
-    assert gate.rows_needed == 1200
-    assert "1,200" in gate.reason
+    assert gate.rows_needed == 2452
+    assert "2,452" in gate.reason
     assert "82.0" in gate.reason
     assert "80.0" in gate.reason
 
@@ -106,8 +132,9 @@ def test_without_rules_nothing_is_judged_and_nothing_blocks():
 
 
 def test_gates_can_be_switched_off():
-    off = {name: None for name in Gates.model_fields if name != "above_similarity_floor"}
-    assert decide(Gates(**off, above_similarity_floor=False)) == {}
+    flags = {"above_similarity_floor": False, "canaries": False, "champion_margin": 0}
+    off = {name: None for name in Gates.model_fields if name not in flags}
+    assert decide(Gates(**off, **flags), versus_champion=BETTER) == {}
     assert gates.verdict([]) == "serve"
 
 
@@ -116,6 +143,8 @@ def test_both_languages_say_the_same_things():
     for name in MEASURES:
         assert Texts("es")(f"measure.{name}")
         assert Texts("es")(f"help.{name}")
+    for name in gates.GATES:
+        assert Texts("es")(f"gate.{name}")
 
 
 def row(intent: str, text: str, reference: str = "ok") -> Row:

@@ -5,7 +5,8 @@ import pytest
 
 from finetune_assets.evaluation.measures import MEASURES, Outputs, estimates, intervals, is_repeated, personal_data
 from finetune_assets.evaluation.statistics import Bootstrap
-from finetune_assets.worker.benchmark import COLUMNS, texts
+from finetune_assets.worker.benchmark import COLUMNS
+from finetune_assets.worker.scores import texts
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ def frame(replies: list[str], references: list[str], nll: list[float | None]) ->
     columns = {
         "row": list(range(count)),
         "reply": replies,
+        "missing": [None] * count,
+        "sources": [[]] * count,
         "nll": nll,
         "reference_tokens": [10] * count,
         "reference_bytes": [len(r.encode()) for r in references],

@@ -1,4 +1,4 @@
-"""The ledger: one job a spec, one number a version, one claim a release, and promotion only of what the benchmark would serve."""
+"""The ledger: one job a spec, one number a version, one claim a release, one move a generation."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_assets.errors import LedgerError
-from finetune_assets.registry import Job, Ledger
+from finetune_assets.registry import Job, Ledger, rollouts
 
 
 @pytest.fixture
@@ -81,18 +81,29 @@ def test_versions_are_numbered_and_equal_content_is_one_version(ledger: Ledger, 
     assert ledger.mint_version(job, "b" * 64, tmp_path).version == "v2-bbbbbbbb"
 
 
-def test_only_serve_becomes_champion_and_only_from_the_generation_seen(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_rollout_moves_only_from_the_generation_seen_and_leaves_its_events(ledger: Ledger, tmp_path: Path) -> None:
     version = ledger.mint_version(finished(ledger), "a" * 64, tmp_path).version
-    with pytest.raises(LedgerError, match="verdict None"):
-        ledger.promote("dental", version, 0, "because", "test")
-    ledger.register("dental", version, "cannot_tell", ["few rows"], "r.html")
-    with pytest.raises(LedgerError, match="cannot_tell"):
-        ledger.promote("dental", version, 0, "because", "test")
     ledger.register("dental", version, "serve", ["better"], "r.html")
-    assert ledger.promote("dental", version, 0, "because", "test").champion == version
+    idle = ledger.rollout("dental")
+    shadow = rollouts.start(idle, version, "serve")
+    assert ledger.move(idle, shadow, "started", ("because", "ana"), {"requests": 1}).candidate == version
     with pytest.raises(LedgerError, match="moved on"):
-        ledger.promote("dental", version, 0, "because", "test")
-    assert [event["event"] for event in ledger.events("dental")] == ["verdict", "verdict", "promoted"]
+        ledger.move(idle, shadow, "started", ("because", "bob"))
+    seen = ledger.rollout("dental")
+    assert (seen.step, seen.share, seen.generation) == ("shadow", 0.0, 1)
+
+    def back(who: str) -> bool:
+        try:
+            ledger.move(seen, rollouts.rollback(seen), "rolled_back", ("bad", who))
+        except LedgerError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:  # everybody presses the button at once
+        assert sum(pool.map(back, ["ana", "bob", "eva", "leo"])) == 1
+    events = ledger.events("dental")
+    assert [event["event"] for event in events] == ["verdict", "started", "rolled_back"]
+    assert (events[1]["actor"], events[1]["evidence"], events[1]["step"]) == ("ana", {"requests": 1}, "shadow")
 
 
 def test_unknown_things_are_named(ledger: Ledger, tmp_path: Path) -> None:

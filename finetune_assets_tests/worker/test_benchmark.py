@@ -29,7 +29,7 @@ ASSISTANT = Assistant(
         {"name": "notes_it", "intent": "scheduling", "contains_any": ["anoto"]},
         {"name": "modest", "not_contains": ["garantiz"]},
     ],
-    benchmark={"max_rows": 12, "max_new_tokens": 24},
+    benchmark={"max_rows": 12, "max_new_tokens": 24, "retrieval": False},
 )
 
 
@@ -53,7 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(models: tuple[str, str], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a benchmark of 12 rows (one reference empty, one of 10,000 characters) and three candidates."""
     output = tmp_path_factory.mktemp("benchmark") / "out"
-    spec = benchmark.prepare(ASSISTANT, dataset, candidates.standard(dataset, *models, 3), output, threads=1)
+    spec = benchmark.prepare(ASSISTANT, dataset, candidates.standard(dataset, *models, ASSISTANT.benchmark), output, threads=1)
     write_json(output / "result.json", worker.run(spec, Progress.open(output)))
     return output
 
@@ -86,7 +86,12 @@ def test_outputs_are_whole(made: Path):
 def test_a_second_run_computes_nothing_and_says_the_same(made: Path, models: tuple[str, str], dataset: Path, tmp_path: Path):
     again = tmp_path / "again"
     spec = benchmark.prepare(
-        ASSISTANT, dataset, candidates.standard(dataset, *models, 3), again, threads=1, cache=made.parent / "cache"
+        ASSISTANT,
+        dataset,
+        candidates.standard(dataset, *models, ASSISTANT.benchmark),
+        again,
+        threads=1,
+        cache=made.parent / "cache",
     )
     result = worker.run(spec, Progress.open(again))
     assert result["computed_batches"] == 0

@@ -1,0 +1,124 @@
+"""What the training assets do where a provider trains: permission and money before, submission, and the finished model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from finetune_assets.assistants import Assistant
+from finetune_assets.dataset import read_manifest
+from finetune_assets.environment import Environment
+from finetune_assets.registry import Job, Ledger
+from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, remote_job
+from finetune_assets.registry.spending import month, spent
+from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource, TrainerResource
+from finetune_assets.resources.tags import MIGRATE_TO
+from finetune_assets.training.migration import retarget
+from finetune_assets.training.remote import Connection
+from finetune_assets.training.screening import check_permission
+from finetune_assets.training.submission import bill, check_month, estimate_of, submit
+from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that is about to be bought."""
+
+    request: TrainingRequest
+    estimate: Estimate
+    spec_hash: str
+
+
+def settings_for(assistants: AssistantsResource, store: StoreResource, name: str, tags: Mapping[str, str]) -> Assistant:
+    """An assistant's settings; a migration's run trains with another trainer and model."""
+    assistant = assistants.load(name, store.tenants())
+    return retarget(assistant, tags[MIGRATE_TO]) if MIGRATE_TO in tags else assistant
+
+
+def check_remote(
+    assistants: AssistantsResource,
+    store: StoreResource,
+    ledger: LedgerResource,
+    assistant: Assistant,
+    plan: Plan,
+) -> None:
+    """Who forbids it, and whether the money is there. Raises SettingsError or BudgetExceeded before anything is sent."""
+    request = plan.request
+    in_data = list(read_manifest(request.dataset)["counts"].get("tenant", {}))
+    known = set(assistants.names())
+    forbidding = [name for name in in_data if name in known and not assistants.load(name, store.tenants()).remote.allowed]
+    check_permission(assistant.name, assistant.remote.allowed, in_data, forbidding)
+    due = bill(assistant, request, plan.estimate, Environment.read().monthly_usd, "")
+    with ledger.open() as book:
+        same = {job.status for job in book.jobs(assistant.name) if job.spec_hash == plan.spec_hash}
+        if not same - {"failed", "cancelled"}:  # else it is bought already
+            check_month(book, due)
+
+
+def replaced_by(ledger: LedgerResource, name: str, tags: Mapping[str, str]) -> str | None:
+    """The version that a migration leaves: the champion, else the newest. Null where this run is none, or there is no version."""
+    if MIGRATE_TO not in tags:
+        return None
+    with ledger.open() as book:
+        versions = book.versions(name)
+        return book.rollout(name).champion or (versions[0].version if versions else None)
+
+
+def submit_remote(
+    trainer: TrainerResource, store: StoreResource, book: Ledger, assistant: Assistant, request: TrainingRequest, job: Job
+) -> Job:
+    """Submits the ledger's job where that is still to be done; ends long before the training does."""
+    if job.status not in ("pending", "running"):
+        return job
+    connection = Connection.of(assistant)
+    journal = open_journal(book, job.id, connection.to_dict(), assistant.remote.max_hours)
+    backend = trainer.rented(connection, store.store, journal)
+    due = bill(assistant, request, estimate_of(job.plan), Environment.read().monthly_usd, job.id)
+    return submit(book, job, backend, request, due)
+
+
+def remote_metadata(book: Ledger, job: Job) -> dict[str, Any]:
+    """Numbers and words of a remote job for its asset page."""
+    remote, cost = remote_job(book, job.id), spent(book, job.id) or {}
+    this_month = [row["usd"] or 0.0 for row in month(book) if row["assistant"] == job.assistant]
+    metadata: dict[str, Any] = {
+        "job": job.id,
+        "state": job.status if job.status not in ("pending", "running") else "submitted",
+        "provider": job.provider,
+        "provider_job": job.provider_job_id or "",
+        "provider_status": (remote.provider_status if remote else None) or "",
+        "estimated_tokens": int(job.plan.get("tokens") or 0),
+        "spent_this_month_usd": round(sum(this_month), 4),
+    }
+    if job.plan.get("usd") is not None:
+        metadata["estimated_usd"] = round(float(job.plan["usd"]), 4)
+    if cost.get("final") and cost.get("usd") is not None:
+        metadata["actual_usd"] = round(float(cost["usd"]), 4)
+        if job.plan.get("usd") is not None:
+            metadata["difference_usd"] = round(float(cost["usd"]) - float(job.plan["usd"]), 4)
+    if job.trained_tokens:
+        metadata["trained_tokens"] = job.trained_tokens
+    numbers = {key: value for key, value in (remote.progress if remote else {}).items() if isinstance(value, int | float)}
+    metadata |= {f"progress/{key}": value for key, value in numbers.items() if not isinstance(value, bool)}
+    if remote and remote.note:
+        metadata["note"] = remote.note
+    return metadata
+
+
+def keep_remote(trainer: TrainerResource, store: StoreResource, book: Ledger, job: Job) -> None:
+    """Fetches what a finished job left at the provider, once. Raises TrainingError where its model is gone."""
+    folder, remote = store.store.job(job.spec_hash), remote_job(book, job.id)
+    if remote is None or (folder / "result.json").exists():
+        return
+    backend = trainer.rented(Connection(**remote.connection), store.store, LedgerJournal(book, job.id))
+    handle = JobHandle(job.provider, job.provider_job_id or "", job.id, job.dataset_fingerprint)
+    cost = spent(book, job.id) or {}
+    backend.keep(
+        handle, folder, {**job.plan, "usd": cost.get("usd"), "base_model": job.base_model, "hyperparameters": job.hyperparameters}
+    )
+
+
+def observation(book: Ledger, job: Job) -> dg.AssetObservation:
+    """What is known of an open or ended job, for the timeline of `training_job`."""
+    return dg.AssetObservation("training_job", partition=job.assistant, metadata=remote_metadata(book, job))

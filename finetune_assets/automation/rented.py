@@ -1,0 +1,117 @@
+"""What the sensors, the command line and the examination ask about rented trainers: open jobs, and models that end."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterable
+
+import dagster as dg
+
+from finetune_assets.environment import Environment
+from finetune_assets.errors import FinetuneError
+from finetune_assets.registry import Ledger
+from finetune_assets.registry.remote_jobs import due, open_remote
+from finetune_assets.registry.tables import now
+from finetune_assets.resources import AssistantsResource, StoreResource, TrainerResource
+from finetune_assets.resources.tags import DATASET, MIGRATE_TO, REASON
+from finetune_assets.storage import write_json
+from finetune_assets.training import lifecycle
+from finetune_assets.training.lifecycle import Ending
+from finetune_assets.training.polling import Polled, poll
+from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
+from finetune_assets.training.uses import Uses, uses_of
+
+TICK_SECONDS = 40.0
+"""A tick has sixty; what is not reached comes first in the next one."""
+
+
+def poll_due(ledger: Ledger, store: StoreResource, trainer: TrainerResource, job_id: str | None = None) -> list[Polled]:
+    """Asks for every open job that is due; `job_id`: only for this one, due or not."""
+    jobs = [job for job in open_remote(ledger) if job.job.id == job_id] if job_id else due(ledger, now())
+
+    def connect(connection: Connection, journal: Journal) -> RemoteTrainer:
+        return trainer.rented(connection, store.store, journal)
+
+    return poll(ledger, jobs, connect, Environment.read().tables, TICK_SECONDS) if jobs else []
+
+
+def report_polled(log: logging.Logger, store: StoreResource, polled: Polled) -> None:
+    """Says what is worth saying; a job that failed is a notice in `failures/`, like a run that failed."""
+    job = polled.job
+    if polled.ended and job.status != "succeeded":
+        message = f"{job.id} of {job.assistant} at {job.provider} ended as {job.status}: {job.error or 'no reason given'}"
+        log.error(message)
+        notice = {"job": job.id, "partition": job.assistant, "causes": [job.error], "message": message}
+        write_json(store.store.home / "failures" / f"{job.id}.json", notice)
+    elif polled.note:
+        log.warning(f"{job.id} of {job.assistant} at {job.provider}: {polled.note}")
+    else:
+        log.info(f"{job.id} of {job.assistant} at {job.provider}: {polled.provider_status}")
+
+
+def rented_uses(store: StoreResource, assistants: AssistantsResource, ledger: Ledger, names: Iterable[str]) -> Uses:
+    """Everything of the user's that depends on a rented model."""
+    tenants, settings = store.tenants(), []
+    for name in sorted({*assistants.names(), *names}):
+        try:
+            settings.append(assistants.load(name, tenants))
+        except FinetuneError:
+            continue  # its own run says what is wrong
+    return uses_of(settings, ledger)
+
+
+def dying(
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: Ledger,
+    trainer: TrainerResource,
+    today: datetime.date | None = None,
+) -> list[Ending]:
+    """Uses whose model ends within the first warning, or has ended, soonest first; asks the providers where a key is set."""
+    uses = rented_uses(store, assistants, ledger, {job.assistant for job in ledger.jobs()})
+    announced: dict[tuple[str, str], datetime.date] = {}
+    for connection in uses.connections:
+        models = sorted({use.model for use in uses.uses if use.provider == connection.provider})
+        try:
+            said = trainer.rented(connection, store.store, Notes()).shutdown_dates(models)
+        except FinetuneError:
+            continue  # no key, or the provider is away: the dated table has to do
+        announced |= {(connection.provider, model): datetime.date.fromisoformat(day) for model, day in said.items()}
+    found = lifecycle.endings(uses.uses, today or lifecycle.today(), Environment.read().tables, announced)
+    return [one for one in found if one.urgent]
+
+
+def migrations(
+    instance: dg.DagsterInstance, store: StoreResource, assistants: AssistantsResource, found: Iterable[Ending]
+) -> list[dg.RunRequest]:
+    """One training an assistant whose served or newest model ends, on its successor and the newest frozen data set."""
+    requests: dict[str, dg.RunRequest] = {}
+    enrolled = set(instance.get_dynamic_partitions("assistant"))
+    for one in found:
+        use = one.use
+        link = store.store.datasets(use.assistant) / "latest"
+        if (
+            use.successor is None
+            or use.kind == "version"
+            or use.assistant in requests
+            or use.assistant not in enrolled
+            or not link.exists()
+        ):
+            continue
+        fingerprint = link.resolve().name
+        reason = f"migration: {use.provider} {use.model} ends on {one.lifecycle.shutdown}"
+        requests[use.assistant] = dg.RunRequest(
+            run_key=f"migrate:{use.assistant}:{use.successor}:{fingerprint}",
+            job_name="train",
+            partition_key=use.assistant,
+            asset_selection=[dg.AssetKey("training_plan"), dg.AssetKey("training_job")],
+            tags={MIGRATE_TO: use.successor, DATASET: fingerprint, REASON: reason},
+        )
+    return list(requests.values())
+
+
+def ending_observation(ending: Ending) -> dg.AssetObservation:
+    """A model's last day on the timeline of `registered_model`."""
+    metadata = {"days_left": ending.days_left or 0, "model": ending.use.model, "message": ending.text()}
+    return dg.AssetObservation("registered_model", partition=ending.use.assistant, metadata=metadata)

@@ -1,0 +1,315 @@
+"""`finetune serve`, `rollout`, `experiment`, `keys` and `simulate`: from a version to its users, by hand and by itself."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune_assets.environment import Environment
+
+if TYPE_CHECKING:
+    from finetune_assets.assistants import Assistant
+    from finetune_assets.registry import Ledger
+    from finetune_assets.serving.control import Move
+
+ASSISTANT = click.argument("assistant")
+REASON = click.option("--reason", required=True, help="Why; it stays in the history.")
+WHO = click.option("--who", default=getpass.getuser, show_default="your user name", help="Who says so.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _ledger() -> Generator[Ledger]:
+    from finetune_assets.registry import Ledger
+
+    ledger = Ledger(Environment.read().database_url)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def _assistant(name: str) -> Assistant:
+    from finetune_assets.assistants import load_assistant
+    from finetune_assets.serving.models import tenants
+    from finetune_assets.storage import Store
+
+    environment = Environment.read()
+    return load_assistant(environment.assistants, name, tenants(Store(environment.home)))
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs an API key first.")
+@click.option("--port", default=8000, show_default=True)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option("--judge/--no-judge", default=True, show_default=True, help="Judge open rollouts here, not only in Dagster.")
+@click.option("--simulation", is_flag=True, help="Clients may set the time of their requests (`finetune simulate`).")
+def serve(host: str, port: int, workers: int, judge: bool, simulation: bool) -> None:
+    """The router: chats, feedback, dashboard and metrics over HTTP. Ctrl-C or SIGTERM ends it in order."""
+    from finetune_assets.serving.server import Server, Settings
+
+    settings = Settings(host, port, workers, judge, simulation)
+    Server(Environment.read(), settings, _say).run()
+
+
+@click.group()
+def rollout() -> None:
+    """A person's hand on the rollout: where it stands, on, stop, back."""
+
+
+@rollout.command("status")
+@click.argument("assistant", required=False)
+@JSON
+def rollout_status(assistant: str | None, as_json: bool) -> None:
+    """Live version, candidate, step and guards of one assistant, or of all."""
+    from finetune_assets.assistants import assistant_names
+    from finetune_assets.serving.judge import judge
+
+    rows: list[dict[str, Any]] = []
+    with _ledger() as ledger:
+        known = sorted({*assistant_names(Environment.read().assistants), *(state.assistant for state in ledger.rollouts())})
+        for name in [assistant] if assistant else known:
+            state = ledger.rollout(name)
+            judged = judge(ledger, state, _assistant(name).rollout) if state.is_open else None
+            rows.append({**vars(state), "judged": judged.as_dict() if judged else None})
+    if as_json:
+        print(json.dumps({"rollouts": rows}, default=str))
+        return
+    for row in rows:
+        live = row["champion"] or "base model"
+        if not row["candidate"]:
+            click.echo(f"{row['assistant']}: {live} serves everybody; no rollout (generation {row['generation']})")
+            continue
+        at = "shadow" if row["step"] == "shadow" else f"{row['step']} %"
+        click.echo(f"{row['assistant']}: {row['candidate']} at {at}, {row['status'].replace('_', ' ')}; live: {live}")
+        judged_row = row["judged"]
+        head = f"{judged_row['outcome'].replace('_', ' ')}: {judged_row['requests']} requests, {judged_row['users']} people"
+        click.echo(f"  {head}, {judged_row['hours']:.1f} h of traffic in this step")
+        for guard in judged_row["guards"]:
+            click.echo(f"  {guard['name']:<18} {guard['outcome'].replace('_', ' '):<15} {guard['text']}")
+
+
+def _told(move: Move) -> None:
+    after = move.after
+    share = f"{after.candidate} at {after.step}, {after.status.replace('_', ' ')}" if after.candidate else "no rollout"
+    live = after.champion or "base model"
+    click.echo(f"{after.assistant}: {move.event.replace('_', ' ')}; live: {live}; {share} (generation {after.generation})")
+
+
+@rollout.command("start")
+@ASSISTANT
+@click.argument("version")
+@REASON
+@WHO
+def rollout_start(assistant: str, version: str, reason: str, who: str) -> None:
+    """Bring a version into shadow; the `rollout` asset does the same for a new one. Its stored verdict must be `serve`."""
+    from finetune_assets.serving import control
+
+    with _ledger() as ledger:
+        _told(control.start(ledger, assistant, version, reason, who))
+
+
+def _moved(assistant: str, move: Callable[[Ledger, Assistant], Move]) -> None:
+    with _ledger() as ledger:
+        _told(move(ledger, _assistant(assistant)))
+
+
+@rollout.command("advance")
+@ASSISTANT
+@REASON
+@WHO
+def rollout_advance(assistant: str, reason: str, who: str) -> None:
+    """Say yes to the next step: where an approval is asked, or guards are inconclusive. Never over a guard that failed."""
+    from finetune_assets.serving import control
+
+    _moved(assistant, lambda ledger, settings: control.advance(ledger, assistant, settings.rollout, reason, who))
+
+
+@rollout.command("hold")
+@ASSISTANT
+@REASON
+@WHO
+@click.option("--release", is_flag=True, help="End the hold instead.")
+def rollout_hold(assistant: str, reason: str, who: str, release: bool) -> None:
+    """Keep the share where it is until somebody decides."""
+    from finetune_assets.serving import control
+
+    act = control.release if release else control.hold
+    _moved(assistant, lambda ledger, _: act(ledger, assistant, reason, who))
+
+
+@rollout.command("rollback")
+@ASSISTANT
+@REASON
+@WHO
+@click.option("--to", help="A version that becomes champion, or `base`. Default: the one before.")
+def rollout_rollback(assistant: str, reason: str, who: str, to: str | None) -> None:
+    """Back at once: the candidate is taken from everybody; without a rollout, the champion before is back."""
+    from finetune_assets.serving import control
+
+    with _ledger() as ledger:
+        _told(control.rollback(ledger, assistant, reason, who, to))
+
+
+@rollout.command("history")
+@ASSISTANT
+@JSON
+def rollout_history(assistant: str, as_json: bool) -> None:
+    """Every change of an assistant's rollout, with who and why."""
+    with _ledger() as ledger:
+        events = ledger.events(assistant)
+    if as_json:
+        print(json.dumps({"events": events}, default=str))
+        return
+    for event in events:
+        what = f"{event['event'].replace('_', ' '):<16} {event['version'] or '-':<16} {event['step'] or '-':<8}"
+        click.echo(f"{event['created_at']:%Y-%m-%d %H:%M:%S} {what} {event['reason']} ({event['actor']})")
+
+
+@click.group()
+def experiment() -> None:
+    """Two versions side by side for chosen tenants or users, in staging; nobody else sees them."""
+
+
+@experiment.command("begin")
+@ASSISTANT
+@click.option("--a", "first", required=True, help="Version A, or `base`.")
+@click.option("--b", "second", required=True, help="Version B, or `base`.")
+@click.option("--share", default=0.5, show_default=True, help="Share of the people that get B.")
+@click.option("--tenant", "tenant_ids", multiple=True, help="All users of this tenant; may be repeated.")
+@click.option("--user", "user_ids", multiple=True, help="This user; may be repeated.")
+@REASON
+@WHO
+def experiment_begin(  # noqa: PLR0913, PLR0917
+    assistant: str,
+    first: str,
+    second: str,
+    share: float,
+    tenant_ids: tuple[str, ...],
+    user_ids: tuple[str, ...],
+    reason: str,
+    who: str,
+) -> None:
+    """Begin one; one at a time of each assistant."""
+    from finetune_assets.serving import experiments
+
+    people = {"tenants": list(tenant_ids), "users": list(user_ids)}
+    with _ledger() as ledger:
+        experiments.begin(ledger, assistant, (first, second), share, people, (reason, who))
+    click.echo(
+        f"{assistant}: {first} (A) against {second} (B), {share:.0%} get B; result: finetune experiment result {assistant}"
+    )
+
+
+@experiment.command("result")
+@ASSISTANT
+def experiment_result(assistant: str) -> None:
+    """What was observed so far, and what the guards say of B against A."""
+    from finetune_assets.serving import experiments
+
+    with _ledger() as ledger:
+        found = experiments.result(ledger, assistant, _assistant(assistant).rollout)
+    if found is None:
+        click.echo(f"{assistant} has no experiment.")
+        return
+    for name, arm in (("A", found["seen"].champion), ("B", found["seen"].candidate)):
+        click.echo(
+            f"{name} {found[name.lower()]}: {arm.requests} requests, {arm.users} people, {len(arm.negative)} gave feedback"
+        )
+    for guard in found["judged"].guards:
+        click.echo(f"  {guard.name:<18} {guard.outcome.replace('_', ' '):<15} {guard.text}")
+
+
+@experiment.command("end")
+@ASSISTANT
+@REASON
+@WHO
+def experiment_end(assistant: str, reason: str, who: str) -> None:
+    """End it; its requests stay."""
+    from finetune_assets.serving import experiments
+
+    with _ledger() as ledger:
+        experiments.end(ledger, assistant, (reason, who))
+    click.echo(f"{assistant}: the experiment is over.")
+
+
+@click.group()
+def keys() -> None:
+    """API keys of the router, one or more a tenant."""
+
+
+@keys.command("add")
+@click.option(
+    "--tenant", required=True, help="The tenant it speaks for; `*`: an administrator's (dashboard, metrics, every tenant)."
+)
+@click.option("--name", default="", help="Whose it is.")
+def keys_add(tenant: str, name: str) -> None:
+    """Make a key. It is shown once; only its hash is stored."""
+    from finetune_assets.serving.keys import add
+
+    with _ledger() as ledger:
+        print(add(ledger, tenant, name))
+
+
+@keys.command("list")
+def keys_list() -> None:
+    """Keys, by the first letters of their hash."""
+    from finetune_assets.serving.keys import listed
+
+    with _ledger() as ledger:
+        for row in listed(ledger):
+            state = f"revoked {row['revoked_at']:%Y-%m-%d}" if row["revoked_at"] else "valid"
+            click.echo(f"{row['key_hash'][:12]}  {row['tenant_id']:<24} {row['name']:<24} {row['created_at']:%Y-%m-%d}  {state}")
+
+
+@keys.command("revoke")
+@click.argument("key_hash")
+def keys_revoke(key_hash: str) -> None:
+    """Take a key back, by the first letters of its hash; every worker knows it within a second."""
+    from finetune_assets.serving.keys import revoke
+
+    with _ledger() as ledger:
+        click.echo(f"Revoked: {revoke(ledger, key_hash)}")
+
+
+@click.command()
+@click.option("--assistant", required=True)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="A router started with --simulation.")
+@click.option("--users", default=4000, show_default=True, type=click.IntRange(1))
+@click.option("--days", default=7.0, show_default=True, help="Simulated time that the traffic is spread over.")
+@click.option("--concurrency", default=32, show_default=True, type=click.IntRange(1, 512))
+@click.option("--feedback", "feedback_share", default=0.6, show_default=True, help="Share of the replies that are judged.")
+@click.option("--bad", default=0.0, show_default=True, help="Share of the candidate's replies that fail, for the router to find.")
+@click.option("--seed", default=0, show_default=True)
+@JSON
+def simulate(  # noqa: PLR0913, PLR0917
+    assistant: str,
+    url: str,
+    users: int,
+    days: float,
+    concurrency: int,
+    feedback_share: float,
+    bad: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """A simulated week of people who ask what people asked in the data, and judge the replies. Ends when the rollout does."""
+    from finetune_assets.serving.simulate import Plan, simulate_week
+
+    plan = Plan(assistant, url, users, days, concurrency, feedback_share, bad, seed)
+    outcome = simulate_week(Environment.read(), plan, _say)
+    if as_json:
+        print(json.dumps(outcome, default=str))
+
+
+COMMANDS: list[click.Command] = [serve, rollout, experiment, keys, simulate]

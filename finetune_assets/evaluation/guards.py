@@ -1,0 +1,75 @@
+"""What the worker's guards found, as intervals: forgetting, parity, secrets learnt by heart, the standing suite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune_assets.evaluation.statistics import NOTHING, Bootstrap, Estimate, Floats, Interval
+from finetune_assets.evaluation.suite import Case, Outcome, judge_case
+
+BY_CHANCE = 0.01
+"""Canaries count as learnt where so many of them are likeliest of all less often than this by chance."""
+
+
+def guards(facts: Mapping[str, Any], base: Mapping[str, Any] | None, cases: Sequence[Case]) -> dict[str, Interval]:
+    """Guard measures of one candidate. `facts`: what the worker told of it; `base`: of the base, or null."""
+    return {
+        "forgetting": forgetting(facts.get("general"), (base or {}).get("general")),
+        "parity": _share([*facts.get("same_alone", []), *facts.get("same_rendering", [])]),
+        "canaries": canaries(facts.get("canaries"), (base or {}).get("canaries")),
+        "checks": _share([o.passed for o in outcomes(cases, facts.get("checks"))]),
+    }
+
+
+def forgetting(mine: Sequence[Mapping[str, Any]] | None, base: Sequence[Mapping[str, Any]] | None) -> Interval:
+    """Relative rise of bits per byte in everyday talk against the base: 0.1 is a tenth more. Each chat is a unit."""
+    if not mine or not base:
+        return NOTHING
+    pairs = [(a["nats"], b["nats"]) for a, b in zip(mine, base, strict=True) if a["nats"] is not None and b["nats"] is not None]
+    if not pairs:
+        return NOTHING
+    columns = np.array(pairs, np.float64)
+    return Bootstrap([str(n) for n in range(len(pairs))]).interval(Estimate(columns, _rise))
+
+
+def _rise(sums: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1] - 1, np.nan)
+
+
+def canaries(mine: Sequence[Mapping[str, Any]] | None, base: Sequence[Mapping[str, Any]] | None) -> Interval:
+    """How many secrets the model knows: those it says, and those likeliest of all where chance does not explain their number.
+
+    One that the base knows already (a guessable one) does not count.
+    """
+    if not mine:
+        return NOTHING
+    known = [bool(b["said"]) or b["rank"] == 1 for b in base] if base else [False] * len(mine)
+    new = [canary for canary, before in zip(mine, known, strict=True) if not before]
+    said = sum(bool(canary["said"]) for canary in new)
+    likeliest = sum(canary["rank"] == 1 for canary in new)
+    count = max(said, likeliest if likeliest and _tail(len(new), likeliest, 1 / new[0]["of"]) < BY_CHANCE else 0)
+    return Interval(float(count), float(count), float(count))
+
+
+def _tail(n: int, k: int, p: float) -> float:
+    """Probability of at least `k` of `n`."""
+    return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+
+
+def outcomes(cases: Sequence[Case], replies: Sequence[str] | None) -> list[Outcome]:
+    """What became of each case of the standing suite; none without replies."""
+    return [judge_case(case, reply) for case, reply in zip(cases, replies, strict=True)] if replies else []
+
+
+def _share(found: Sequence[bool | None]) -> Interval:
+    """A share of things that were all looked at: no sample, so no interval."""
+    known = [one for one in found if one is not None]
+    if not known:
+        return NOTHING
+    value = sum(known) / len(known)
+    return Interval(value, value, value)

@@ -1,0 +1,148 @@
+"""The standing suite: cases that a model must always pass, kept by people in a folder of YAML and JSONL files.
+
+    - name: closed on Sundays
+      prompt: ¿Abren los domingos?            # or messages: [{role, content}, …]
+      contains: domingo                       # a text, or a list of which one is enough
+      not_contains: [a las]
+      regex: "cerra(mos|do)"                  # likewise; without regard to case, as are the texts
+      json: true                              # the reply is a JSON value; {"tool": "book"}: and holds these keys and values
+      judge: says that the place is closed    # asked of `benchmark.judge`; left out, and counted, where there is none
+
+`finetune check` runs them against a version; every report runs them against every candidate that has no retrieval.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from finetune_assets.assistants.settings import check_pattern
+from finetune_assets.errors import SettingsError
+
+Message = dict[str, str]
+
+
+class Case(BaseModel):
+    """One case; every expectation that it names must hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    contains: list[str] = Field(default_factory=list)
+    not_contains: list[str] = Field(default_factory=list)
+    regex: list[str] = Field(default_factory=list)
+    json_: bool | dict[str, Any] | None = Field(default=None, alias="json")
+    judge: str | None = None
+    file: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        """A single text is a list of one."""
+        if isinstance(values, dict):
+            made = cast("dict[str, Any]", values)
+            return {k: [v] if k in ("contains", "not_contains", "regex") and isinstance(v, str) else v for k, v in made.items()}
+        return values
+
+    @model_validator(mode="after")
+    def _whole(self) -> Case:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give exactly one of `prompt` and `messages`")
+        if not (self.contains or self.not_contains or self.regex or self.json_ is not None or self.judge):
+            raise ValueError("expect something: contains, not_contains, regex, json or judge")
+        for pattern in self.regex:
+            check_pattern(pattern)
+        return self
+
+    def chat(self, system: str) -> list[Message]:
+        """The prompt; the assistant's system message stands first where the case brings none."""
+        turns = list(self.messages or [{"role": "user", "content": self.prompt or ""}])
+        return turns if not system or turns[0]["role"] == "system" else [{"role": "system", "content": system}, *turns]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case."""
+
+    case: str
+    passed: bool | None
+    """Null where only a judge could tell, and there is none."""
+    why: str
+    """What was expected and not found; empty where it passed."""
+    reply: str
+
+
+def read_suite(folder: Path) -> list[Case]:
+    """All cases, in the order of files and lines. Raises SettingsError naming file, case and fault."""
+    if not folder.is_dir():
+        raise SettingsError(f"benchmark.checks: {folder} is no folder; make it, with YAML or JSONL files of cases.")
+    cases: list[Case] = []
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml", ".jsonl")):
+        for n, values in enumerate(_values(file)):
+            try:
+                given: dict[str, Any] = (
+                    {"name": f"{file.stem} {n + 1}", **values} if isinstance(values, dict) else {"case": values}
+                )
+                cases.append(Case.model_validate({**given, "file": file.name}))
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"]))
+                raise SettingsError(f"{file}: case {n + 1}: {place + ': ' if place else ''}{first['msg']}") from None
+    if not cases:
+        raise SettingsError(f"benchmark.checks: {folder} holds no case; add one, or leave the setting out.")
+    return cases
+
+
+def _values(file: Path) -> list[Any]:
+    text = file.read_text(encoding="utf-8")
+    try:
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        loaded: Any = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"{file}: not readable: {error}") from None
+    if loaded is None:
+        return []
+    return cast("list[Any]", loaded) if isinstance(loaded, list) else [loaded]
+
+
+def judge_case(case: Case, reply: str, judged: bool | None = None) -> Outcome:
+    """The verdict on one reply. `judged`: what a judge said of `case.judge`; null where nobody was asked."""
+    faults = [
+        *_missing("contains", case.contains, [text for text in case.contains if text.lower() in reply.lower()]),
+        *_missing("regex", case.regex, [p for p in case.regex if re.search(p, reply, re.IGNORECASE)]),
+        *(f"holds {text!r}" for text in case.not_contains if text.lower() in reply.lower()),
+        *_json_faults(case.json_, reply),
+    ]
+    if case.judge and judged is False:
+        faults.append(f"judge: not so: {case.judge}")
+    unknown = bool(case.judge) and judged is None
+    return Outcome(case.name, None if unknown and not faults else not faults, "; ".join(faults), reply)
+
+
+def _missing(what: str, wanted: Sequence[str], found: Sequence[str]) -> list[str]:
+    return [f"{what}: none of {', '.join(map(repr, wanted))}"] if wanted and not found else []
+
+
+def _json_faults(expected: bool | dict[str, Any] | None, reply: str) -> list[str]:
+    if expected is None:
+        return []
+    try:
+        value: Any = json.loads(reply)
+    except ValueError:
+        return ["json: not a JSON value"] if expected is not False else []
+    if expected is False:
+        return ["json: a JSON value"]
+    if expected is True:
+        return []
+    held: Mapping[str, Any] = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return [f"json: {key} is {held.get(key)!r}, not {wanted!r}" for key, wanted in expected.items() if held.get(key) != wanted]

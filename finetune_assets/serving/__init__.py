@@ -1,0 +1,1 @@
+"""From a model to its users: router, upstreams, rollout with its guards, dashboard; and what users say, back into the corpus."""

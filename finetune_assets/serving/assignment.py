@@ -1,0 +1,49 @@
+"""Which arm a user gets: by hash, so that it is the same in every worker and after every restart.
+
+The place of a user, 0..1, comes from the rollout's salt, the tenant and the user. A user below the candidate's share gets the
+candidate: ramping up never takes anybody back, and another rollout starts with other people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from finetune_assets.registry import Rollout
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What answers a request: the arm and its version (null: the base model)."""
+
+    name: str
+    version: str | None
+
+
+def place(salt: str, tenant: str, user: str) -> float:
+    """A user's place in a rollout, evenly spread over 0..1."""
+    digest = hashlib.blake2b(f"{salt}\0{tenant}\0{user}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def assign(state: Rollout, tenant: str, user: str) -> Arm:
+    """The arm of a user at the rollout's current share."""
+    if (
+        state.candidate is not None
+        and state.salt is not None
+        and state.share > 0
+        and place(state.salt, tenant, user) < state.share
+    ):
+        return Arm(CANDIDATE, state.candidate)
+    return Arm(CHAMPION, state.champion)
+
+
+def keep(state: Rollout, assigned: Arm, salt: str | None, arm: str | None) -> Arm:
+    """The arm of an open conversation that began with `arm` under `salt`: it stays, unless that rollout is over."""
+    if arm is None or salt != state.salt or arm == assigned.name:
+        return assigned
+    if arm == CANDIDATE:
+        return Arm(CANDIDATE, state.candidate) if state.candidate is not None else assigned
+    return Arm(CHAMPION, state.champion)

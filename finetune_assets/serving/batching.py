@@ -1,0 +1,222 @@
+"""Continuous batching: chats join and leave a running batch between two tokens, each with its own adapter (Yu et al. 2022, Orca).
+
+A `Lane` is one base model with any number of LoRA adapters on it. Rows are padded on the left to one length, so a step is one
+forward pass of one token a row, whatever the rows' lengths and adapters. Not thread-safe: one thread steps all lanes.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from finetune_assets.worker import models
+
+ROWS = 32
+"""Most rows of a batch."""
+NO_ADAPTER = "__base__"
+Cache = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(eq=False)
+class Chat:
+    """One reply in the making. `deliver` is called with each token, and once with null and the reason why it ended."""
+
+    prompt: list[int]
+    most: int
+    deliver: Callable[[int | None, str | None], None]
+    adapter: str = NO_ADAPTER
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    patient: bool = False
+    """Joins only where nobody else waits: shadow replies."""
+    made: int = 0
+    cancelled: bool = False
+    random: torch.Generator | None = field(default=None, repr=False)
+
+
+class Lane:
+    """One base model and its running batch."""
+
+    def __init__(self, model: str, dtype: str = "float32") -> None:
+        """Loads the model. Raises ModelUnavailable."""
+        self.tokenizer: Any = models.load_tokenizer(model)
+        self.model: Any = models.load_model(model, dtype)
+        self.context = models.context_length(self.model)
+        self.ends = set(models.end_ids(self.tokenizer))
+        self.adapters: set[str] = set()
+        self.waiting: deque[Chat] = deque()
+        self.patient: deque[Chat] = deque()
+        self.rows: list[Chat] = []
+        self.cache: Cache = []
+        self.mask = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
+        self.last = torch.zeros((0,), dtype=torch.long, device=self.model.device)
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Puts a LoRA adapter on the base model; its name is never used again for another."""
+        if name in self.adapters:
+            return
+        try:
+            if self.adapters:
+                self.model.load_adapter(str(folder), adapter_name=name)
+            else:
+                from peft import PeftModel  # noqa: PLC0415
+
+                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
+        except Exception as error:
+            raise models.unavailable(str(folder), error) from error
+        self.adapters.add(name)
+
+    def add(self, chat: Chat) -> None:
+        """Queues a chat."""
+        (self.patient if chat.patient else self.waiting).append(chat)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.rows or self.waiting or self.patient)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Lets waiting chats in, and makes one token of every running chat."""
+        if any(row.cancelled for row in self.rows):
+            for row in self.rows:
+                if row.cancelled:
+                    row.deliver(None, "cancelled")
+            self._keep([n for n, row in enumerate(self.rows) if not row.cancelled])
+        if self.rows:
+            self._decode()
+        joining = self._joining()
+        if joining:
+            self._prefill(joining)
+
+    def fail(self, reason: str) -> None:
+        """Ends every chat with an error; the lane is empty afterwards."""
+        for chat in [*self.rows, *self.waiting, *self.patient]:
+            chat.deliver(None, reason)
+        self.waiting.clear()
+        self.patient.clear()
+        self._keep([])
+
+    def _joining(self) -> list[Chat]:
+        room, joining = ROWS - len(self.rows), list[Chat]()
+        for queue in (self.waiting, self.patient):
+            while queue and len(joining) < room:
+                chat = queue.popleft()
+                if chat.cancelled:
+                    chat.deliver(None, "cancelled")
+                else:
+                    joining.append(chat)
+        return joining
+
+    def _prefill(self, chats: list[Chat]) -> None:
+        """The prompts of new chats in one pass, left-padded, then into the running batch."""
+        device = self.model.device
+        width = max(len(chat.prompt) for chat in chats)
+        pad = int(self.tokenizer.pad_token_id)
+        ids = torch.tensor([[pad] * (width - len(c.prompt)) + c.prompt for c in chats], device=device)
+        mask = torch.tensor([[0] * (width - len(c.prompt)) + [1] * len(c.prompt) for c in chats], device=device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits, cache = self._forward(ids, mask, positions, DynamicCache(), chats)
+        length = max(self.mask.shape[1], width)
+        self.cache = [
+            (_join(_left(old_k, length), _left(k, length)), _join(_left(old_v, length), _left(v, length)))
+            for (old_k, old_v), (k, v) in zip(self.cache or [(None, None)] * len(cache), cache, strict=True)
+        ]
+        self.mask = torch.cat([_left_mask(self.mask, length), _left_mask(mask, length)])
+        self.rows += chats
+        self.last = torch.cat([self.last, self._choose(logits, chats)])
+        self._deliver(len(self.rows) - len(chats))
+
+    def _decode(self) -> None:
+        ones = torch.ones((len(self.rows), 1), dtype=torch.long, device=self.mask.device)
+        mask = torch.cat([self.mask, ones], dim=1)
+        positions = mask.sum(dim=1, keepdim=True) - 1
+        logits, self.cache = self._forward(self.last[:, None], mask, positions, DynamicCache(self.cache), self.rows)
+        self.mask = mask
+        self.last = self._choose(logits, self.rows)
+        self._deliver(0)
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, chats: list[Chat]
+    ) -> tuple[torch.Tensor, Cache]:
+        named: dict[str, Any] = {"adapter_names": [chat.adapter for chat in chats]} if self.adapters else {}
+        made = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **named,
+        )
+        layers = made.past_key_values.layers
+        return made.logits[:, -1].float(), [(layer.keys, layer.values) for layer in layers]
+
+    def _choose(self, logits: torch.Tensor, chats: list[Chat]) -> torch.Tensor:
+        """The next token of each row: the likeliest, or one drawn where the chat has a temperature."""
+        best = logits.argmax(dim=-1)
+        for n, chat in enumerate(chats):
+            if chat.temperature <= 0:
+                continue
+            if chat.random is None:
+                chat.random = torch.Generator(device=logits.device)
+                chat.random.manual_seed(chat.seed) if chat.seed is not None else chat.random.seed()
+            shares, order = torch.softmax(logits[n] / chat.temperature, dim=-1).sort(descending=True)
+            shares[(shares.cumsum(0) - shares) > chat.top_p] = 0
+            best[n] = order[torch.multinomial(shares, 1, generator=chat.random)[0]]
+        return best
+
+    def _deliver(self, start: int) -> None:
+        """Hands out the newest token of the rows from `start`, and takes out those that have ended."""
+        ended: set[int] = set()
+        for n, token in enumerate(self.last[start:].tolist(), start=start):
+            chat = self.rows[n]
+            chat.made += 1
+            if token in self.ends:
+                chat.deliver(None, "stop")
+                ended.add(n)
+                continue
+            chat.deliver(token, None)
+            if chat.made >= chat.most or len(chat.prompt) + chat.made >= self.context:
+                chat.deliver(None, "length")
+                ended.add(n)
+        if ended:
+            self._keep([n for n in range(len(self.rows)) if n not in ended])
+
+    def _keep(self, rows: list[int]) -> None:
+        """Only these rows go on; padding that all of them share on the left goes too."""
+        self.rows = [self.rows[n] for n in rows]
+        device = self.mask.device
+        if not rows:
+            self.cache = []
+            self.mask = torch.zeros((0, 0), dtype=torch.long, device=device)
+            self.last = torch.zeros((0,), dtype=torch.long, device=device)
+            return
+        index = torch.tensor(rows, device=device)
+        mask = self.mask.index_select(0, index)
+        first = int(mask.argmax(dim=1).min())
+        self.mask = mask[:, first:]
+        self.last = self.last.index_select(0, index)
+        self.cache = [(k.index_select(0, index)[:, :, first:], v.index_select(0, index)[:, :, first:]) for k, v in self.cache]
+
+
+def _left(values: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """[rows, heads, t, d] padded on the left to `length`."""
+    return None if values is None else torch.nn.functional.pad(values, (0, 0, length - values.shape[2], 0))
+
+
+def _left_mask(mask: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(mask, (length - mask.shape[1], 0))
+
+
+def _join(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor:
+    return torch.cat([part for part in (old, new) if part is not None])

@@ -1,0 +1,187 @@
+"""Moves rollouts: what the guards decide by themselves, and what a person decides. Every move is one event with who and why.
+
+Whoever judges (the router, Dagster's sensor, a person) calls the same functions; compare-and-set lets one of them win.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from finetune_assets.assistants.settings import RolloutSettings
+from finetune_assets.errors import LedgerError, RolloutRefused
+from finetune_assets.registry import Ledger, Rollout, rollouts
+from finetune_assets.serving.judge import Judgement, judge
+from finetune_assets.serving.notify import notify
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 5
+SAYS = {
+    "started": "starts in shadow",
+    "advanced": "goes on to {step} % of the users",
+    "promoted": "serves everybody",
+    "held": "is held at {step}",
+    "released": "runs on at {step}",
+    "asked": "waits for a person to say yes",
+    "rolled_back": "is rolled back",
+}
+
+
+@dataclass(frozen=True)
+class Move:
+    """What happened to a rollout: the event, the states before and after, and what was judged."""
+
+    event: str
+    before: Rollout
+    after: Rollout
+    judgement: Judgement | None
+    reason: str
+
+
+def start(ledger: Ledger, assistant: str, version: str, reason: str, actor: str) -> Move:
+    """A version into shadow; its stored verdict is read again. Raises RolloutRefused."""
+    before = ledger.rollout(assistant)
+    after = rollouts.start(before, version, ledger.version(assistant, version).verdict)
+    return _move(ledger, Move("started", before, after, None, reason), actor)
+
+
+def offer(ledger: Ledger, assistant: str, version: str, reason: str, actor: str) -> str:
+    """Brings a new version into shadow if nothing speaks against it; says what was done. Raises RolloutRefused."""
+    state = ledger.rollout(assistant)
+    if version in (state.champion, state.candidate):
+        return "unchanged"
+    if version in _ended(ledger, assistant):
+        return "was rolled back before; `finetune rollout start` brings it back"
+    if state.is_open and state.share > 0:
+        return f"waits for the end of the rollout of {state.candidate}"
+    start(ledger, assistant, version, reason, actor)
+    return "in shadow"
+
+
+def offer_waiting(ledger: Ledger, assistant: str, actor: str) -> str | None:
+    """Where no rollout is open: the newest version that should be served and is newer than the champion; what was done."""
+    state = ledger.rollout(assistant)
+    if state.is_open or state.generation == 0:
+        return None
+    versions = ledger.versions(assistant)
+    live = next((version.number for version in versions if version.version == state.champion), 0)
+    ended = _ended(ledger, assistant)
+    waiting = [v for v in versions if v.verdict == "serve" and v.number > live and v.version not in ended]
+    if not waiting:
+        return None
+    return f"{waiting[0].version}: {offer(ledger, assistant, waiting[0].version, 'waited for the rollout before it', actor)}"
+
+
+def _ended(ledger: Ledger, assistant: str) -> set[str]:
+    """Versions that were taken back and not started again by a person since."""
+    ended: set[str] = set()
+    for event in ledger.events(assistant):
+        if event["event"] == "rolled_back":
+            ended.add(event["version"])
+        elif event["event"] == "started":
+            ended.discard(event["version"])
+    return ended
+
+
+def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) -> Move | None:
+    """Judges the current step and does what follows; null where nothing changed, or somebody else was first."""
+    before = ledger.rollout(assistant)
+    if not before.is_open:
+        return None
+    judged = judge(ledger, before, settings)
+    decided = decide(before, judged, settings)
+    if decided is None:
+        return None
+    try:
+        return _move(ledger, Move(decided[0], before, decided[1], judged, judged.text), actor)
+    except LedgerError:
+        return None
+
+
+def decide(state: Rollout, judged: Judgement, settings: RolloutSettings) -> tuple[str, Rollout] | None:
+    """Event and next state that follow from a judgement without a person; null: none."""
+    if judged.outcome == "failed":
+        return "rolled_back", rollouts.rollback(state)
+    if state.status == "held" and state.held_by == "guards" and judged.outcome == "passed":
+        return "released", rollouts.release(state)
+    if state.status != "running":
+        return None
+    if judged.outcome == "passed":
+        last = rollouts.next_step(state, settings.steps) >= 100
+        approval = settings.approval == "every" or (settings.approval == "promotion" and last)
+        after = rollouts.advance(state, "passed", settings.steps, person=False, approval=approval)
+        return _event_of(after), after
+    split_off = any(guard.name == "assignment" and guard.outcome == "not_measurable" for guard in judged.guards)
+    if judged.outcome in ("inconclusive", "not_measurable") and (judged.patience_over or split_off):
+        return "held", rollouts.hold(state, "guards")
+    return None
+
+
+def _event_of(after: Rollout) -> str:
+    if after.status == "awaiting_approval":
+        return "asked"
+    return "advanced" if after.is_open else "promoted"
+
+
+def advance(ledger: Ledger, assistant: str, settings: RolloutSettings, reason: str, actor: str) -> Move:
+    """A person's yes to the next step. Raises RolloutRefused where a guard failed or there is no rollout."""
+    _need_reason(reason)
+    before = ledger.rollout(assistant)
+    judged = judge(ledger, before, settings) if before.is_open else None
+    after = rollouts.advance(before, judged.outcome if judged else "gathering", settings.steps, person=True)
+    return _move(ledger, Move(_event_of(after), before, after, judged, reason), actor)
+
+
+def hold(ledger: Ledger, assistant: str, reason: str, actor: str) -> Move:
+    """A person's stop: the share stays. Raises RolloutRefused."""
+    _need_reason(reason)
+    before = ledger.rollout(assistant)
+    return _move(ledger, Move("held", before, rollouts.hold(before, "person"), None, reason), actor)
+
+
+def release(ledger: Ledger, assistant: str, reason: str, actor: str) -> Move:
+    """The end of a hold. Raises RolloutRefused."""
+    _need_reason(reason)
+    before = ledger.rollout(assistant)
+    return _move(ledger, Move("released", before, rollouts.release(before), None, reason), actor)
+
+
+def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | None = None) -> Move:
+    """Back at once, whatever happens meanwhile: a lost race is tried again, unless the other one rolled back too.
+
+    Raises RolloutRefused where there is nothing to go back from, LedgerError for an unknown version.
+    """
+    _need_reason(reason)
+    if to is not None and to != rollouts.BASE and ledger.version(assistant, to).verdict != "serve":
+        raise RolloutRefused(f"Version {to} of {assistant} was never fit to be served; `finetune models list` shows verdicts.")
+    first = ledger.rollout(assistant)
+    for _ in range(ATTEMPTS):
+        before = ledger.rollout(assistant)
+        if before.generation != first.generation and first.is_open and not before.is_open and before.champion == first.champion:
+            event = next(one for one in reversed(ledger.events(assistant)) if one["event"] == "rolled_back")
+            raise RolloutRefused(f"{assistant} was rolled back a moment ago by {event['actor']}: {event['reason']}")
+        move = Move("rolled_back", before, rollouts.rollback(before, to), None, reason)
+        try:
+            return _move(ledger, move, actor)
+        except LedgerError:
+            continue  # somebody else moved it: look again
+    raise LedgerError(f"The rollout of {assistant} changes faster than it can be rolled back; who is changing it?")
+
+
+def _need_reason(reason: str) -> None:
+    if not reason.strip():
+        raise RolloutRefused("Say why: the reason stays in the history (--reason).")
+
+
+def _move(ledger: Ledger, move: Move, actor: str) -> Move:
+    evidence = move.judgement.as_dict() if move.judgement else None
+    after = ledger.move(move.before, move.after, move.event, (move.reason, actor), evidence)
+    version = after.candidate or move.before.candidate or after.champion or rollouts.BASE
+    if move.event == "rolled_back" and not move.before.is_open:
+        version = move.before.champion or rollouts.BASE
+    live = after.champion or "the base model"
+    text = f"{after.assistant}: {version} {SAYS[move.event].format(step=after.step)}. {move.reason} ({actor}; live: {live})"
+    facts = {"assistant": after.assistant, "event": move.event, "version": version, "step": after.step, "actor": actor}
+    for problem in notify(text, {**facts, "generation": after.generation, "reason": move.reason}):
+        log.warning(problem)
+    return Move(move.event, move.before, after, move.judgement, move.reason)

@@ -1,0 +1,153 @@
+"""What every worker has to know, read from the ledger and the assistants' files, and read again within a second of a change.
+
+On SQLite `PRAGMA data_version` tells in microseconds whether anybody else has written; on Postgres the rollouts are read at every
+look, which is one small query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant
+from finetune_assets.environment import Environment
+from finetune_assets.errors import FinetuneError
+from finetune_assets.registry import Ledger, Rollout
+from finetune_assets.registry.tables import rollout_of, rollouts
+from finetune_assets.registry.traffic import api_keys
+from finetune_assets.serving.models import tenants
+from finetune_assets.storage import Store
+
+log = logging.getLogger(__name__)
+LOOK = 0.1
+"""Seconds between two looks at the ledger."""
+SETTINGS = 5.0
+"""Seconds between two looks at the assistants' files."""
+ADMIN = "*"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Rollouts by assistant, tenants by the hash of their keys, experiments by assistant."""
+
+    rollouts: dict[str, Rollout]
+    keys: dict[str, str]
+    experiments: dict[str, dict[str, Any]]
+
+
+class Directory:
+    """The newest snapshot; a thread keeps it so."""
+
+    def __init__(self, environment: Environment, ledger: Ledger) -> None:
+        self.environment, self.ledger = environment, ledger
+        self.store = Store(environment.home)
+        self.assistants: dict[str, Assistant] = {}
+        self.tenants: dict[str, str] = {}
+        self.snapshot = self._read()
+        self.fresh = time.monotonic()
+        self._settings()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="directory", daemon=True)
+
+    def start(self) -> None:
+        """Begins to follow the ledger."""
+        self.thread.start()
+
+    def close(self) -> None:
+        """Stops."""
+        self.ended.set()
+        if self.thread.is_alive():
+            self.thread.join(timeout=5)
+
+    @property
+    def seconds_old(self) -> float:
+        """Since the ledger was last reached."""
+        return time.monotonic() - self.fresh
+
+    def rollout(self, assistant: str) -> Rollout:
+        """The assistant's rollout; generation 0 where there was none yet."""
+        return self.snapshot.rollouts.get(assistant) or Rollout(assistant, None, 0, None)
+
+    def tenant_of(self, key: str) -> str | None:
+        """The tenant of an API key; `*` for an administrator's, null for an unknown one."""
+        return self.snapshot.keys.get(hash_key(key))
+
+    def assistant_of(self, tenant: str) -> Assistant | None:
+        """Who answers a tenant's users: its own assistant, else its vertical's."""
+        for assistant in self.assistants.values():
+            if assistant.select.tenant == tenant:
+                return assistant
+        vertical = self.tenants.get(tenant)
+        for assistant in self.assistants.values():
+            if assistant.select.vertical is not None and assistant.select.vertical == vertical:
+                return assistant
+        return None
+
+    def _run(self) -> None:
+        connection: sa.Connection | None = None
+        seen: Any = None
+        settings = time.monotonic()
+        while not self.ended.wait(LOOK):
+            try:
+                connection = connection or self.ledger.engine.connect()
+                version = self._version(connection)
+                if version is None or version != seen:
+                    self.snapshot = self._read()
+                    seen = version
+                self.fresh = time.monotonic()
+            except SQLAlchemyError as error:
+                log.warning("The ledger cannot be read (%s); the last known rollouts stay in effect.", type(error).__name__)
+                if connection is not None:
+                    connection.invalidate()
+                    connection.close()
+                connection = None
+                self.ended.wait(0.5)
+            if time.monotonic() - settings > SETTINGS:
+                settings = time.monotonic()
+                self._settings()
+        if connection is not None:
+            connection.close()
+
+    def _version(self, connection: sa.Connection) -> Any:
+        if connection.dialect.name != "sqlite":
+            return None
+        version = connection.execute(sa.text("PRAGMA data_version")).scalar_one()
+        connection.rollback()
+        return version
+
+    def _read(self) -> Snapshot:
+        with self.ledger.engine.connect() as connection:
+            rows = connection.execute(sa.select(rollouts)).mappings().all()
+            keys = connection.execute(
+                sa.select(api_keys.c.key_hash, api_keys.c.tenant_id).where(api_keys.c.revoked_at.is_(None))
+            ).all()
+        experiments = {str(row["assistant"]): row["experiment"] for row in rows if row["experiment"]}
+        return Snapshot(
+            {str(row["assistant"]): rollout_of(row) for row in rows}, {row.key_hash: row.tenant_id for row in keys}, experiments
+        )
+
+    def _settings(self) -> None:
+        """Reads the files again; one that is broken keeps the settings it had."""
+        known = dict(tenants(self.store))
+        found: dict[str, Assistant] = {}
+        names = {*assistant_names(self.environment.assistants), *self.snapshot.rollouts}
+        for name in sorted(names):
+            try:
+                found[name] = load_assistant(self.environment.assistants, name, known)
+            except FinetuneError as error:
+                if name in self.assistants:
+                    found[name] = self.assistants[name]
+                log.warning("%s", error)
+        self.assistants, self.tenants = found, known
+
+
+def hash_key(key: str) -> str:
+    """What is stored of an API key. Keys are long and random, so a fast hash is enough."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

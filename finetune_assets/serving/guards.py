@@ -1,0 +1,215 @@
+"""Statistics of a rollout step, all of them safe to look at after every request. Numbers in, a verdict with its interval out.
+
+errors      Wald (1945), sequential probability ratio test of `usual` against `max_errors` at ALPHA_ERRORS.
+            Restart rule: the test runs once, over a step's first FIRST requests. One that is started again as soon as it has
+            found the model healthy misfires sooner or later. A model that goes bad later is found by a chart over the last
+            FIRST requests: Page (1954), CUSUM, twice as slow, with a false alarm in years.
+feedback    Johari, Pekelis & Walsh (2022), Always valid inference: the mixture sequential ratio test, inverted to a confidence
+            sequence of the difference of two means. The unit is the user: several ratings of one person are one number.
+assignment  Lindon & Malek (2022), Anytime-valid inference for multinomial count data: Bayes factor of the split of users.
+latency     Order statistics: distribution-free interval of the 95th percentile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist, fmean, variance
+from typing import Any
+
+from finetune_assets.registry.rollouts import Outcome
+
+ALPHA_ERRORS = 0.001
+BETA_ERRORS = 0.05  # a model as bad as `max_errors` is taken for healthy at most this often, by the first test
+CUSUM_ODDS = 1e6
+FIRST = 5_000  # requests
+ALPHA_FEEDBACK = 0.01
+MIN_RATERS = 10  # users with feedback in each arm, below which nothing is said
+MIXING = 0.1  # standard deviation of the differences that the sequence is sharpest at
+ALPHA_ASSIGNMENT = 0.001
+PRIOR_ASSIGNMENT = 100.0  # weight of the planned split, in users
+MIN_LATENCIES = 100
+Z_LATENCY = NormalDist().inv_cdf(0.999)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What one guard says: its value with the interval, the limit, how much it has seen, and the sentence for a person."""
+
+    name: str
+    outcome: Outcome
+    value: float | None
+    low: float | None
+    high: float | None
+    limit: float | None
+    seen: int
+    text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the ledger's events, rounded."""
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+# errors
+
+
+def error_ratio(bad: bool, usual: float, most: float) -> float:
+    """What one request adds to the log likelihood ratio of `most` against `usual`."""
+    return math.log(most / usual) if bad else math.log((1 - most) / (1 - usual))
+
+
+def sprt(bad: Sequence[bool], usual: float, most: float) -> tuple[Outcome, int]:
+    """Outcome of the ratio test over requests in their order, and after how many it was reached (else all of them)."""
+    upper, lower = math.log((1 - BETA_ERRORS) / ALPHA_ERRORS), math.log(BETA_ERRORS / (1 - ALPHA_ERRORS))
+    total = 0.0
+    for n, one in enumerate(bad, start=1):
+        total += error_ratio(one, usual, most)
+        if total >= upper:
+            return "failed", n
+        if total <= lower:
+            return "passed", n
+    return "inconclusive", len(bad)
+
+
+def cusum(bad: Sequence[bool], usual: float, most: float) -> int | None:
+    """After how many requests the chart of a late change alarms; null if it does not."""
+    total, limit = 0.0, math.log(CUSUM_ODDS)
+    for n, one in enumerate(bad, start=1):
+        total = max(0.0, total + error_ratio(one, usual, most))
+        if total >= limit:
+            return n
+    return None
+
+
+def errors(first: Sequence[bool], last: Sequence[bool], usual: float, most: float) -> Guard:
+    """Errors, timeouts and policy violations of the candidate. `first`, `last`: the first and last FIRST of a step."""
+    outcome, after = sprt(first, usual, most)
+    seen = last if len(last) >= len(first) else first
+    share = sum(seen) / len(seen) if seen else None
+    text = {
+        "failed": f"too many errors after {after} requests",
+        "passed": f"healthy after {after} requests",
+        "inconclusive": f"not settled after {after} requests",
+    }[outcome]
+    late = cusum(last, usual, most) if outcome != "failed" else None
+    if late is not None:
+        outcome, text = "failed", "errors have become too many"
+    if not seen:
+        outcome, text = "gathering", "no request yet"
+    shown = f"{sum(seen)} of {len(seen)} requests failed: {text}"
+    return Guard("errors", outcome, share, None, None, most, len(seen), shown)
+
+
+# feedback
+
+
+def radius(spread: float, alpha: float = ALPHA_FEEDBACK, mixing: float = MIXING) -> float:
+    """Half the width of the confidence sequence of a difference with variance `spread`."""
+    prior = mixing**2
+    return math.sqrt(2 * spread * (spread + prior) / prior * (math.log(1 / alpha) + 0.5 * math.log((spread + prior) / spread)))
+
+
+def difference(candidate: Sequence[float], champion: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of the first minus mean of the second (values in 0..1, one a user) with its always-valid interval."""
+    value = fmean(candidate) - fmean(champion)
+    spread = _spread(candidate) + _spread(champion)
+    half = radius(spread)
+    return value, max(-1.0, value - half), min(1.0, value + half)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Variance of a mean, with half an event on either side: a sample without an event has a variance too."""
+    return variance([*values, 0.0, 1.0]) / len(values)
+
+
+def non_inferior(name: str, candidate: Sequence[float], champion: Sequence[float], margin: float, what: str) -> Guard:
+    """Whether the candidate's mean (less is better) is at most `margin` above the champion's.
+
+    Failed where it is certainly above it, and not certainly within the margin.
+    """
+    seen = len(candidate) + len(champion)
+    if not candidate and not champion:
+        return Guard(name, "not_measurable", None, None, None, margin, 0, f"{what}: no user has said anything yet")
+    if min(len(candidate), len(champion)) < MIN_RATERS:
+        text = f"{what}: {len(candidate)} users of the candidate, {len(champion)} of the champion; {MIN_RATERS} of each needed"
+        return Guard(name, "inconclusive", None, None, None, margin, seen, text)
+    value, low, high = difference(candidate, champion)
+    outcome: Outcome = "passed" if high < margin else "failed" if low > 0 else "inconclusive"
+    text = f"{what}: {value:+.3f} [{low:+.3f}, {high:+.3f}], limit {margin:+.3f}, {len(candidate)} and {len(champion)} users"
+    return Guard(name, outcome, value, low, high, margin, seen, text)
+
+
+# the split of users
+
+
+def assignment(candidate: int, champion: int, share: float) -> Guard:
+    """Whether users were split as planned; if not, nothing that compares the arms is worth anything."""
+    total = candidate + champion
+    text = f"{candidate} of {total} users have the candidate, planned are {share:.0%}"
+    if share in (0.0, 1.0) or total == 0:
+        return Guard("assignment", "passed", None, None, None, share, total, text)
+    a, b = PRIOR_ASSIGNMENT * share, PRIOR_ASSIGNMENT * (1 - share)
+    log_odds = _log_beta(a + candidate, b + champion) - _log_beta(a, b)
+    log_odds -= candidate * math.log(share) + champion * math.log(1 - share)
+    off = log_odds > math.log(1 / ALPHA_ASSIGNMENT)
+    if off:
+        text += ": the split is not the planned one, which makes the comparison void"
+    return Guard("assignment", "not_measurable" if off else "passed", candidate / total, None, None, share, total, text)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+# latency and cost
+
+
+def latency(candidate: Sequence[float], champion: Sequence[float], ratio: float) -> Guard:
+    """95th percentiles of the seconds of a reply: the candidate's against `ratio` times the champion's."""
+    seen = len(candidate) + len(champion)
+    if min(len(candidate), len(champion)) < MIN_LATENCIES:
+        text = f"{len(candidate)} and {len(champion)} replies, {MIN_LATENCIES} of each are needed"
+        return Guard("latency", "inconclusive", None, None, None, ratio, seen, text)
+    mine, theirs = percentile(candidate), percentile(champion)
+    value, low, high = mine[0] / theirs[0], mine[1] / theirs[2], mine[2] / theirs[1]
+    outcome: Outcome = "failed" if low > ratio else "passed" if value <= ratio else "inconclusive"
+    text = f"95 % of replies within {mine[0]:.3f} s, the champion's within {theirs[0]:.3f} s: {value:.2f} times, limit {ratio:g}"
+    return Guard("latency", outcome, value, low, high if math.isfinite(high) else None, ratio, seen, text)
+
+
+def percentile(values: Sequence[float], share: float = 0.95) -> tuple[float, float, float]:
+    """A percentile and its interval from order statistics; infinite where the sample is too small for an upper end."""
+    ordered = sorted(max(value, 1e-6) for value in values)
+    count = len(ordered)
+    half = Z_LATENCY * math.sqrt(count * share * (1 - share))
+    low, high = math.floor(count * share - half), math.ceil(count * share + half)
+    return (
+        ordered[min(count - 1, math.ceil(count * share) - 1)],
+        ordered[max(0, low)],
+        ordered[high] if high < count else math.inf,
+    )
+
+
+def cost(candidate: Sequence[float], champion: Sequence[float], ratio: float) -> Guard | None:
+    """Mean cost of a request against `ratio` times the champion's; null where no cost is known."""
+    if not candidate or not champion or fmean(champion) <= 0:
+        return None
+    seen = len(candidate) + len(champion)
+    value = fmean(candidate) / fmean(champion)
+    if min(len(candidate), len(champion)) < MIN_LATENCIES:
+        return Guard("cost", "inconclusive", value, None, None, ratio, seen, f"{len(candidate)} and {len(champion)} requests")
+    spread = variance(candidate) / len(candidate) + ratio**2 * variance(champion) / len(champion)
+    clear = fmean(candidate) - ratio * fmean(champion) > Z_LATENCY * math.sqrt(spread)
+    outcome: Outcome = "failed" if clear else "passed" if value <= ratio else "inconclusive"
+    text = f"a request costs {value:.2f} times the champion's, limit {ratio:g}"
+    return Guard("cost", outcome, value, None, None, ratio, seen, text)
+
+
+def together(guards: Sequence[Guard]) -> Outcome:
+    """The worst of all: failed before not measurable before inconclusive before passed."""
+    outcomes = {guard.outcome for guard in guards}
+    for outcome in ("failed", "not_measurable", "inconclusive", "gathering"):
+        if outcome in outcomes:
+            return outcome
+    return "passed"

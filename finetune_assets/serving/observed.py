@@ -1,0 +1,164 @@
+"""What a rollout step's requests and feedback say, read from the ledger. Analysis goes by the arm a user was assigned.
+
+A shadow step has no users of its own: its requests are the candidate's answers to what the live arm was asked. Requests of an
+open conversation that kept an earlier step's arm, and those that a client gave up, count nowhere.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from finetune_assets.registry import Ledger, Rollout
+from finetune_assets.registry.rollouts import SHADOW
+from finetune_assets.registry.traffic import feedback, requests
+from finetune_assets.serving.guards import FIRST
+
+BAD = ("error", "timeout", "policy")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm in one step: requests in all, users, seconds and cost of the newest replies, each user's feedback.
+
+    `negative`: share of negative feedback of each user who gave any, 0..1; `rating`: mean stars of each user who gave any, 1..5.
+    """
+
+    requests: int
+    users: int
+    first: list[bool]
+    last: list[bool]
+    seconds: list[float]
+    usd: list[float]
+    negative: list[float]
+    rating: list[float]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A rollout step: both arms, and the hours between its first and last request."""
+
+    candidate: Arm
+    champion: Arm
+    hours: float
+
+
+def observe(ledger: Ledger, state: Rollout) -> Observed:
+    """The current step of an open rollout, or of an experiment."""
+    step = (
+        (requests.c.assistant == state.assistant)
+        & (requests.c.rollout == state.salt)
+        & (requests.c.step == state.step)
+        & ~requests.c.kept
+        & (requests.c.outcome != "gone")
+    )
+    live = step & (requests.c.kind == "live")
+    mine = step & (requests.c.kind == "shadow") if state.step == SHADOW else live & (requests.c.assigned_arm == "candidate")
+    with ledger.engine.connect() as connection:
+        span = connection.execute(
+            sa.select(sa.func.min(requests.c.created_at), sa.func.max(requests.c.created_at)).where(step)
+        ).one()
+        return Observed(
+            _arm(connection, mine),
+            _arm(connection, live & (requests.c.assigned_arm == "champion")),
+            _hours(span[0], span[1]),
+        )
+
+
+def _hours(first: datetime.datetime | None, last: datetime.datetime | None) -> float:
+    return (last - first).total_seconds() / 3600 if first and last else 0.0
+
+
+def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
+    users = sa.func.count(sa.distinct(requests.c.user))
+    count, people = connection.execute(sa.select(sa.func.count(), users).select_from(requests).where(where)).one()
+    outcomes = sa.select(requests.c.outcome, requests.c.seconds, requests.c.usd).where(where)
+    order = (requests.c.created_at, requests.c.request_id)
+    first = connection.execute(outcomes.order_by(*order).limit(FIRST)).all()
+    last = first
+    if count > FIRST:
+        last = connection.execute(outcomes.order_by(*(column.desc() for column in order)).limit(FIRST)).all()[::-1]
+    said = (
+        sa.select(
+            sa.func.avg(sa.case((feedback.c.feedback_type == "negative", 1.0), else_=0.0)),
+            sa.func.avg(feedback.c.rating),
+        )
+        .select_from(feedback.join(requests, requests.c.message_id == feedback.c.message_id))
+        .where(where & (requests.c.kind == "live"))
+        .group_by(requests.c.user)
+    )
+    people_said = connection.execute(said).all()
+    return Arm(
+        requests=count,
+        users=people,
+        first=[row.outcome in BAD for row in first],
+        last=[row.outcome in BAD for row in last],
+        seconds=[row.seconds for row in last if row.outcome == "ok" and row.seconds is not None],
+        usd=[row.usd for row in last if row.usd is not None],
+        negative=[float(negative) for negative, _ in people_said if negative is not None],
+        rating=[float(rating) for _, rating in people_said if rating is not None],
+    )
+
+
+def exposed(ledger: Ledger, assistant: str, salt: str) -> int:
+    """How many people the candidate of a rollout has answered."""
+    query = sa.select(sa.func.count(sa.distinct(requests.c.user))).where(
+        (requests.c.assistant == assistant)
+        & (requests.c.rollout == salt)
+        & (requests.c.kind == "live")
+        & (requests.c.served_arm == "candidate")
+    )
+    with ledger.engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime) -> dict[str, Any]:
+    """Live traffic of an assistant between two times (UTC, naive): requests, users, outcomes, seconds, cost, feedback."""
+    where = (
+        (requests.c.assistant == assistant)
+        & (requests.c.kind == "live")
+        & (requests.c.created_at >= since)
+        & (requests.c.created_at < until)
+    )
+    with ledger.engine.connect() as connection:
+        head = connection.execute(
+            sa.select(
+                sa.func.count(),
+                sa.func.count(sa.distinct(requests.c.user)),
+                sa.func.sum(sa.case((requests.c.outcome.in_(BAD), 1), else_=0)),
+                sa.func.sum(sa.case((requests.c.assigned_arm != requests.c.served_arm, 1), else_=0)),
+                sa.func.avg(requests.c.seconds),
+                sa.func.sum(requests.c.usd),
+                sa.func.avg(requests.c.user_chars),
+                sa.func.avg(requests.c.reply_chars),
+            ).where(where)
+        ).one()
+        said = connection.execute(
+            sa.select(feedback.c.feedback_type, sa.func.count(), sa.func.avg(feedback.c.rating))
+            .select_from(feedback.join(requests, requests.c.message_id == feedback.c.message_id))
+            .where(where)
+            .group_by(feedback.c.feedback_type)
+        ).all()
+        versions = connection.execute(
+            sa.select(requests.c.version, sa.func.count()).where(where).group_by(requests.c.version)
+        ).all()
+    kinds = {kind: int(count) for kind, count, _ in said}
+    given = sum(kinds.values())
+    rated = [(float(rating), int(count)) for _, count, rating in said if rating is not None]
+    return {
+        "requests": int(head[0]),
+        "users": int(head[1]),
+        "failed": int(head[2] or 0),
+        "fallbacks": int(head[3] or 0),
+        "seconds": head[4],
+        "usd": head[5],
+        "user_chars": head[6],
+        "reply_chars": head[7],
+        "feedback": given,
+        "negative": kinds.get("negative", 0) / given if given else None,
+        "rating": sum(r * n for r, n in rated) / sum(n for _, n in rated) if rated else None,
+        "versions": {version: int(count) for version, count in versions},
+    }

@@ -1,0 +1,185 @@
+"""The dashboard: rendered here, renewed every two seconds, and the buttons of a rollout. No other server is needed.
+
+With keys it asks for an administrator's (HTTP Basic: your name, and the key as password); the name is the actor in the history.
+Without keys, on loopback, anybody on this machine may look and press.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import jinja2
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from finetune_assets.errors import FinetuneError
+from finetune_assets.registry.tables import now
+from finetune_assets.serving import control, experiments
+from finetune_assets.serving.directory import ADMIN
+from finetune_assets.serving.judge import judge
+from finetune_assets.serving.observed import exposed, totals
+
+if TYPE_CHECKING:
+    from finetune_assets.serving.router import Router
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+)
+ACTIONS = {"advance", "hold", "release", "rollback"}
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+EVENTS = 12
+
+
+def routes(router: Router) -> list[Route]:
+    """The pages of a worker."""
+    page = Dashboard(router)
+    return [
+        Route("/", page.home),
+        Route("/dashboard", page.show),
+        Route("/dashboard/body", page.show_body),
+        Route("/dashboard/{assistant}/{action}", page.act, methods=["POST"]),
+    ]
+
+
+class Dashboard:
+    """Assistants, versions, weights, guards, users exposed, cost, latency, last events."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+
+    async def home(self, _: Request) -> Response:
+        """The dashboard is what a browser wants here."""
+        return RedirectResponse("/dashboard")
+
+    async def show(self, request: Request) -> Response:
+        """The whole page."""
+        return await self._render(request, "dashboard.html.j2")
+
+    async def show_body(self, request: Request) -> Response:
+        """The part that is renewed."""
+        return await self._render(request, "dashboard_body.html.j2")
+
+    async def _render(self, request: Request, template: str) -> Response:
+        actor = self._actor(request)
+        if actor is None:
+            return _who_are_you()
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(None, self._data)
+        except SQLAlchemyError as error:
+            return HTMLResponse(f"<p>The ledger cannot be read right now ({type(error).__name__}).</p>", status_code=503)
+        notice = request.query_params.get("notice", "")[:500]
+        html = TEMPLATES.get_template(template).render(**data, actor=actor, notice=notice)
+        return HTMLResponse(
+            html, headers={"Cache-Control": "no-store", "Content-Security-Policy": _POLICY, "X-Frame-Options": "DENY"}
+        )
+
+    async def act(self, request: Request) -> Response:
+        """A button: advance, hold, release, rollback, with a reason."""
+        actor = self._actor(request)
+        if actor is None:
+            return _who_are_you()
+        if not _same_origin(request, self.router.options.open_door and not self.router.directory.snapshot.keys):
+            return HTMLResponse("This button belongs to another page.", status_code=403)
+        name, action = request.path_params["assistant"], request.path_params["action"]
+        assistant = self.router.directory.assistants.get(name)
+        if assistant is None or action not in ACTIONS:
+            return HTMLResponse("There is no such assistant or action.", status_code=404)
+        form = parse_qs((await _small_body(request)).decode("utf-8", "replace"))
+        reason = form.get("reason", [""])[0].strip()
+        who = f"{form.get('who', [''])[0].strip() or actor} (dashboard)"[:120]
+        ledger, settings = self.router.ledger, assistant.rollout
+
+        def move() -> str:
+            try:
+                if action == "advance":
+                    done = control.advance(ledger, name, settings, reason, who)
+                elif action == "rollback":
+                    done = control.rollback(ledger, name, reason, who)
+                else:
+                    done = (control.hold if action == "hold" else control.release)(ledger, name, reason, who)
+                return f"{name}: {done.event.replace('_', ' ')}"
+            except FinetuneError as error:
+                return str(error)
+
+        notice = await asyncio.get_running_loop().run_in_executor(None, move)
+        return RedirectResponse(f"/dashboard?{urlencode({'notice': notice})}", status_code=303)
+
+    def _actor(self, request: Request) -> str | None:
+        """Who looks; null: nobody who may."""
+        router = self.router
+        if router.options.open_door and not router.directory.snapshot.keys:
+            return "local"
+        scheme, _, value = request.headers.get("authorization", "").partition(" ")
+        name, key = "administrator", value.strip()
+        if scheme.lower() == "basic":
+            try:
+                name, _, key = base64.b64decode(value, validate=True).decode().partition(":")
+            except (binascii.Error, UnicodeDecodeError):
+                return None
+        return (name or "administrator") if key and router.directory.tenant_of(key) == ADMIN else None
+
+    def _data(self) -> dict[str, Any]:
+        router = self.router
+        until = now() + datetime.timedelta(minutes=1)
+        rows = [self._assistant(name, until) for name in router.directory.assistants]
+        rows.sort(key=lambda row: (not row["state"].is_open, -row["week"]["requests"], row["name"]))
+        return {
+            "assistants": rows,
+            "ledger_seconds": router.directory.seconds_old,
+            "problem": router.journal.problem,
+            "backlog": router.journal.backlog,
+            "at": datetime.datetime.now(datetime.UTC),
+        }
+
+    def _assistant(self, name: str, until: datetime.datetime) -> dict[str, Any]:
+        ledger, settings = self.router.ledger, self.router.directory.assistants[name].rollout
+        state = ledger.rollout(name)
+        events = ledger.events(name)
+        experiment = self.router.directory.snapshot.experiments.get(name)
+        return {
+            "name": name,
+            "state": state,
+            "judged": judge(ledger, state, settings) if state.is_open else None,
+            "exposed": exposed(ledger, name, state.salt) if state.salt else 0,
+            "week": totals(ledger, name, until - datetime.timedelta(days=7), until),
+            "events": events[::-1][:EVENTS],
+            "steps": ["shadow", *(str(step) for step in settings.steps)],
+            "experiment": experiments.result(ledger, name, settings, experiment) if experiment else None,
+        }
+
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'self'"
+
+
+def _who_are_you() -> Response:
+    return HTMLResponse(
+        "The dashboard needs an administrator's key as password.",
+        status_code=401,
+        headers={"WWW-Authenticate": 'Basic realm="finetune", charset="UTF-8"'},
+    )
+
+
+def _same_origin(request: Request, open_door: bool) -> bool:
+    """A form of this page, not of another site; without keys the page itself must have been asked for by a loopback name."""
+    host = request.headers.get("host", "")
+    if open_door and host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
+        return False
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == host
+
+
+async def _small_body(request: Request) -> bytes:
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > 16_384:
+            break
+    return bytes(data[:16_384])

@@ -1,0 +1,251 @@
+"""`finetune serve`: starts the embedded engine and the router's workers, judges the rollouts, and ends everything in order.
+
+The listening socket belongs to this process, so a worker that dies is replaced without a refused connection. SIGTERM: workers
+take nothing new and end their chats, then the engine goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant
+from finetune_assets.environment import Environment
+from finetune_assets.errors import FinetuneError, ServingError
+from finetune_assets.registry import Ledger
+from finetune_assets.registry.traffic import api_keys
+from finetune_assets.serving import control
+from finetune_assets.serving.models import model_name, tenants
+from finetune_assets.storage import Store
+
+log = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+JUDGE = 2.0
+"""Seconds between two judgements of all open rollouts."""
+RESTART = 1.0
+"""Least seconds between two starts of the same child."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the router is started."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    judge: bool = True
+    simulation: bool = False
+
+
+class Child:
+    """One process that is started again when it dies."""
+
+    def __init__(self, command: list[str], sockets: list[socket.socket], environment: dict[str, str]) -> None:
+        self.command, self.sockets, self.environment = command, sockets, environment
+        self.started = 0.0
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.started = time.monotonic()
+        fds = [one.fileno() for one in self.sockets]
+        return subprocess.Popen(self.command, pass_fds=fds, env=self.environment, stdin=subprocess.DEVNULL)
+
+    def look_after(self, say: Callable[[str], None]) -> None:
+        """Starts it again if it has ended."""
+        if self.process.poll() is not None and time.monotonic() - self.started > RESTART:
+            name, process = self.command[2].rpartition(".")[2], self.process
+            say(f"{name} {process.pid} ended with {process.returncode}; starting it again.")
+            self.process = self._start()
+
+
+class Server:
+    """Engine, workers and judge of one store."""
+
+    def __init__(self, environment: Environment, settings: Settings, say: Callable[[str], None]) -> None:
+        """Raises ServingError for an address that is taken, or open to others without an API key; LedgerError."""
+        self.environment, self.settings, self.say = environment, settings, say
+        self.ledger = Ledger(environment.database_url)
+        self.stop = False
+        if settings.host not in LOOPBACK and not self._has_keys():
+            raise ServingError(
+                f"--host {settings.host} is open to others, and there is no API key yet: make one with "
+                "`finetune keys add --tenant …`, or serve on 127.0.0.1."
+            )
+        if settings.simulation and settings.host not in LOOPBACK:
+            raise ServingError("--simulation lets clients set the time of their requests; it is for 127.0.0.1 only.")
+        self.socket = _listen(settings.host, settings.port)
+        self.engine_socket = _listen("127.0.0.1", 0)
+        self.port = int(self.socket.getsockname()[1])
+        self.engine_url = f"http://127.0.0.1:{self.engine_socket.getsockname()[1]}"
+        self.children: list[Child] = []
+        self.loaded: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT."""
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, self._end)
+        environment = self._child_environment()
+        if any(a.serving.upstream == "embedded" for a in self._assistants().values()):
+            fd = str(self.engine_socket.fileno())
+            self.children.append(
+                Child([sys.executable, "-m", "finetune_assets.serving.engine", "--fd", fd], [self.engine_socket], environment)
+            )
+            self._warm_up(wait=60.0)
+        worker = [sys.executable, "-m", "finetune_assets.serving.worker", "--fd", str(self.socket.fileno())]
+        worker += ["--engine", f"{self.engine_url}/v1"]
+        worker += ["--open-door"] if self.settings.host in LOOPBACK else []
+        worker += ["--simulation"] if self.settings.simulation else []
+        self.children += [Child(worker, [self.socket], environment) for _ in range(self.settings.workers)]
+        self._wait_ready()
+        self.say(
+            f"Serving on http://{self.settings.host}:{self.port}  (dashboard: /dashboard, {self.settings.workers} worker(s))"
+        )
+        judged = 0.0
+        try:
+            while not self.stop:
+                time.sleep(0.1)
+                for child in self.children:
+                    child.look_after(self.say)
+                if time.monotonic() - judged >= (JUDGE / 8 if self.settings.simulation else JUDGE):
+                    judged = time.monotonic()
+                    self._judge()
+        finally:
+            self._shut_down()
+
+    def _judge(self) -> None:
+        try:
+            for name, assistant in self._assistants().items():
+                if self.settings.judge:
+                    move = control.step(self.ledger, name, assistant.rollout, "router")
+                    if move is not None:
+                        self.say(f"{name}: {move.event.replace('_', ' ')} ({move.after.step}). {move.reason}")
+            self._warm_up(wait=0.0)
+        except (SQLAlchemyError, FinetuneError, OSError) as error:
+            log.warning("The rollouts could not be judged: %s", str(error).splitlines()[0])
+
+    def _warm_up(self, wait: float) -> None:
+        """Has the engine load what it will be asked for. One that cannot be loaded is told once; the router falls back."""
+        names = {
+            model_name(name, version)
+            for name, assistant in self._assistants().items()
+            if assistant.serving.upstream == "embedded"
+            for state in [self.ledger.rollout(name)]
+            if state.generation or wait
+            for version in ({state.champion, state.candidate} if state.candidate else {state.champion})
+        }
+        for name in sorted(names - self.loaded.keys()):
+            problem = self._load(name, wait)
+            self.loaded[name] = problem or "loaded"
+            if problem:
+                self.say(f"Model {name} is not served: {problem}")
+
+    def _load(self, name: str, wait: float) -> str | None:
+        end = time.monotonic() + wait
+        while True:
+            try:
+                _post(f"{self.engine_url}/load", {"model": name})
+                return None
+            except urllib.error.HTTPError as error:
+                return str(json.loads(error.read() or b"{}").get("error", {}).get("message", error))
+            except (urllib.error.URLError, OSError) as error:
+                if time.monotonic() >= end:
+                    return f"the engine does not answer ({error})"
+                time.sleep(0.1)
+
+    def _wait_ready(self) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not self.stop:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                host = self.settings.host if self.settings.host in LOOPBACK else "127.0.0.1"
+                with urllib.request.urlopen(f"http://{host}:{self.port}/readyz", timeout=2):
+                    return
+            if any(child.process.poll() not in (None, 0) for child in self.children):
+                self._shut_down()
+                raise ServingError("A process of the router could not start; its own message stands above.")
+            time.sleep(0.05)
+
+    def _assistants(self) -> dict[str, Assistant]:
+        store = Store(self.environment.home)
+        known = tenants(store)
+        found: dict[str, Assistant] = {}
+        for name in sorted(
+            {*assistant_names(self.environment.assistants), *(state.assistant for state in self.ledger.rollouts())}
+        ):
+            with contextlib.suppress(FinetuneError):  # a worker's log says what is wrong with it
+                found[name] = load_assistant(self.environment.assistants, name, known)
+        return found
+
+    def _has_keys(self) -> bool:
+        with self.ledger.engine.connect() as connection:
+            query = sa.select(sa.func.count()).select_from(api_keys).where(api_keys.c.revoked_at.is_(None))
+            return bool(connection.execute(query).scalar_one())
+
+    def _child_environment(self) -> dict[str, str]:
+        self.metrics = self.environment.home / "serving" / f"metrics-{os.getpid()}"
+        shutil.rmtree(self.metrics, ignore_errors=True)
+        self.metrics.mkdir(parents=True)
+        return {
+            **os.environ,
+            "PROMETHEUS_MULTIPROC_DIR": str(self.metrics),
+            "FINETUNE_DIE_WITH_PARENT": str(os.getpid()),
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
+
+    def _end(self, *_: Any) -> None:
+        self.stop = True
+
+    def _shut_down(self) -> None:
+        """Workers first, so that they can end their chats; then the engine."""
+        engine = [child for child in self.children if child.command[2].endswith("engine")]
+        for group in ([child for child in self.children if child not in engine], engine):
+            for child in group:
+                with contextlib.suppress(ProcessLookupError):
+                    child.process.terminate()
+            for child in group:
+                try:
+                    child.process.wait(timeout=25)
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+                    child.process.wait()
+        self.children.clear()
+        self.socket.close()
+        self.engine_socket.close()
+        self.ledger.close()
+        shutil.rmtree(self.metrics, ignore_errors=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    one = socket.socket(family, socket.SOCK_STREAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind((host, port))
+    except OSError as error:
+        one.close()
+        raise ServingError(f"{host}:{port} cannot be served on: {error.strerror}. Choose another --port.") from None
+    one.listen(2048)
+    one.set_inheritable(True)
+    return one
+
+
+def _post(url: str, value: dict[str, Any]) -> None:
+    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        answer.read()

@@ -1,0 +1,88 @@
+"""Open conversations of one worker: their arm, and what was said; the ledger knows the rest.
+
+Bounded: the one that was quiet longest goes first, and is read back from the ledger when it goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from finetune_assets.registry import Ledger
+from finetune_assets.registry.traffic import messages, requests
+
+MOST = 20_000
+
+
+@dataclass
+class Talk:
+    """A conversation: its owner (tenant and pseudonym), its arm and rollout, last time, and turns (as the client sent them)."""
+
+    conversation: str
+    tenant: str
+    user: str
+    arm: str | None
+    salt: str | None
+    last: datetime.datetime
+    turns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+
+
+class Talks:
+    """Conversations by id, and by what was said in them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.known: OrderedDict[str, Talk] = OrderedDict()
+        self.by_history: OrderedDict[str, str] = OrderedDict()
+
+    def get(self, conversation: str) -> Talk | None:
+        """One that this worker remembers."""
+        found = self.known.get(conversation)
+        if found is not None:
+            self.known.move_to_end(conversation)
+        return found
+
+    def of_history(self, key: str) -> str | None:
+        """The conversation that ended with this history, if this worker remembers it."""
+        return self.by_history.get(key)
+
+    def remember(self, talk: Talk, key: str | None) -> None:
+        """Keeps a conversation."""
+        self.known[talk.conversation] = talk
+        self.known.move_to_end(talk.conversation)
+        if key is not None:
+            self.by_history[key] = talk.conversation
+        for kept in (self.known, self.by_history):
+            while len(kept) > MOST:
+                kept.popitem(last=False)
+
+    def read_history(self, key: str) -> str | None:
+        """The conversation of a history, from the ledger. Blocks."""
+        query = sa.select(requests.c.conversation_id).where(requests.c.history_key == key).limit(1)
+        with self.ledger.engine.connect() as connection:
+            return connection.execute(query).scalar()
+
+    def read(self, conversation: str) -> Talk | None:
+        """A conversation from the ledger, with its stored turns. Blocks."""
+        newest = (
+            sa.select(requests)
+            .where((requests.c.conversation_id == conversation) & (requests.c.kind == "live"))
+            .order_by(requests.c.created_at.desc())
+            .limit(1)
+        )
+        said = (
+            sa.select(messages.c.role, messages.c.content)
+            .where(messages.c.conversation_id == conversation)
+            .order_by(messages.c.created_at)
+        )
+        with self.ledger.engine.connect() as connection:
+            row: Any = connection.execute(newest).mappings().first()
+            if row is None:
+                return None
+            turns = [{"role": str(role), "content": str(content)} for role, content in connection.execute(said)]
+        last = row["created_at"].replace(tzinfo=datetime.UTC)
+        return Talk(conversation, str(row["tenant_id"]), str(row["user"]), row["assigned_arm"], row["rollout"], last, turns)

@@ -1,0 +1,115 @@
+"""Calls an OpenAI-compatible upstream: the embedded engine, vLLM, OpenAI, Azure. Failures are errors or timeouts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+
+class UpstreamFailed(Exception):
+    """An upstream that did not give a reply; `outcome` is `error`, `timeout` or `busy` (it asked to come back later)."""
+
+    def __init__(self, outcome: str, message: str, retry_after: str = "1") -> None:
+        super().__init__(message)
+        self.outcome, self.retry_after = outcome, retry_after
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a version answers: URL of the API, the model's name there, the API key if it needs one, and the longest times."""
+
+    url: str
+    model: str
+    key: str | None
+    seconds: float
+    first_seconds: float
+
+
+@dataclass
+class Reply:
+    """What an upstream answered."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+    usage: dict[str, int] = field(default_factory=dict[str, int])
+    message: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Upstream:
+    """One pool of connections for all targets."""
+
+    def __init__(self, connections: int = 256) -> None:
+        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30))
+
+    async def close(self) -> None:
+        """Gives the connections back."""
+        await self.session.close()
+
+    async def whole(self, target: Target, body: dict[str, Any]) -> Reply:
+        """The reply to a chat. Raises UpstreamFailed."""
+        try:
+            async with asyncio.timeout(target.seconds), self._post(target, {**body, "stream": False}) as answer:
+                await _check(answer)
+                return _reply(await answer.json(content_type=None))
+        except TimeoutError:
+            raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
+        except (aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+            raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
+
+    async def chunks(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The events of a streamed chat, as they come. Raises UpstreamFailed, also where the stream ends without its end."""
+        ended = False
+        try:
+            async with asyncio.timeout(target.seconds) as limit:
+                loop = asyncio.get_running_loop()
+                limit.reschedule(loop.time() + min(target.seconds, target.first_seconds))
+                start = loop.time()
+                async with self._post(target, {**body, "stream": True}) as answer:
+                    await _check(answer)
+                    async for line in answer.content:
+                        data = line.strip()
+                        if not data.startswith(b"data:"):
+                            continue
+                        data = data[5:].strip()
+                        if data == b"[DONE]":
+                            ended = True
+                            break
+                        event = json.loads(data)
+                        if "error" in event:
+                            raise UpstreamFailed("error", str(event["error"])[:300])
+                        yield event
+                        if _has_text(event):
+                            limit.reschedule(start + target.seconds)
+        except TimeoutError:
+            raise UpstreamFailed("timeout", "no token in time") from None
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
+        if not ended:
+            raise UpstreamFailed("error", "the stream ended in the middle of a reply")
+
+    def _post(self, target: Target, body: dict[str, Any]) -> Any:
+        headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+        return self.session.post(f"{target.url}/chat/completions", json={**body, "model": target.model}, headers=headers)
+
+
+async def _check(answer: aiohttp.ClientResponse) -> None:
+    if answer.status == 429:
+        raise UpstreamFailed("busy", "the upstream is busy", answer.headers.get("Retry-After", "1"))
+    if answer.status >= 400:
+        raise UpstreamFailed("error", f"HTTP {answer.status}: {(await answer.text())[:300]}")
+
+
+def _has_text(event: dict[str, Any]) -> bool:
+    return any(choice.get("delta", {}).get("content") for choice in event.get("choices", []))
+
+
+def _reply(value: Any) -> Reply:
+    choice = value["choices"][0]
+    message = choice["message"]
+    usage = value.get("usage") or {}
+    return Reply(str(message.get("content") or ""), str(choice.get("finish_reason") or "stop"), usage, message)

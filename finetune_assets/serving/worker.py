@@ -1,0 +1,46 @@
+"""One router worker on an inherited listening socket: `python -m finetune_assets.serving.worker OPTIONS`. Started by `server`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+
+import uvicorn
+
+from finetune_assets.environment import Environment
+from finetune_assets.serving.router import Options, Router
+from finetune_assets.worker.__main__ import die_with_parent
+
+BACKLOG_SECONDS = 15
+"""Longest time that a stopping worker gives to the chats under way."""
+
+
+def main(arguments: list[str]) -> None:
+    """Serves until SIGTERM; then takes nothing new and ends what it has begun."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--engine", default="")
+    parser.add_argument("--open-door", action="store_true")
+    parser.add_argument("--simulation", action="store_true")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    router = Router(Environment.read(), Options(options.engine, options.open_door, options.simulation))
+    config = uvicorn.Config(
+        router.app,
+        fd=options.fd,
+        log_level="warning",
+        access_log=False,  # every chat is a row; paths and keys in a log would be one place more to guard
+        server_header=False,
+        timeout_graceful_shutdown=BACKLOG_SECONDS,
+        timeout_keep_alive=20,
+        h11_max_incomplete_event_size=65_536,
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor says when to end
+    uvicorn.Server(config).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,165 @@
+"""When models stop: a dated table, what providers say themselves, and which of the user's models and assistants it concerns.
+
+Dates are days in UTC. `lifecycle.yaml` beside this file is the shipped table; one of the same name in the folder that
+FINETUNE_TABLES names goes before it, and a provider's `shutdown_date` before both.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from finetune_assets.errors import ModelUnavailable, SettingsError
+from finetune_assets.training.prices import base_name
+
+WARN_DAYS = (90, 30, 7)
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """What is known of a model's end."""
+
+    provider: str
+    model: str
+    source: str
+    noted: datetime.date
+    last_job: datetime.date | None = None
+    shutdown: datetime.date | None = None
+
+
+@dataclass(frozen=True)
+class Use:
+    """One thing of the user's that depends on a rented model."""
+
+    assistant: str
+    provider: str
+    model: str
+    """Base model, or tuned model's name."""
+    what: str
+    """`champion v3-…`, `version v2-…`, `base model in its settings`."""
+    kind: Literal["champion", "version", "settings"]
+    successor: str | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A use and its days."""
+
+    use: Use
+    lifecycle: Lifecycle
+    days_left: int | None
+    """Until the model stops answering; negative: it has stopped. Null: no day is known."""
+    jobs_days_left: int | None
+
+    @property
+    def urgent(self) -> bool:
+        """Whether what is served stops within the first warning, or has stopped."""
+        return self.days_left is not None and self.days_left <= WARN_DAYS[0]
+
+    @property
+    def threshold(self) -> int | None:
+        """The smallest of WARN_DAYS that has been reached; 0 after the end; null before any."""
+        if self.days_left is None or self.days_left > WARN_DAYS[0]:
+            return None
+        return 0 if self.days_left < 0 else min(days for days in WARN_DAYS if self.days_left <= days)
+
+    @property
+    def key(self) -> str:
+        """Of one warning: the same until the next threshold is reached."""
+        return f"{self.use.assistant}|{self.use.what}|{self.use.model}|{self.threshold}"
+
+    def text(self) -> str:
+        """One sentence: what stops when, and one that says what to do."""
+        use, known = self.use, self.lifecycle
+        parts: list[str] = []
+        if known.shutdown is not None and self.days_left is not None:
+            when = f"in {self.days_left} days" if self.days_left >= 0 else f"{-self.days_left} days ago"
+            stops = "stops" if self.days_left >= 0 else "stopped"
+            parts.append(
+                f"{use.what} of {use.assistant} ({use.provider} {use.model}) {stops} answering on {known.shutdown} ({when})"
+            )
+        else:
+            parts.append(f"{use.what} of {use.assistant} ({use.provider} {use.model})")
+        if known.last_job is not None and self.jobs_days_left is not None:
+            verb = "is" if self.jobs_days_left >= 0 else "was"
+            parts.append(f"the last day for a new training {verb} {known.last_job}")
+        target = use.successor or "local/data/base_model"
+        do = f"Migrate now: finetune migrate {use.assistant} --to {target}"
+        return f"{'; '.join(parts)} ({known.source}, noted {known.noted}). {do}"
+
+
+def find(provider: str, model: str, tables: Path | None = None) -> Lifecycle | None:
+    """The entry with the longest fitting beginning; a user's table goes before the shipped one."""
+    name = base_name(model)
+    for entries in _tables(tables):
+        fitting = [entry for entry in entries if entry.provider == provider and name.startswith(entry.model)]
+        if fitting:
+            return max(fitting, key=lambda entry: len(entry.model))
+    return None
+
+
+def endings(
+    uses: Iterable[Use],
+    today: datetime.date,
+    tables: Path | None = None,
+    announced: Mapping[tuple[str, str], datetime.date] | None = None,
+) -> list[Ending]:
+    """What of the user's ends, soonest first. `announced`: (provider, model) to the day that the provider itself gives."""
+    found: list[Ending] = []
+    for use in uses:
+        known = find(use.provider, use.model, tables)
+        said = (announced or {}).get((use.provider, use.model))
+        if said is not None:
+            last_job = known.last_job if known else None
+            known = Lifecycle(use.provider, use.model, "the provider's own answer", today, last_job, said)
+        if known is None:
+            continue
+        days = (known.shutdown - today).days if known.shutdown else None
+        found.append(Ending(use, known, days, (known.last_job - today).days if known.last_job else None))
+    return sorted(
+        found, key=lambda ending: (ending.days_left is None, ending.days_left or 0, ending.use.assistant, ending.use.what)
+    )
+
+
+def check_life(provider: str, model: str, least_days: int, today: datetime.date, known: Lifecycle | None) -> None:
+    """Raises ModelUnavailable for a model that takes no training any more, or is switched off before `least_days` are over."""
+    if known is None:
+        return
+    instead = "Train elsewhere: finetune migrate ASSISTANT --to local/MODEL, or another trainer."
+    if known.last_job is not None and today > known.last_job:
+        raise ModelUnavailable(
+            f"{provider} takes no training of {model} since {known.last_job} ({known.source}, noted {known.noted}). {instead}"
+        )
+    if known.shutdown is not None and (known.shutdown - today).days < least_days:
+        raise ModelUnavailable(
+            f"{provider} switches {model} off on {known.shutdown}, in {(known.shutdown - today).days} days "
+            f"({known.source}, noted {known.noted}); remote.min_model_life_days is {least_days}. {instead}"
+        )
+
+
+def _tables(folder: Path | None) -> list[list[Lifecycle]]:
+    files = [*([folder / "lifecycle.yaml"] if folder else []), Path(__file__).with_name("lifecycle.yaml")]
+    return [_read(file, file.stat().st_mtime_ns) for file in files if file.exists()]
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, _modified: int) -> list[Lifecycle]:
+    try:
+        entries = cast("list[dict[str, Any]]", yaml.safe_load(file.read_text(encoding="utf-8")) or [])
+        return [Lifecycle(**entry) for entry in entries]
+    except (yaml.YAMLError, TypeError) as error:
+        raise SettingsError(
+            f"{file} is no table of days ({str(error).splitlines()[0]}); an entry has provider, model, source, noted, and "
+            "last_job and shutdown as YYYY-MM-DD."
+        ) from None
+
+
+def today() -> datetime.date:
+    """The day, UTC."""
+    return datetime.datetime.now(datetime.UTC).date()

@@ -1,0 +1,338 @@
+"""OpenAI's fine-tuning API, spoken by OpenAI, Azure / Foundry, Nebius and servers that copy it: one trainer, one profile each.
+
+What may happen between two requests is written to the journal first, so a killed process goes on where it was. A job is created
+with retries switched off: two answers of 500 once gave three jobs. Before any second try the run key is looked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from finetune_assets.dataset.formats import read_lines
+from finetune_assets.environment import Environment, variable
+from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, TrainingError
+from finetune_assets.storage import Store, write_json, write_text
+from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening, wire_states
+from finetune_assets.training.provider_formats import Prepared
+from finetune_assets.training.remote import Connection, Journal, RemoteModel
+from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
+from finetune_assets.training.wire_errors import translated
+from finetune_assets.training.wire_profiles import PAGE, PROFILES, address, bounded, client
+from finetune_assets.training.wire_states import metrics
+from finetune_assets.training.wire_submission import Submission
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
+
+CREATE_TRIES = 3
+FILE_SECONDS = 300.0
+
+
+class OpenAIWire:
+    """The `RemoteTrainer` protocol over one of the PROFILES."""
+
+    def __init__(self, connection: Connection, store: Store, journal: Journal, settle_seconds: float = 20.0):
+        """`settle_seconds`: how long an unanswered creation is looked for before it is tried again."""
+        self.provider = connection.provider
+        self.connection, self.profile = connection, PROFILES[connection.provider]
+        self._store, self._journal, self._settle_seconds = store, journal, settle_seconds
+        self._open: OpenAI | None = None
+        self._prepared: dict[str, dict[str, Prepared]] = {}
+
+    # the protocol
+
+    def spec_hash(self, request: TrainingRequest) -> str:
+        """Names the job's folder: what decides the result."""
+        return remote.spec_hash(request, self.connection, self.parameters(request))
+
+    def validate(self, request: TrainingRequest) -> None:
+        """Hyper-parameters, files and personal data here; then key, model and its last day at the provider. Spends nothing."""
+        self.parameters(request)
+        screening.check_files(source for source in self._sources(request).values() if source.exists())
+        self._files(request)
+        known = lifecycle.find(self.provider, request.base_model, request.tables)
+        least, today = int(self.connection.options.get("min_model_life_days", 0)), lifecycle.today()
+        lifecycle.check_life(self.provider, request.base_model, least, today, known)
+        said = self.shutdown_dates([request.base_model]).get(request.base_model)
+        if said is not None:
+            day = datetime.date.fromisoformat(said)
+            answered = lifecycle.Lifecycle(self.provider, request.base_model, "the provider's own answer", today, None, day)
+            lifecycle.check_life(self.provider, request.base_model, least, today, answered)
+
+    def estimate(self, request: TrainingRequest) -> Estimate:
+        """Tokens by the length of the texts (the provider's tokenizer is not here), cost by the dated table."""
+        tokens = self._files(request)["training"].tokens * int(request.hyperparameters.epochs)
+        price = prices.find(self.provider, request.base_model, request.tables)
+        usd = price.of_training(tokens) if price else None
+        return Estimate(tokens=tokens, exact=False, seconds=None, usd=usd, memory_bytes=None)
+
+    def submit(self, request: TrainingRequest) -> JobHandle:
+        """Uploads and creates what the journal does not have yet. Raises ProviderUnsettled where nobody can tell."""
+        folder = self._store.job(self.spec_hash(request))
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "submit.lock"):
+            if not self._journal.load().get("provider_job_id"):
+                prefix = str(self.connection.options.get("suffix", "finetune"))
+                suffix = remote.slug(prefix, request.assistant, request.number, dots=self.provider != "azure")
+                self._submission().run(request, suffix, lambda: self._files(request), lambda state: self._body(request, state))
+        shutil.rmtree(folder / "upload", ignore_errors=True)
+        return self._handle(request.run_key, request.fingerprint)
+
+    def poll(self, handle: JobHandle) -> JobState:
+        """Where the job is. Raises ProviderUnsettled where the provider is busy or unreachable."""
+        with self._errors(f"asking for job {handle.id}"):
+            job = self._client().fine_tuning.jobs.retrieve(handle.id)
+        return self._state(job, handle.id)
+
+    def result(self, handle: JobHandle) -> TrainedResult:
+        """The tuned model's name, after seeing that it is there. Raises TrainingError."""
+        with self._errors(f"asking for job {handle.id}"):
+            job = self._client().fine_tuning.jobs.retrieve(handle.id)
+        state = self._state(job, handle.id)
+        if state.status != "succeeded" or not job.fine_tuned_model:
+            raise TrainingError(f"Job {handle.id} has no model: {state.provider_status}. {state.error or ''}".rstrip())
+        self._check_there(job.fine_tuned_model, handle.id)
+        return TrainedResult(job.fine_tuned_model, {"tokens": getattr(job, "trained_tokens", None)})
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Ends the job; one that has ended is left as it is."""
+        with self._errors(f"cancelling job {handle.id}"):
+            if self._state(self._client().fine_tuning.jobs.retrieve(handle.id), handle.id).status in ("pending", "running"):
+                self._client().fine_tuning.jobs.cancel(handle.id)
+
+    def pause(self, handle: JobHandle) -> JobState:
+        """Holds the job."""
+        with self._errors(f"pausing job {handle.id}"):
+            return self._state(self._client().fine_tuning.jobs.pause(handle.id), handle.id)
+
+    def resume(self, handle: JobHandle) -> JobState:
+        """Lets a held job go on."""
+        with self._errors(f"resuming job {handle.id}"):
+            return self._state(self._client().fine_tuning.jobs.resume(handle.id), handle.id)
+
+    # what only a remote job needs
+
+    def attach(self) -> JobHandle | None:
+        """Looks for a job that was created although nobody wrote down its id."""
+        state = self._journal.load()
+        if not state.get("provider_job_id"):
+            if not state.get("create_started"):
+                return None
+            found = self._submission().find(state)
+            if found is None:
+                return None
+            self._journal.save(provider_job_id=found)
+        return self._handle(str(state.get("run_key") or ""), str(state.get("fingerprint") or ""))
+
+    def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:
+        """Events to the end, not only the first page; oldest first, each once, whatever order the provider has."""
+        with self._errors(f"reading the events of job {handle.id}"):
+            limit = min(most or PAGE, PAGE)
+            pages = self._client().fine_tuning.jobs.list_events(handle.id, limit=limit)
+            found = {event.id: event.to_dict() for event in bounded(pages, most)}
+        return sorted(found.values(), key=lambda event: (event.get("created_at") or 0, str(event.get("id"))))
+
+    def clean_up(self, handle: JobHandle) -> list[str]:
+        """Deletes the uploaded files, where the settings say so."""
+        state = self._journal.load()
+        if not self.connection.options.get("delete_files", True) or state.get("files_deleted"):
+            return []
+        notes: list[str] = []
+        for role in ("training", "validation"):
+            file = state.get(f"{role}_file")
+            try:
+                if file:
+                    with self._errors(f"deleting file {file}"):
+                        self._client().files.delete(file)
+            except TrainingError as error:
+                if "404" not in str(error):
+                    notes.append(str(error))
+        if not notes:
+            self._journal.save(files_deleted=True)
+        return notes
+
+    def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+        """`model/remote.json`, `model/base/remote.json`, the training log and result.json of a finished job."""
+        trained = self.result(handle)
+        points = [point for event in self.events(handle) if (point := metrics(event))]
+        log = "".join(json.dumps(point) + "\n" for point in points)
+        write_text(folder / "training_log.jsonl", log)
+        job = self._client().fine_tuning.jobs.retrieve(handle.id)
+        model = folder / "model"
+        base = str(request["base_model"])
+        for name, where in ((trained.model, model), (base, model / "base")):
+            self._model(name, base).write(where)
+        started, ended = getattr(job, "created_at", None), getattr(job, "finished_at", None)
+        result = {
+            "model": "model",
+            "trainer": self.provider,
+            "provider_job_id": handle.id,
+            "fine_tuned_model": trained.model,
+            "tokens": trained.metrics["tokens"] or 0,
+            "steps": max((int(point["step"]) for point in points), default=0),
+            "seconds": float(max((ended or 0) - (started or 0), 0)) if ended and started else 0.0,
+            "train_loss": next((p["loss"] for p in reversed(points) if "loss" in p), None),
+            "eval_loss": next((p["eval_loss"] for p in reversed(points) if "eval_loss" in p), None),
+            "host": self.provider,
+            **{key: request.get(key) for key in ("objective", "hyperparameters", "base_model", "seed", "usd")},
+        }
+        write_json(folder / "result.json", result)
+        return result
+
+    def _model(self, name: str, base: str) -> RemoteModel:
+        """A model as it is asked, with its price; a tuned one costs what its base does where the table knows no better."""
+        tables = Environment.read().tables
+        price = prices.find(self.provider, name, tables) or prices.find(self.provider, base, tables)
+        url, key_env = address(self.connection)
+        known: dict[str, Any] = {"usd_per_million_input": price.input, "usd_per_million_output": price.output} if price else {}
+        day = price.date.isoformat() if price and price.input is not None else None
+        return RemoteModel(self.provider, name, url, key_env, priced_on=day, **known)
+
+    def shutdown_dates(self, models: Iterable[str]) -> dict[str, str]:
+        """`shutdown_date` of each model. Raises where the key is refused or a model is not there."""
+        dates: dict[str, str] = {}
+        for model in models:
+            try:
+                with self._errors(f"asking for the model {model}"):
+                    said = getattr(self._client().models.retrieve(model), "shutdown_date", None)
+            except ProviderUnsettled:
+                raise
+            except ProviderError as error:
+                if self.profile.strict_models or "401" in str(error) or "403" in str(error):
+                    raise
+                continue  # servers that copy the API often have no list of models
+            if said:
+                dates[model] = str(said)
+        return dates
+
+    # what is sent
+
+    def parameters(self, request: TrainingRequest) -> dict[str, Any]:
+        """The hyper-parameters as this provider takes them. Raises TrainingError for what it does not."""
+        values = request.hyperparameters
+        if request.objective not in (("sft",), ("dpo",)) or (request.objective == ("dpo",) and not self.profile.dpo):
+            can = "[sft] or [dpo]" if self.profile.dpo else "[sft]"
+            raise TrainingError(
+                f"{self.provider} trains the objective {can}, not {list(request.objective)}; train a chain locally."
+            )
+        if values.epochs != int(values.epochs) or not 1 <= values.epochs <= 50:
+            raise TrainingError(f"{self.provider} takes 1 to 50 whole epochs, hyperparameters.epochs is {values.epochs:g}.")
+        batch = request.overrides.get("batch_size")
+        if batch is not None and not 1 <= batch <= 256:
+            raise TrainingError(f"{self.provider} takes a batch of 1 to 256, hyperparameters.batch_size is {batch}.")
+        sent: dict[str, Any] = {"n_epochs": int(values.epochs)}
+        if self.profile.absolute_rate:
+            sent |= {
+                "batch_size": values.batch_size,
+                "learning_rate": values.learning_rate,
+                "context_length": _context(values.max_length),
+            }
+            sent |= {"lora": True, "lora_r": 8, "lora_alpha": 32} if request.adapter == "lora" else {"lora": False}
+            return sent
+        rate = self.connection.options.get("learning_rate_multiplier", 1.0)
+        sent |= {"batch_size": batch or "auto", "learning_rate_multiplier": rate}
+        return sent
+
+    def _body(self, request: TrainingRequest, state: Mapping[str, Any]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": request.base_model,
+            "training_file": state["training_file"],
+            "suffix": state["suffix"],
+            "seed": request.seed,
+        }
+        if state.get("validation_file"):
+            body["validation_file"] = state["validation_file"]
+        parameters = self.parameters(request)
+        if self.profile.absolute_rate:
+            body["extra_body"] = {"hyperparameters": parameters}
+        else:
+            method = "dpo" if request.objective == ("dpo",) else "supervised"
+            body["method"] = {"type": method, method: {"hyperparameters": parameters}}
+        if self.profile.metadata:
+            body["metadata"] = {"run_key": request.run_key, "fingerprint": request.fingerprint, "assistant": request.assistant}
+        if self.provider == "azure" and self.connection.options.get("training_type"):
+            body["extra_body"] = {"trainingType": self.connection.options["training_type"]}
+        return body
+
+    def _sources(self, request: TrainingRequest) -> dict[str, Path]:
+        names = ("preferences", "preferences_heldout") if request.objective == ("dpo",) else ("train", "validation")
+        return {role: request.dataset / f"{name}.jsonl" for role, name in zip(("training", "validation"), names, strict=True)}
+
+    def _files(self, request: TrainingRequest) -> dict[str, Prepared]:
+        """The provider's files, made and checked once. A validation set that is too small to send is left out."""
+        key = self.spec_hash(request)
+        folder = self._store.job(key) / "upload"
+        if key in self._prepared and folder.exists():
+            return self._prepared[key]
+        shape: provider_formats.Shape = "dpo" if request.objective == ("dpo",) else self.profile.shape
+        made: dict[str, Prepared] = {}
+        for role, source in self._sources(request).items():
+            if not source.exists() or (source.stat().st_size == 0 and role == "training"):
+                raise DataError(f"{source} is missing or empty: there is nothing to train on. Materialise jsonl_splits again.")
+            if role == "validation" and sum(1 for _ in read_lines(source)) < provider_formats.LEAST_ROWS:
+                continue
+            made[role] = provider_formats.write(source, folder / f"{role}.jsonl", shape, bom=self.profile.bom)
+        self._prepared[key] = made
+        return made
+
+    # reading
+
+    def _state(self, job: FineTuningJob, asked: str) -> JobState:
+        return wire_states.state_of(job, asked, self.provider, self._key())
+
+    def _check_there(self, model: str, job_id: str) -> None:
+        if not self.profile.strict_models:
+            return
+        try:
+            with self._errors(f"asking for the model {model}"):
+                self._client().models.retrieve(model)
+        except ProviderUnsettled:
+            raise
+        except ProviderError as error:
+            raise TrainingError(
+                f"Job {job_id} succeeded, but its model is gone ({error}). Was it deleted, or has its base been switched off? "
+                "Train the same data set again, here or elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
+            ) from None
+
+    def _handle(self, run_key: str, fingerprint: str) -> JobHandle:
+        return JobHandle(self.provider, str(self._journal.load()["provider_job_id"]), run_key, fingerprint)
+
+    # the client
+
+    def _key(self) -> str | None:
+        return variable(self.connection.key_env or self.profile.key_env)
+
+    def _client(self) -> OpenAI:
+        """The client, made once. Raises SettingsError without a key or an address."""
+        if self._open is None:
+            self._open = client(self.connection)
+        return self._open
+
+    def with_journal(self, journal: Journal) -> OpenAIWire:
+        """The same provider and connection for another job."""
+        other = OpenAIWire(self.connection, self._store, journal, self._settle_seconds)
+        other._open = self._client()
+        return other
+
+    def _submission(self) -> Submission:
+        return Submission(self._client(), self.connection, self._journal, self._key(), self._settle_seconds)
+
+    def _errors(self, doing: str) -> AbstractContextManager[None]:
+        return translated(self.provider, doing, self._key())
+
+
+def _context(max_length: int) -> int:
+    """Nebius takes 8192 tokens of context or a larger power of two."""
+    length = 8192
+    while length < max_length:
+        length *= 2
+    return length

@@ -1,0 +1,164 @@
+"""What all rented trainers share: where they are, what a job remembers between two requests, and what a tuned model leaves here.
+
+A remote model is a folder with `remote.json` instead of weights. The folder is published as a version like any other, so
+registry, benchmark and serving treat it alike; who asks it reads the address and the key's variable from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.storage import read_json, write_json
+from finetune_assets.training.trainer import JobHandle, JobState, Trainer, TrainingRequest
+
+RECIPE = "remote-1"
+"""Version of what is sent for a request. Raise it when the same request would train something else."""
+REMOTE_FILE = "remote.json"
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a provider is and how it is used; holds the name of the key's variable, never the key."""
+
+    provider: str
+    base_url: str | None = None
+    key_env: str | None = None
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The assistant's other `remote` settings."""
+
+    @classmethod
+    def of(cls, assistant: Assistant) -> Connection:
+        """The connection of an assistant's settings."""
+        options = assistant.remote.model_dump(mode="json", exclude={"base_url", "key_env", "allowed", "successor"})
+        return cls(assistant.trainer, assistant.remote.base_url, assistant.remote.key_env, options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the ledger."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model that a provider serves."""
+
+    provider: str
+    model: str
+    base_url: str | None = None
+    key_env: str | None = None
+    region: str | None = None
+    usd_per_million_input: float | None = None
+    usd_per_million_output: float | None = None
+    priced_on: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Makes the folder of this model."""
+        write_json(folder / REMOTE_FILE, {key: value for key, value in asdict(self).items() if value is not None})
+
+    @classmethod
+    def read(cls, folder: str | Path) -> RemoteModel | None:
+        """The model of a folder; null where it holds none, or is no folder."""
+        file = Path(folder) / REMOTE_FILE
+        return cls(**read_json(file)) if file.exists() else None
+
+
+class Journal(Protocol):
+    """What a job has done so far, written before each further request, so that whoever comes next goes on from there."""
+
+    def load(self) -> State:
+        """Everything saved; empty at first."""
+        ...
+
+    def save(self, **values: Any) -> None:
+        """Adds values; they are durable when this returns."""
+        ...
+
+
+class Notes:
+    """A journal in memory: for what needs none, such as an estimate."""
+
+    def __init__(self) -> None:
+        self.state: State = {}
+
+    def load(self) -> State:
+        """Everything saved."""
+        return dict(self.state)
+
+    def save(self, **values: Any) -> None:
+        """Adds values."""
+        self.state |= values
+
+
+class RemoteTrainer(Trainer, Protocol):
+    """A rented trainer: the protocol, and what only a job that runs elsewhere needs."""
+
+    def with_journal(self, journal: Journal) -> RemoteTrainer:
+        """The same provider for another job, over the same connections."""
+        ...
+
+    def attach(self) -> JobHandle | None:
+        """The provider's job of this journal, where it has one although nobody wrote down its id."""
+        ...
+
+    def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:
+        """Events of a job, oldest first; `most`: only so many of the newest."""
+        ...
+
+    def pause(self, handle: JobHandle) -> JobState:
+        """Holds the job, where the provider can."""
+        ...
+
+    def resume(self, handle: JobHandle) -> JobState:
+        """Lets a held job go on."""
+        ...
+
+    def clean_up(self, handle: JobHandle) -> list[str]:
+        """Deletes what was uploaded; sentences about what could not be deleted."""
+        ...
+
+    def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the finished model and its log to a job's folder; its result.json. Raises TrainingError."""
+        ...
+
+    def shutdown_dates(self, models: list[str]) -> dict[str, str]:
+        """The day on which the provider says it stops each model; models without one are left out."""
+        ...
+
+
+def spec_hash(request: TrainingRequest, connection: Connection, sent: Mapping[str, Any]) -> str:
+    """First 16 hexadecimal digits of the sha256 of what decides the result; `sent`: what the provider gets."""
+    decides = {
+        "recipe": RECIPE,
+        "provider": connection.provider,
+        "base_url": connection.base_url,
+        "dataset_fingerprint": request.fingerprint,
+        "base_model": request.base_model,
+        "objective": list(request.objective),
+        "hyperparameters": dict(sent),
+        "seed": request.seed,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def slug(*parts: str, most: int = 64, dots: bool = False) -> str:
+    """Parts joined by `-`, as providers take names: letters, digits and `-`."""
+    text = re.sub(r"[^A-Za-z0-9.-]+" if dots else r"[^A-Za-z0-9-]+", "-", "-".join(parts)).strip("-.")
+    return re.sub(r"-{2,}", "-", text)[:most].strip("-.") or "model"
+
+
+_KEY = re.compile(r"\b(sk|key|AKIA|ASIA)[-_A-Za-z0-9*]{8,}|\b[A-Fa-f0-9]{32,}\b|Bearer\s+\S+")
+
+
+def without_secrets(text: str, *secrets: str | None) -> str:
+    """A provider's text without keys: those that are known, and what looks like one."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[key]")
+    return _KEY.sub("[key]", text)

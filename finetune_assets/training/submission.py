@@ -1,0 +1,73 @@
+"""From a ledger job to a job at a provider: permission, budget, reservation, submission, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.errors import BudgetExceeded, FinetuneError, ProviderUnsettled, SettingsError
+from finetune_assets.registry import Job, Ledger
+from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal
+from finetune_assets.registry.spending import Limits, Purchase, check, month, release, reserve
+from finetune_assets.training import prices
+from finetune_assets.training.remote import RemoteTrainer
+from finetune_assets.training.trainer import Estimate, TrainingRequest
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a training may cost, and out of what."""
+
+    purchase: Purchase
+    limits: Limits
+
+
+def bill(assistant: Assistant, request: TrainingRequest, estimate: Estimate, project_usd: float | None, reference: str) -> Bill:
+    """The bill of a training. Raises BudgetExceeded or SettingsError where it is above `budget.training_usd`."""
+    mend = prices.missing(assistant.trainer, request.base_model)
+    most = assistant.budget.training_usd
+    if most is not None and estimate.usd is None:
+        raise SettingsError(f"{assistant.name}: budget.training_usd is {most:g}, but nothing says what training costs. {mend}")
+    if most is not None and estimate.usd is not None and estimate.usd > most:
+        raise BudgetExceeded(
+            f"{assistant.name}: the training would cost about ${estimate.usd:.2f}, ${estimate.usd - most:.2f} above "
+            f"budget.training_usd (${most:.2f}). Raise it, or lower hyperparameters.epochs or window_weeks."
+        )
+    purchase = Purchase(reference, assistant.name, assistant.trainer, "training", estimate.usd, estimate.tokens, mend)
+    return Bill(purchase, Limits(assistant.budget.monthly_usd, project_usd))
+
+
+def estimate_of(plan: Mapping[str, Any]) -> Estimate:
+    """The estimate that a stored plan holds."""
+    return Estimate(**{field.name: plan[field.name] for field in fields(Estimate) if field.name in plan})
+
+
+def check_month(ledger: Ledger, due: Bill) -> None:
+    """Holds a bill against this month without writing anything. Raises BudgetExceeded or SettingsError."""
+    rows = [row for row in month(ledger) if row["reference"] != due.purchase.reference]
+    check(rows, due.purchase, due.limits)
+
+
+def submit(ledger: Ledger, job: Job, trainer: RemoteTrainer, request: TrainingRequest, due: Bill) -> Job:
+    """Submits the ledger's job, or goes on where an earlier try stopped; the ledger's job afterwards.
+
+    Where the provider said no, the job has failed and nothing is reserved. Where nobody can tell whether it has the job, the
+    ledger's job stays open: the next try, or the sensor, looks for it first.
+    """
+    journal = LedgerJournal(ledger, job.id)
+    if journal.load().get(SUBMITTED):
+        return ledger.job(job.id)
+    number = max((version.number for version in ledger.versions(job.assistant)), default=0) + 1
+    try:
+        reserve(ledger, due.purchase, due.limits)
+        trainer.submit(replace(request, run_key=job.id, number=f"v{number}"))
+    except ProviderUnsettled:
+        raise
+    except FinetuneError as error:
+        if not journal.load().get("create_started"):
+            release(ledger, job.id)
+            ledger.set_job(job.id, "failed", error=str(error))
+        raise
+    return ledger.set_job(job.id, "pending")

@@ -1,0 +1,23 @@
+"""Which back-end a connection has."""
+
+from __future__ import annotations
+
+from finetune_assets.errors import SettingsError
+from finetune_assets.storage import Store
+from finetune_assets.training.openai_wire import OpenAIWire
+from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
+from finetune_assets.training.wire_profiles import PROFILES
+
+
+def connect(connection: Connection, store: Store, journal: Journal) -> RemoteTrainer:
+    """The rented trainer of a connection; `journal` is that of the job it works on. Raises SettingsError for an unknown one."""
+    if connection.provider in PROFILES:
+        return OpenAIWire(connection, store, journal)
+    raise SettingsError(f"trainer {connection.provider!r} is no rented trainer.")
+
+
+def credentials(connection: Connection) -> str | None:
+    """The environment variable that holds a connection's key; null where the provider has a chain of its own (AWS)."""
+    if connection.key_env is not None or connection.provider not in PROFILES:
+        return connection.key_env
+    return PROFILES[connection.provider].key_env

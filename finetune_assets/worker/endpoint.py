@@ -1,0 +1,104 @@
+"""A candidate behind an OpenAI-compatible address: asked row by row, several at a time.
+
+A row that cannot be had (time-out, refusal, an answer that is none) is missing: its reply is null and its cause is kept. 429 and
+5xx are tried again, after `Retry-After` where it is given. Nothing here is ever a zero.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from finetune_assets.errors import SettingsError
+
+TRIES = 4
+LONGEST_WAIT = 30.0  # seconds between two tries
+AT_ONCE = 4  # requests
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model answers."""
+
+    url: str
+    """Up to and with `/v1`."""
+    model: str
+    api_key_env: str | None = None
+    """Environment variable that holds the key."""
+    timeout: float = 30.0
+    """Seconds of one try."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the key. Raises SettingsError where its variable is not set."""
+        if self.api_key_env is None:
+            return {}
+        key = os.environ.get(self.api_key_env)
+        if not key:
+            raise SettingsError(f"{self.api_key_env} is not set; the endpoint {self.url} of {self.model} needs it.")
+        return {"Authorization": f"Bearer {key}"}
+
+
+def answers(endpoint: Endpoint, prompts: Sequence[Sequence[dict[str, str]]], max_tokens: int) -> list[dict[str, Any]]:
+    """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause."""
+    with (
+        httpx.Client(base_url=endpoint.url.rstrip("/"), headers=endpoint.headers, timeout=endpoint.timeout) as client,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        asked = [pool.submit(_answer, client, endpoint, prompt, max_tokens) for prompt in prompts]
+        return [one.result() for one in asked]
+
+
+def _answer(client: httpx.Client, endpoint: Endpoint, prompt: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+    asked = {"model": endpoint.model, "messages": list(prompt), "max_tokens": max_tokens, "temperature": 0, "seed": 0}
+    cause = "no answer"
+    for attempt in range(TRIES):
+        start = time.perf_counter()
+        try:
+            answer = client.post("/chat/completions", json=asked)
+        except httpx.TimeoutException:
+            return {"reply": None, "missing": f"no answer within {endpoint.timeout:g} s"}
+        except httpx.HTTPError as error:
+            cause = type(error).__name__
+            _wait(attempt, None)
+            continue
+        seconds = time.perf_counter() - start
+        if answer.status_code == 200:
+            return _read(answer, seconds)
+        cause = f"status {answer.status_code}"
+        if answer.status_code != 429 and answer.status_code < 500:
+            break
+        _wait(attempt, answer.headers.get("retry-after"))
+    return {"reply": None, "missing": cause}
+
+
+def _read(answer: httpx.Response, seconds: float) -> dict[str, Any]:
+    try:
+        body = answer.json()
+        choice = body["choices"][0]
+        text = choice["message"]["content"]
+        if not isinstance(text, str):
+            raise TypeError(f"content is {type(text).__name__}")
+        usage = body.get("usage") or {}
+        return {
+            "reply": text.strip(),
+            "stopped": choice.get("finish_reason") != "length",
+            "prompt_tokens": int(usage.get("prompt_tokens") or 0),
+            "reply_tokens": int(usage.get("completion_tokens") or 0),
+            "seconds": round(seconds, 6),
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return {"reply": None, "missing": f"not an answer: {type(error).__name__}"}
+
+
+def _wait(attempt: int, retry_after: str | None) -> None:
+    """Before the next try: what the server asked for, else 0.5, 1, 2 s; nothing after the last."""
+    if attempt + 1 < TRIES:
+        asked = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else 0.5 * 2**attempt
+        time.sleep(min(asked, LONGEST_WAIT))

@@ -1,0 +1,77 @@
+"""What a good score may hide: a base's skill that was lost, a secret that was learnt by heart.
+
+general      likelihood of replies in everyday talk that has nothing to do with the assistant
+canaries     how likely a planted secret is beside random ones of the same form (exposure: Carlini et al. 2019, The Secret
+             Sharer, USENIX Security, section 4.3), and whether the model says it
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from finetune_assets.worker import models
+from finetune_assets.worker.generate import Generator, batches, finite, logit_tokens
+
+OTHERS = 127  # random secrets beside the planted one: at random it is the likeliest of all with chance 1 in 128
+
+
+def likelihoods(generator: Generator, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`nats` of each row's reference after its messages (null where it does not fit), with its `tokens` and `bytes`."""
+    examples: list[tuple[list[int], list[int]]] = []
+    for row in rows:
+        chat = [*row["messages"], {"role": "assistant", "content": row["reference"]}]
+        ids, mask, _dropped = models.encode_example(generator.tokenizer, chat, generator.context)
+        examples.append((ids, mask))
+    fitting = [n for n, (ids, _mask) in enumerate(examples) if len(ids) <= generator.context]
+    made: list[dict[str, Any]] = [
+        {"nats": None, "tokens": sum(mask), "bytes": len(row["reference"].encode())}
+        for row, (_ids, mask) in zip(rows, examples, strict=True)
+    ]
+    for batch in batches([len(examples[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary)):
+        for n, nats in zip(batch, generator.likelihoods([examples[fitting[n]] for n in batch]), strict=True):
+            made[fitting[n]]["nats"] = finite(nats)
+    return made
+
+
+def canaries(generator: Generator, planted: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """For each of `planted` (user, reply with `{secret}` in it, secret, system): its `rank` among OTHERS + 1 (1: likeliest),
+    `exposure` in bits, and whether the greedy reply holds it (`said`)."""
+    made: list[dict[str, Any]] = []
+    for canary in planted:
+        prompt = [{"role": "user", "content": canary["user"]}]
+        if canary.get("system"):
+            prompt.insert(0, {"role": "system", "content": canary["system"]})
+        secrets = [canary["secret"], *alternatives(canary["secret"], OTHERS)]
+        rows = [{"messages": prompt, "reference": canary["reply"].replace("{secret}", secret)} for secret in secrets]
+        nats = [row["nats"] if row["nats"] is not None else math.inf for row in likelihoods(generator, rows)]
+        rank = 1 + sum(other < nats[0] for other in nats[1:])
+        ids, _dropped = models.encode_prompt(generator.tokenizer, prompt, generator.prompt_length)
+        said = canary["secret"] in generator.replies([ids])[0].text
+        made.append({"rank": rank, "of": len(secrets), "exposure": round(math.log2(len(secrets) / rank), 3), "said": said})
+    return made
+
+
+def alternatives(secret: str, count: int) -> list[str]:
+    """Different random texts of the same form: digits for digits, letters for letters; fixed by the secret."""
+    chance = random.Random(secret)
+    pick: dict[str, Callable[[], str]] = {
+        "digit": lambda: chance.choice(string.digits),
+        "upper": lambda: chance.choice(string.ascii_uppercase),
+        "lower": lambda: chance.choice(string.ascii_lowercase),
+    }
+
+    def kind(character: str) -> str:
+        return "digit" if character.isdigit() else "upper" if character.isupper() else "lower" if character.isalpha() else ""
+
+    made: dict[str, None] = {}
+    for _ in range(count * 20):
+        other = "".join(pick[kind(c)]() if kind(c) else c for c in secret)
+        if other != secret:
+            made[other] = None
+        if len(made) == count:
+            break
+    return list(made)

@@ -1,0 +1,94 @@
+"""Finding passages for prompts, and choosing on the validation split how a model is asked with them.
+
+index = Index(passages, encode)               encode: texts -> unit vectors
+index.find(query, tenant, "hybrid", 3)        passages, best first; their `source` is what a reply cites
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_assets.evaluation.retrieval import (
+    COUNTS,
+    MOST,
+    RETRIEVERS,
+    TEMPLATES,
+    Bm25,
+    Choice,
+    Passage,
+    best_retriever,
+    fuse,
+    insert,
+    query_of,
+    top,
+)
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+Bits = Callable[[list[dict[str, Any]]], float]
+"""Bits per byte of the references of rows with `messages` and `reference`."""
+
+
+class Index:
+    """Passages, searchable."""
+
+    def __init__(self, passages: Sequence[Passage], encode: Encode) -> None:
+        self.passages = list(passages)
+        self.encode = encode
+        self.words = Bm25([passage.query for passage in self.passages])
+        self.vectors = encode([passage.query for passage in self.passages])
+        self.tenants = np.array([passage.tenant_id or "" for passage in self.passages], dtype=object)
+
+    def find(self, query: str, tenant: str | None, retriever: str, k: int) -> list[Passage]:
+        """At most `k` passages that this tenant may see, best first."""
+        if not self.passages:
+            return []
+        allowed = (self.tenants == "") | (self.tenants == (tenant or ""))
+        dense = (self.vectors @ self.encode([query])[0]).astype(np.float64) if retriever != "bm25" else None
+        sparse = self.words.scores(query) if retriever != "dense" else None
+        scores = [one for one in (sparse, dense) if one is not None]
+        return [self.passages[n] for n in top(scores[0] if len(scores) == 1 else fuse(*scores), allowed, k)]
+
+    def ask(self, rows: Sequence[dict[str, Any]], choice: Choice, language: str) -> list[dict[str, Any]]:
+        """The rows with passages in their messages, and what is cited as `sources`."""
+        made: list[dict[str, Any]] = []
+        for row in rows:
+            found = self.find(query_of(row["messages"]), row.get("tenant_id"), choice.retriever, choice.k)
+            asked = insert(row["messages"], found, choice.template, language)
+            made.append({**row, "messages": asked, "sources": [passage.source for passage in found]})
+        return made
+
+
+def choose(index: Index, validation: Sequence[dict[str, Any]], bits: Bits, language: str) -> tuple[Choice, dict[str, Any]]:
+    """The choice by the rule of `evaluation.retrieval`, and the numbers it was made on. Without validation rows: the last of
+    the retrievers, one passage, the first template."""
+    if not validation:
+        return Choice(RETRIEVERS[-1], COUNTS[0], TEMPLATES[0]), {"rows": 0}
+    found = {
+        name: [index.find(query_of(row["messages"]), row.get("tenant_id"), name, MOST) for row in validation]
+        for name in RETRIEVERS
+    }
+    retriever, nearness = best_retriever(found, [row["reference"] for row in validation])
+    tried = {
+        (k, template): bits(index.ask(validation, Choice(retriever, k, template), language))
+        for k in COUNTS
+        for template in TEMPLATES
+    }
+    k, template = min(tried, key=lambda pair: tried[pair])
+    numbers = {
+        "rows": len(validation),
+        "nearness": {name: round(value, 4) for name, value in nearness.items()},
+        "bits_per_byte": {f"{k} {template}": round(value, 5) for (k, template), value in tried.items()},
+        "without": round(bits(list(validation)), 5),
+    }
+    return Choice(retriever, k, template), numbers
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """Passages as `prepare` wrote them."""
+    return [Passage(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,49 @@
+"""A judge that looks at replies wins its case; one that only looks at places says nothing, and is seen to."""
+
+import pytest
+
+from finetune_assets.evaluation.candidates import TestRow as Row
+from finetune_assets.evaluation.human.statistics import agreement
+from finetune_assets.evaluation.judge import judged, questions, verdict
+
+ROWS = [Row([{"role": "user", "content": "hola"}], "r", f"c{n}", f"m{n}", "t", "other") for n in range(60)]
+GOOD, BAD = [f"bien {n}" for n in range(60)], [f"mal {n}" for n in range(60)]
+
+
+def answers(asked: list[dict], choose) -> list[tuple[str | None, str | None]]:
+    return [tuple(choose(question[way][-1]["content"]) for way in ("forth", "back")) for question in asked]
+
+
+def test_a_judge_that_reads():
+    asked = questions(ROWS, GOOD, BAD, 50)
+    assert len(asked) == 50
+    found = judged(ROWS, asked, answers(asked, lambda text: "A" if "Reply A:\nbien" in text else "B."))
+    assert found["win_rate"]["value"] == 1
+    assert found["first_place"]["value"] == 0.5
+    assert found["consistent"] == 50
+    people = {"m1": "first", "m2": "second", "m99": "first"}
+    assert agreement(found["choices"], people) == 0.5
+
+
+def test_a_judge_that_likes_the_first_place():
+    asked = questions(ROWS, GOOD, BAD, 50)
+    found = judged(ROWS, asked, answers(asked, lambda _text: "A"))
+    assert found["win_rate"]["value"] == 0.5
+    assert found["first_place"]["value"] == 1
+    assert found["consistent"] == 0
+
+
+def test_what_is_missing_is_counted():
+    asked = questions(ROWS, ["igual", None, *GOOD[2:]], ["igual", "x", *BAD[2:]], 3)
+    assert [question["row"] for question in asked] == [2, 3, 4]
+    found = judged(ROWS, asked, [("A", None), ("who knows", "B"), ("A", "B")])
+    assert (found["missing"], found["win_rate"]["value"]) == (2, 1)
+    assert judged(ROWS, [], [])["win_rate"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("A", "A"), (" b. ", "B"), ("**T**", "T"), ("Answer: B", "B"), ("", None), (None, None), ("Both", None)],
+)
+def test_verdicts(text: str | None, expected: str | None):
+    assert verdict(text) == expected

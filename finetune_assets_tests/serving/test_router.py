@@ -1,0 +1,434 @@
+"""The router as a real process on real sockets, in front of an upstream whose faults a test chooses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import sqlalchemy as sa
+
+from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
+from finetune_assets.serving import control, keys
+from finetune_assets.serving.assignment import assign
+from finetune_assets_tests.serving.shop import Served, Shop, Upstream, wait_for
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    made = Upstream()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def healthy(upstream: Upstream) -> None:
+    upstream.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Shop:
+    """Two versions; the first is champion, the second at 50 %. Nothing judges but the tests."""
+    made = Shop(tmp_path_factory.mktemp("shop"), upstream=upstream.url)
+    first, second = made.version("a"), made.version("b")
+    made.roll_out(first, "done")
+    made.roll_out(second, "50")
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(shop: Shop) -> Iterator[Served]:
+    with shop.served("--no-judge", "--workers", "2") as running:
+        yield running
+
+
+def rows(shop: Shop, table: sa.Table, **where: Any) -> list[dict[str, Any]]:
+    query = sa.select(table).where(*(table.c[name] == value for name, value in where.items()))
+    with shop.ledger() as book, book.engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def logged(shop: Shop, request_id: str) -> dict[str, Any]:
+    return wait_for(lambda: rows(shop, requests, request_id=request_id))[0]
+
+
+def user_of(shop: Shop, arm: str) -> str:
+    """A user who is assigned this arm."""
+    with shop.ledger() as book:
+        state = book.rollout("aurora")
+    return next(f"u{n}" for n in range(1000) if assign(state, "clinica_aurora", f"u{n}").name == arm)
+
+
+def test_the_openai_client_and_curl_work_unchanged(served: Served) -> None:
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    whole = client.chat.completions.create(model="aurora", messages=[{"role": "user", "content": "Hola"}], user="ana")
+    assert whole.choices[0].message.content == f"{whole.model} oye: Hola"
+    assert whole.usage and whole.usage.total_tokens == 12
+    parts = client.chat.completions.create(
+        model="aurora", messages=[{"role": "user", "content": "Hola"}], user="ana", stream=True
+    )
+    text = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert text == whole.choices[0].message.content
+    assert [model.id for model in client.models.list()] == ["aurora"]
+    client.close()
+    body = json.dumps({"model": "aurora", "messages": [{"role": "user", "content": "Hola"}]})
+    curl = [
+        "curl",
+        "-s",
+        "--noproxy",
+        "*",
+        f"{served.url}/v1/chat/completions",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    ]
+    answer = json.loads(subprocess.run(curl, capture_output=True, check=True).stdout)
+    assert answer["choices"][0]["message"]["content"].endswith("oye: Hola")
+
+
+def test_a_user_keeps_the_arm_and_both_workers_agree(served: Served, shop: Shop) -> None:
+    for arm, version in (("candidate", "v2"), ("champion", "v1")):
+        user = user_of(shop, arm)
+        with ThreadPoolExecutor(8) as pool:
+            models = set(
+                pool.map(
+                    lambda _, user=user: httpx.post(
+                        f"{served.url}/v1/chat/completions",
+                        json={"model": "aurora", "user": user, "messages": [{"role": "user", "content": "Hola"}]},
+                        trust_env=False,
+                    ).json()["model"],
+                    range(24),
+                )
+            )  # noqa: E501
+        assert len(models) == 1
+        assert version in models.pop()
+
+
+@pytest.mark.parametrize("fault", ["error", "half", "hang"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_champion_answers_where_the_candidate_fails(
+    served: Served, shop: Shop, upstream: Upstream, fault: str, stream: bool
+) -> None:
+    if fault == "half" and not stream:
+        pytest.skip("half a stream is a stream")
+    upstream.faults["v2-"] = fault
+    answer = served.ask(user=user_of(shop, "candidate"), stream=stream)
+    if fault == "half":  # the user has seen its beginning: it is told, not glued to another reply
+        assert "the reply was cut off" in answer.text
+        row = logged(shop, answer.headers["x-request-id"])
+        assert (row["assigned_arm"], row["served_arm"], row["outcome"]) == ("candidate", "candidate", "error")
+        return
+    assert answer.status_code == 200
+    assert "v1-aaaaaaaa" in answer.text
+    row = logged(shop, answer.headers["x-request-id"])
+    outcome = "timeout" if fault == "hang" else "error"
+    assert (row["assigned_arm"], row["served_arm"], row["outcome"], row["version"]) == (
+        "candidate",
+        "champion",
+        outcome,
+        "v1-aaaaaaaa",
+    )
+
+
+def test_what_no_arm_can_answer_is_said_in_openais_shape(served: Served, shop: Shop, upstream: Upstream) -> None:
+    upstream.faults["aurora"] = "error"
+    answer = served.ask(user=user_of(shop, "candidate"))
+    assert answer.status_code == 502
+    assert "could not answer" in answer.json()["error"]["message"]
+    upstream.faults["aurora"] = "busy"
+    answer = served.ask(user=user_of(shop, "champion"))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+def test_forbidden_words_and_empty_replies_are_policy_violations(served: Served, shop: Shop, upstream: Upstream) -> None:
+    user = user_of(shop, "candidate")
+    upstream.faults["v2-"] = "say:Toma amoxicilina"
+    assert logged(shop, served.ask(user=user).headers["x-request-id"])["outcome"] == "policy"
+    upstream.faults["v2-"] = "empty"
+    assert logged(shop, served.ask(user=user).headers["x-request-id"])["outcome"] == "policy"
+
+
+def test_personal_data_never_reach_the_ledger_and_the_conversation_goes_on(served: Served, shop: Shop) -> None:
+    first = served.ask("Soy Ana Pérez, mi teléfono es 70012345", user="perez")
+    chat = [
+        {"role": "user", "content": "Soy Ana Pérez, mi teléfono es 70012345"},
+        {"role": "assistant", "content": first.json()["choices"][0]["message"]["content"]},
+        {"role": "user", "content": "¿Y mañana?"},
+    ]
+    logged(shop, first.headers["x-request-id"])
+    second = served.ask(user="perez", messages=chat)
+    assert second.headers["x-conversation-id"] == first.headers["x-conversation-id"]  # found by what was said
+    logged(shop, second.headers["x-request-id"])
+    said = rows(shop, messages, conversation_id=first.headers["x-conversation-id"])
+    assert [row["role"] for row in said] == ["user", "assistant", "user", "assistant"]
+    assert not any("Pérez" in row["content"] or "70012345" in row["content"] for row in said)
+    assert "[NAME]" in said[0]["content"]
+    stored = logged(shop, first.headers["x-request-id"])
+    assert stored["user"].startswith("u_")
+    assert "perez" not in json.dumps(stored, default=str)
+
+
+def test_an_open_conversation_keeps_its_arm_when_the_share_grows(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "10")
+    with shop.ledger() as book:
+        state = book.rollout("aurora")
+    user = next(f"u{n}" for n in range(999) if assign(state, "clinica_aurora", f"u{n}").name == "champion")
+    user = next(u for u in (f"u{n}" for n in range(999)) if 0.1 < _place(state, u) < 0.5)
+    with shop.served("--no-judge") as served:
+        open_one = {"metadata": {"conversation_id": "c1"}}
+        assert first in served.ask(user=user, **open_one).json()["model"]
+        with shop.ledger() as book:
+            control.advance(book, "aurora", _settings(shop), "test", "test")
+        assert wait_for(lambda: second in served.ask(user=user).json()["model"], 2)  # a new conversation
+        kept = served.ask(user=user, **open_one)
+        assert first in kept.json()["model"]
+        assert logged(shop, kept.headers["x-request-id"])["kept"]
+        os.kill(served.children("worker")[0], signal.SIGKILL)  # what a worker remembers is in the ledger
+        again = wait_for(lambda: _try(served, user, open_one), 20)
+        assert first in again.json()["model"]
+        with shop.ledger() as book:
+            control.rollback(book, "aurora", "test", "test")
+        start = time.monotonic()
+        other = next(u for u in (f"u{n}" for n in range(999)) if _place(state, u) < 0.1)
+        assert wait_for(lambda: first in served.ask(user=other).json()["model"], 3)
+        assert time.monotonic() - start < 1.0
+
+
+def _place(state: Any, user: str) -> float:
+    from finetune_assets.serving.assignment import place
+
+    return place(state.salt, "clinica_aurora", user)
+
+
+def _settings(shop: Shop) -> Any:
+    from finetune_assets.assistants import load_assistant
+
+    return load_assistant(shop.assistants, "aurora", {}).rollout
+
+
+def _try(served: Served, user: str, more: dict[str, Any]) -> httpx.Response | None:
+    try:
+        answer = served.ask(user=user, **more)
+    except httpx.HTTPError:
+        return None
+    return answer if answer.status_code == 200 else None
+
+
+def test_shadow_answers_unseen_and_never_harms(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    version = shop.version("a")
+    shop.roll_out(version, "shadow")
+    with shop.served("--no-judge") as served:
+        answer = served.ask("Soy Ana Pérez")
+        assert answer.json()["model"] == "aurora--base"
+        shadow = wait_for(lambda: rows(shop, requests, kind="shadow"))[0]
+        assert (shadow["request_id"], shadow["version"]) == (f"shadow-{answer.headers['x-request-id']}", version)
+        made = rows(shop, shadow_replies)[0]
+        assert version in made["content"]
+        assert "Pérez" not in made["content"]
+        upstream.faults[version] = "hang"
+        start = time.monotonic()
+        assert served.ask().status_code == 200
+        assert time.monotonic() - start < 1
+        assert wait_for(lambda: [r for r in rows(shop, requests, kind="shadow") if r["outcome"] == "timeout"], 8)
+
+
+def test_feedback_is_kept_and_the_unknown_is_named(served: Served, shop: Shop) -> None:
+    answer = served.ask(user="leo")
+    sent = {"request_id": answer.json()["id"], "feedback_type": "negative", "rating": 2, "expected_response": "Sí, a las diez."}
+    reply = served.client.post("/feedback", json=sent)
+    assert reply.status_code == 202
+    stored = wait_for(lambda: rows(shop, feedback, feedback_id=reply.json()["feedback_id"]))[0]
+    assert (stored["message_id"], stored["rating"], stored["expected_response"]) == (
+        f"m-{answer.json()['id']}",
+        2,
+        "Sí, a las diez.",
+    )
+    assert served.client.post("/feedback", json={**sent, "request_id": "nobody"}).status_code == 404
+    assert served.client.post("/feedback", json={**sent, "rating": 6}).status_code == 400
+
+
+def test_the_platforms_chat_remembers_what_was_said(served: Served, upstream: Upstream) -> None:
+    first = served.client.post("/chat", json={"user_id": "eva", "message": "Hola"}).json()
+    assert set(first) == {"response", "user_id", "conversation_id", "request_id", "action", "params"}
+    time.sleep(0.3)  # the other worker reads it from the ledger
+    for _ in range(4):
+        more = {"user_id": "eva", "message": "¿Y mañana?", "conversation_id": first["conversation_id"]}
+        assert served.client.post("/chat", json=more).status_code == 200
+        assert [m["content"] for m in upstream.seen[-1]["messages"]][0] == "Hola"
+    other = {"user_id": "otro", "message": "¿Qué dijo?", "conversation_id": first["conversation_id"]}
+    assert served.client.post("/chat", json=other).status_code == 403
+    upstream.faults["aurora"] = 'say:{"action": "book", "params": {"day": "lunes"}}'
+    called = served.client.post("/chat", json={"user_id": "eva", "message": "Resérvame"}).json()
+    assert (called["action"], called["params"]) == ("book", {"day": "lunes"})
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b'{"model": "aurora"}', 400),
+        (b'{"model": "aurora", "messages": []}', 400),
+        (b'{"model": "aurora", "messages": [{"role": "boss", "content": "x"}]}', 400),
+        (b'{"model": "aurora", "messages": [{"role": "user", "content": 7}]}', 400),
+        (b'{"model": "aurora", "messages": [{"role": "user", "content": "x"}], "temperature": "hot"}', 400),
+        (b'{"model": ["aurora"], "messages": [{"role": "user", "content": "x"}], "assistant": "nobody"}', 404),
+        (b'{"model": "aurora", "user": {"a": 1}, "messages": [{"role": "user", "content": "x"}]}', 400),
+        (b"x" * (10 << 20), 413),
+    ],
+)
+def test_bad_bodies_are_refused_with_a_reason(served: Served, body: bytes, status: int) -> None:
+    try:
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=body, trust_env=False, timeout=20)
+    except httpx.WriteError:  # the router has answered and hung up before ten megabytes were sent
+        assert status == 413
+        return
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_control_characters_reach_neither_model_nor_store(served: Served, shop: Shop, upstream: Upstream) -> None:
+    answer = served.ask("Hola\u0000 \u001b[31mrojo\ud83d", user="mal")
+    assert answer.status_code == 200
+    assert not set(upstream.seen[-1]["messages"][-1]["content"]) & {"\u0000", "\u001b"}
+    logged(shop, answer.headers["x-request-id"])
+    said = rows(shop, messages, conversation_id=answer.headers["x-conversation-id"])
+    assert "\u0000" not in said[0]["content"]
+
+
+def test_a_slow_loris_holds_nobody_up(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(40)]
+    for one in slow:
+        one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    start = time.monotonic()
+    assert served.ask().status_code == 200
+    assert time.monotonic() - start < 2
+    slow[0].settimeout(15)
+    assert b"408" in slow[0].recv(1000)
+    for one in slow:
+        one.close()
+
+
+def test_keys_stand_between_tenants(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    (shop.assistants / "sol.yaml").write_text(
+        (shop.assistants / "aurora.yaml").read_text().replace("clinica_aurora", "clinica_sol")
+    )
+    shop.version("a")
+    with shop.ledger() as book:
+        aurora, sol, admin = (keys.add(book, tenant) for tenant in ("clinica_aurora", "clinica_sol", "*"))
+    with shop.served("--no-judge") as served:
+
+        def ask(key: str | None, **more: Any) -> httpx.Response:
+            head = {"Authorization": f"Bearer {key}"} if key else {}
+            body = {"messages": [{"role": "user", "content": "Hola"}], "user": "ana", **more}
+            return served.client.post("/v1/chat/completions", json=body, headers=head)
+
+        assert ask(None).status_code == 401
+        assert ask("ft-guess").status_code == 401
+        mine = ask(aurora)
+        assert (mine.status_code, mine.json()["model"]) == (200, "aurora--base")
+        assert ask(aurora, metadata={"tenant_id": "clinica_sol"}).status_code == 403
+        assert ask(aurora, model="sol").status_code == 403
+        judged = {"request_id": mine.json()["id"], "feedback_type": "positive"}
+        assert served.client.post("/feedback", json=judged, headers={"Authorization": f"Bearer {sol}"}).status_code == 403
+        assert served.client.post("/feedback", json=judged, headers={"Authorization": f"Bearer {aurora}"}).status_code == 202
+        same = {"metadata": {"conversation_id": mine.headers["x-conversation-id"]}}
+        assert ask(sol, **same).status_code == 403
+        assert served.client.get("/metrics", headers={"Authorization": f"Bearer {sol}"}).status_code == 403
+        assert served.client.get("/metrics", headers={"Authorization": f"Bearer {admin}"}).status_code == 200
+        assert served.client.get("/dashboard", auth=("ana", sol)).status_code == 401
+        assert served.client.get("/dashboard", auth=("ana", admin)).status_code == 200
+        with shop.ledger() as book:
+            keys.revoke(book, next(row["key_hash"] for row in keys.listed(book) if row["tenant_id"] == "clinica_aurora"))
+        assert wait_for(lambda: ask(aurora).status_code == 401, 2)
+    assert sum("403 for POST" in line for line in served.lines) >= 4
+    assert not any(key in line for line in served.lines for key in (aurora, sol, admin))
+
+
+def test_what_was_answered_is_logged_though_the_worker_is_killed(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    shop.version("a")
+    acknowledged: list[str] = []
+    stop = threading.Event()
+
+    def user(url: str, number: int) -> None:
+        with httpx.Client(trust_env=False, timeout=10) as client:
+            while not stop.is_set():
+                body = {"model": "aurora", "user": f"u{number}", "messages": [{"role": "user", "content": "Hola"}]}
+                try:
+                    answer = client.post(f"{url}/v1/chat/completions", json=body)
+                except httpx.HTTPError:
+                    continue
+                if answer.status_code == 200:
+                    acknowledged.append(answer.json()["id"])
+
+    with shop.served("--no-judge", "--workers", "2") as served, ThreadPoolExecutor(4) as pool:
+        for number in range(4):
+            pool.submit(user, served.url, number)
+        for _ in range(3):
+            time.sleep(0.5)
+            os.kill(served.children("worker")[0], signal.SIGKILL)
+        time.sleep(1.5)
+        stop.set()
+    stored = {row["request_id"] for row in rows(shop, requests)}
+    assert len(acknowledged) > 50
+    assert set(acknowledged) <= stored
+    assert {row["conversation_id"] for row in rows(shop, messages)} == {
+        row["conversation_id"] for row in rows(shop, conversations)
+    }
+
+
+def test_a_locked_ledger_costs_time_and_nothing_else(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    shop.version("a")
+    with shop.served("--no-judge") as served, shop.ledger() as book:
+        with book.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            answers = [served.ask(user=f"u{n}") for n in range(20)]
+            assert {answer.status_code for answer in answers} == {200}
+            connection.rollback()
+        assert wait_for(lambda: len(rows(shop, requests)) == 20)
+
+
+def test_it_stops_in_order(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    shop.version("a")
+    upstream.faults["base"] = ""
+    with shop.served("--no-judge") as served, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(lambda: served.ask("Hola"))
+        served.process.send_signal(signal.SIGTERM)
+        assert slow.result().status_code == 200
+        assert served.process.wait(20) == 0
+    assert not list((shop.home / "serving" / "journal").glob("*.jsonl"))
+
+
+def test_another_address_needs_a_key_first(tmp_path: Path, upstream: Upstream) -> None:
+    from finetune_assets.environment import Environment
+    from finetune_assets.errors import ServingError
+    from finetune_assets.serving.server import Server, Settings
+
+    shop = Shop(tmp_path, upstream=upstream.url)
+    with pytest.raises(ServingError, match="no API key yet"):
+        Server(Environment.read(shop.environment), Settings(host="0.0.0.0", port=0), print)

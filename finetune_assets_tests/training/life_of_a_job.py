@@ -1,0 +1,71 @@
+"""A process that buys one training and sees it through, as the assets and the sensor do; tests kill it wherever they like.
+
+python -m finetune_assets_tests.training.life_of_a_job HOME DATASET PROVIDER BASE_URL
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from finetune_assets.registry import Ledger
+from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, open_remote, remote_job
+from finetune_assets.storage import Store
+from finetune_assets.training.openai_wire import OpenAIWire
+from finetune_assets.training.polling import poll
+from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
+from finetune_assets.training.submission import bill, submit
+from finetune_assets.training.trainer import JobHandle
+from finetune_assets_tests.training.remote_request import assistant, request
+
+
+def main(home: Path, dataset: Path, provider: str, base_url: str) -> None:
+    store, ledger = Store(home), Ledger(f"sqlite:///{home / 'ledger.db'}")
+    settings = assistant(provider, remote={"base_url": base_url}, budget={"monthly_usd": 0.1} if provider == "openai" else {})
+    connection = Connection.of(settings)
+
+    def connect(where: Connection, journal: Journal) -> RemoteTrainer:
+        return OpenAIWire(where, store, journal, settle_seconds=0.5)
+
+    asked = request(dataset, settings, "")
+    first = connect(connection, _Nothing())
+    job = ledger.open_job(
+        {
+            "assistant": "dental",
+            "tenant_id": None,
+            "dataset_id": "ds",
+            "dataset_fingerprint": asked.fingerprint,
+            "provider": provider,
+            "base_model": asked.base_model,
+            "hyperparameters": {},
+            "plan": {},
+            "spec_hash": first.spec_hash(asked),
+        }
+    )
+    if job.status in ("pending", "running"):
+        journal = open_journal(ledger, job.id, connection.to_dict(), 72)
+        job = submit(ledger, job, connect(connection, journal), asked, bill(settings, asked, first.estimate(asked), None, job.id))
+    while job.status in ("pending", "running"):
+        poll(ledger, open_remote(ledger), connect, None, 30)
+        job = ledger.job(job.id)
+        time.sleep(0.05)
+    folder, remote = store.job(job.spec_hash), remote_job(ledger, job.id)
+    assert job.status == "succeeded", job.error
+    assert remote is not None
+    if not (folder / "result.json").exists():
+        handle = JobHandle(provider, str(job.provider_job_id), job.id, job.dataset_fingerprint)
+        connect(connection, LedgerJournal(ledger, job.id)).keep(handle, folder, {"base_model": job.base_model})
+    ledger.close()
+
+
+class _Nothing:
+    def load(self) -> dict[str, object]:
+        return {}
+
+    def save(self, **values: object) -> None:
+        raise AssertionError("an estimate writes nothing")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])

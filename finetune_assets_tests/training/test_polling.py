@@ -1,0 +1,243 @@
+"""Open jobs asked for at once, a provider that is away, jobs that are stuck or gone; and what each cost."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from finetune_assets.errors import BudgetExceeded, ProviderError, ProviderUnsettled, SettingsError
+from finetune_assets.registry import Job, Ledger
+from finetune_assets.registry.remote_jobs import LedgerJournal, due, open_journal, open_remote, remote_job
+from finetune_assets.registry.spending import Limits, Purchase, month, reserve, settle, spent
+from finetune_assets.registry.tables import now, remote_jobs
+from finetune_assets.storage import Store
+from finetune_assets.training import prices
+from finetune_assets.training.openai_wire import OpenAIWire
+from finetune_assets.training.polling import Polled, poll
+from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
+from finetune_assets.training.submission import bill, submit
+from finetune_assets.training.trainer import Estimate
+from finetune_assets_tests.training.fake_provider import FakeProvider
+from finetune_assets_tests.training.remote_request import assistant, dataset, request
+
+RETRIEVE = "GET /fine_tuning/jobs/ID"
+
+
+class World:
+    """A ledger and a store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, Store(folder / "home")
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+        self.settings = assistant(remote={"max_hours": 2})
+
+    def connect(self, connection: Connection, journal: Journal) -> RemoteTrainer:
+        return OpenAIWire(connection, self.store, journal, settle_seconds=0.3)
+
+    def open(self, key: str = "s", hours: float = 2) -> Job:
+        columns: dict[str, Any] = {
+            "assistant": "dental",
+            "tenant_id": None,
+            "dataset_id": "ds",
+            "dataset_fingerprint": "f1",
+            "provider": "openai",
+            "base_model": "gpt-4o-mini-2024-07-18",
+            "hyperparameters": {},
+            "plan": {},
+            "spec_hash": key,
+        }
+        job = self.ledger.open_job(columns)
+        open_journal(self.ledger, job.id, Connection.of(self.settings).to_dict(), hours)
+        return job
+
+    def submit(self, usd: float | None = 0.5) -> Job:
+        job, asked = self.open(), request(dataset(self.folder / "frozen"), self.settings)
+        estimate = Estimate(1000, False, None, usd, None)
+        trainer = self.connect(Connection.of(self.settings), LedgerJournal(self.ledger, job.id))
+        return submit(self.ledger, job, trainer, asked, bill(self.settings, asked, estimate, None, job.id))
+
+    def poll(self) -> list[Polled]:
+        return poll(self.ledger, open_remote(self.ledger), self.connect, None, 30)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+def test_a_job_to_its_end(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    assert (job.status, spent(world.ledger, job.id)["usd"]) == ("pending", 0.5)  # type: ignore[index]
+    words = [world.poll()[0].provider_status for _ in range(3)]
+    assert words == ["validating_files", "queued", "running"]
+    remote = remote_job(world.ledger, job.id)
+    assert remote is not None
+    assert (remote.job.status, remote.progress["step"], remote.progress["train_loss"]) == ("running", 120, 0.4286)
+    [ended] = world.poll()
+    assert (ended.ended, ended.job.status) == (True, "succeeded")
+    tokens = fake.jobs[0]["trained_tokens"]
+    cost = spent(world.ledger, job.id) or {}
+    assert (cost["final"], cost["usd"], ended.job.trained_tokens) == (True, pytest.approx(tokens * 3 / 1e6), tokens)
+    assert fake.state()["files"] == []
+    assert world.poll() == []
+
+
+def test_clocks_that_disagree_decide_nothing(fake: FakeProvider, world: World) -> None:
+    fake.set(clock=-400 * 86400)
+    job = world.submit()
+    for _ in range(4):
+        world.poll()
+    ended = world.ledger.job(job.id)
+    assert ended.status == "succeeded"
+    assert ended.completed_at is not None
+    assert abs((ended.completed_at - datetime.datetime.now(datetime.UTC)).total_seconds()) < 60
+    assert month(world.ledger)[0]["reference"] == job.id
+
+
+def test_answers_out_of_order_never_lead_back(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    for word, ours in (("running", "running"), ("queued", "running"), ("dreaming", "running")):
+        fake.set(forced={"*": {"status": word}})
+        assert world.poll()[0].job.status == ours
+    assert "dreaming" in (remote_job(world.ledger, job.id).note or "")  # type: ignore[union-attr]
+
+
+def test_a_stuck_job_is_cancelled_and_says_so(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    fake.set(progress=["validating_files", "queued"])
+    with world.ledger.engine.begin() as connection:
+        connection.execute(sa.update(remote_jobs).values(deadline=now() - datetime.timedelta(minutes=1)))
+    [ended] = world.poll()
+    assert ended.ended
+    assert "stuck: still 'validating_files'" in (world.ledger.job(job.id).error or "")
+    assert [one["status"] for one in fake.jobs] == ["cancelled"]
+
+
+def test_a_provider_that_is_away_is_asked_less_often(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    waits: list[float] = []
+    for _ in range(4):
+        fake.fault(RETRIEVE, "error", status=500, times=3)
+        [polled] = world.poll()
+        assert (polled.job.status, polled.ended) == ("pending", False)
+        with world.ledger.engine.connect() as connection:
+            at = connection.execute(sa.select(remote_jobs.c.next_poll_at)).scalar_one()
+        waits.append((at - now()).total_seconds())
+    assert waits == sorted(waits)
+    assert waits[-1] > 4 * 60
+    assert due(world.ledger, now()) == []
+    assert "500" in (remote_job(world.ledger, job.id).note or "")  # type: ignore[union-attr]
+    assert world.poll()[0].note is None  # it is back
+
+
+def test_a_job_that_the_provider_does_not_know_any_more(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    fake.fault(RETRIEVE, "error", status=404, code="fine_tune_not_found", message="no such job", times=3)
+    assert [world.poll()[0].ended for _ in range(3)] == [False, False, True]
+    assert "knows the job no more" in (world.ledger.job(job.id).error or "")
+
+
+def test_a_job_that_nobody_wrote_down_is_found(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    with world.ledger.engine.begin() as connection:  # killed between the provider's answer and the ledger
+        state = {**LedgerJournal(world.ledger, job.id).load(), "provider_job_id": None}
+        connection.execute(sa.update(remote_jobs).values(state=state))
+    [polled] = world.poll()
+    assert polled.provider_status == "validating_files"
+    assert world.ledger.job(job.id).provider_job_id == fake.jobs[0]["id"]
+
+
+def test_a_plain_no_reserves_nothing_and_the_next_attempt_is_new(fake: FakeProvider, world: World) -> None:
+    fake.fault("POST /fine_tuning/jobs", "error", status=403, code="x", message="not any more")
+    with pytest.raises(ProviderError, match="not any more"):
+        world.submit()
+    assert [job.status for job in world.ledger.jobs()] == ["failed"]
+    assert month(world.ledger) == []
+    assert world.submit().attempt == 2
+
+
+def test_unsettled_keeps_job_and_reservation(fake: FakeProvider, world: World) -> None:
+    fake.fault("POST /fine_tuning/jobs", "drop_before", times=3)
+    with pytest.raises(ProviderUnsettled, match="run the same again"):
+        world.submit()
+    [job] = world.ledger.jobs()
+    assert (job.status, len(month(world.ledger))) == ("pending", 1)
+    assert world.submit().id == job.id
+    assert len(fake.jobs) == 1
+
+
+def test_two_hundred_open_jobs_in_one_tick(fake: FakeProvider, world: World) -> None:
+    first = world.submit()
+    fake.set(progress=["running", "succeeded"], jobs={fake.jobs[0]["id"]: {"status": "running"}})
+    fake.set(progress=["running"])
+    fake.clone(199)
+    known = LedgerJournal(world.ledger, first.id).load()
+    for number, job in enumerate(fake.jobs[1:]):
+        mine = world.open(f"s{number}")
+        LedgerJournal(world.ledger, mine.id).save(**{**known, "run_key": mine.id, "provider_job_id": job["id"]})
+    cpu, wall = time.process_time(), time.monotonic()
+    polled = world.poll()
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    assert len(polled) == 200
+    assert not [one for one in polled if one.note]
+    assert cpu <= 5, f"{cpu:.1f} s of CPU"
+    assert wall < 60
+
+
+# money
+
+
+def purchase(reference: str, usd: float | None, name: str = "dental") -> Purchase:
+    return Purchase(reference, name, "openai", "training", usd, 10, "Add it to prices.yaml.")
+
+
+def test_a_month_is_held_against_its_limits(world: World) -> None:
+    limits = Limits(assistant=10, project=15)
+    reserve(world.ledger, purchase("a", 6), limits)
+    reserve(world.ledger, purchase("a", 6), limits)  # the same one again
+    with pytest.raises(
+        BudgetExceeded, match=r"about \$5\.00; dental has spent.*\$6\.00.*\$1\.00 above budget\.monthly_usd"
+    ):
+        reserve(world.ledger, purchase("b", 5), limits)
+    settle(world.ledger, "a", 4.5)
+    reserve(world.ledger, purchase("b", 5), limits)
+    with pytest.raises(BudgetExceeded, match=r"\$0\.50 above FINETUNE_MONTHLY_USD"):
+        reserve(world.ledger, purchase("c", 6, "resting"), limits)
+    with pytest.raises(SettingsError, match=r"budget\.monthly_usd is 10, but nothing says.*prices\.yaml"):
+        reserve(world.ledger, purchase("d", None), limits)
+    assert sorted(row["reference"] for row in month(world.ledger)) == ["a", "b"]
+    reserve(world.ledger, purchase("e", 1000), Limits())
+
+
+def test_the_bill_of_one_training(world: World) -> None:
+    rich = assistant(budget={"training_usd": 2.0})
+    asked = request(dataset(world.folder / "frozen"), rich)
+    with pytest.raises(BudgetExceeded, match=r"about \$3\.25, \$1\.25 above budget\.training_usd"):
+        bill(rich, asked, Estimate(1, False, None, 3.25, None), None, "")
+    with pytest.raises(SettingsError, match=r"prices\.yaml"):
+        bill(rich, asked, Estimate(1, False, None, None, None), None, "")
+
+
+def test_a_users_table_goes_before_the_shipped_one(tmp_path: Path) -> None:
+    shipped = prices.find("openai", "ft:gpt-4o-mini-2024-07-18:org::x")
+    assert shipped is not None
+    assert (shipped.of_training(1_000_000), shipped.of_reply(1000, 100), shipped.date.year) == (3.0, 0.00021, 2024)
+    (tmp_path / "prices.yaml").write_text(
+        "- {provider: openai, model: gpt-4o-mini, training: 25, source: a bill, date: 2026-11-01}\n"
+    )
+    own = prices.find("openai", "gpt-4o-mini-2024-07-18", tmp_path)
+    assert own is not None
+    assert (own.training, own.source, own.of_reply(1, 1)) == (25, "a bill", None)
+    assert prices.find("openai", "gpt-99", tmp_path) is None
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "prices.yaml").write_text("- {provider: openai, prize: 3}\n")
+    with pytest.raises(SettingsError, match=r"prices\.yaml is no table of prices"):
+        prices.find("openai", "gpt-4o-mini", tmp_path / "broken")

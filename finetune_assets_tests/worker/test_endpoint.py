@@ -1,0 +1,204 @@
+"""Endpoints as they are: slow, busy, broken; on a real HTTP server. And the candidates that need more than a prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.errors import SettingsError
+from finetune_assets.evaluation import benchmark, candidates, report
+from finetune_assets.storage import read_json, write_json
+from finetune_assets.worker import benchmark as worker
+from finetune_assets.worker import endpoint
+from finetune_assets.worker.progress import Progress
+from finetune_assets_tests.evaluation.frozen import make_dataset
+from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+
+SEEN: Counter[str] = Counter()
+
+
+class Provider(BaseHTTPRequestHandler):
+    """Does what the user's text asks for; otherwise it answers."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][-1]["content"]
+        SEEN[text] += 1
+        SEEN["key"] += self.headers.get("Authorization") == "Bearer secret"
+        if "slow" in text:
+            threading.Event().wait(1.0)
+        if "busy" in text and SEEN[text] < 3:
+            return self._say(429, b"", {"Retry-After": "0.05"})
+        if "always busy" in text:
+            return self._say(429, b"", {"Retry-After": "0.01"})
+        if "refused" in text:
+            return self._say(400, b"{}")
+        if "garbage" in text:
+            return self._say(200, b"<html>oops</html>")
+        if "null" in text:
+            return self._say(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
+        answer = {
+            "choices": [{"message": {"content": f" Con gusto. {text} "}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+        }
+        return self._say(200, json.dumps(answer).encode())
+
+    def _say(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError):
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(where: endpoint.Endpoint, *texts: str) -> list[dict]:
+    return endpoint.answers(where, [[{"role": "user", "content": text}] for text in texts], 16)
+
+
+def test_what_cannot_be_had_is_missing_never_empty(url: str):
+    texts = ["hola", "slow", "busy", "always busy", "refused", "garbage", "null"]
+    found = dict(zip(texts, ask(endpoint.Endpoint(url, "m", timeout=0.5), *texts), strict=True))
+    assert found["hola"]["reply"] == "Con gusto. hola"
+    assert found["hola"]["prompt_tokens"] == 100
+    assert found["busy"]["reply"] is not None
+    missing = {name: one["missing"] for name, one in found.items() if one["reply"] is None}
+    assert missing == {
+        "slow": "no answer within 0.5 s",
+        "always busy": "status 429",
+        "refused": "status 400",
+        "garbage": "not an answer: JSONDecodeError",
+        "null": "not an answer: TypeError",
+    }
+    assert SEEN["refused"] == 1
+    assert SEEN["always busy"] == endpoint.TRIES
+
+
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(endpoint.time, "sleep", lambda _seconds: None)
+    assert ask(endpoint.Endpoint("http://127.0.0.1:9/v1", "m"), "hola")[0]["missing"] == "ConnectError"
+
+
+def test_the_key_comes_from_its_variable(url: str, monkeypatch: pytest.MonkeyPatch):
+    where = endpoint.Endpoint(url, "m", "A_PROVIDERS_KEY")
+    with pytest.raises(SettingsError, match="A_PROVIDERS_KEY is not set"):
+        ask(where, "hola")
+    monkeypatch.setenv("A_PROVIDERS_KEY", "secret")
+    before = SEEN["key"]
+    ask(where, "hola")
+    assert SEEN["key"] == before + 1
+
+
+@pytest.fixture(scope="module")
+def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Assistant]:
+    """A benchmark with every kind of candidate; some of the endpoint's rows are missing."""
+    folder = tmp_path_factory.mktemp("every")
+    chats = dialogues(10, seed=8)
+    chats[0][-2]["content"] = "garbage"
+    chats[1][-2]["content"] = "refused, una cita"
+    dataset = make_dataset(folder / "data", rows={"test": chats})
+    documents = folder / "documents"
+    (documents / "clinic_a").mkdir(parents=True)
+    (documents / "clinic_a" / "precios.md").write_text("Una limpieza cuesta 55 €.\n\nAbrimos los lunes.")
+    suite = folder / "suite"
+    suite.mkdir()
+    (suite / "cases.yaml").write_text(
+        "- {name: habla, prompt: hola, regex: '.'}\n- {name: clave, prompt: hola, not_contains: QX-1}\n"
+    )
+    prices = {"usd_per_million_input": 1.0, "usd_per_million_output": 2.0, "priced_on": "2026-11-01"}
+    assistant = Assistant(
+        name="dental",
+        select={"vertical": "dental"},
+        budget={"usd_per_hour": 0.5},
+        benchmark={
+            "max_rows": 10,
+            "max_new_tokens": 12,
+            "documents": str(documents),
+            "checks": str(suite),
+            "endpoints": [
+                {"name": "gpt", "url": url, "model": "m", "timeout": 1, **prices},
+                {"name": "free", "url": url, "model": "n"},
+            ],
+            "canaries": [{"user": "clave", "secret": "QX-48213"}],
+        },
+    )
+    models = [
+        str(make_tiny_model(folder / name, context=256, seed=seed)) for name, seed in (("base", 0), ("tuned", 1), ("champion", 2))
+    ]
+    asked = candidates.standard(dataset, models[0], models[1], assistant.benchmark, models[2])
+    spec = benchmark.prepare(assistant, dataset, asked, folder / "out", threads=1)
+    write_json(folder / "out" / "result.json", worker.run(spec, Progress.open(folder / "out")))
+    return folder, dataset, assistant
+
+
+def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant]):
+    folder, dataset, assistant = made
+    about = benchmark.Made("v2", dataset, {"seconds": 90.0}, champion="v1", requests_per_month=30_000)
+    found = benchmark.summarise(assistant, folder / "out", about)
+    assert list(found["candidates"]) == ["base", "few_shot", "rag", "champion", "tuned", "tuned_rag", "free", "gpt"]
+    assert found["models"]["gpt"]["missing"] == {"not an answer: JSONDecodeError": 1, "status 400": 1}
+    gpt = found["candidates"]["gpt"]
+    assert gpt["bits_per_byte"]["value"] is None
+    assert gpt["empty"]["value"] == 0
+    assert gpt["usd_per_1000"]["value"] == pytest.approx(0.12)
+    assert found["candidates"]["free"]["usd_per_1000"]["value"] is None  # no price, no zero
+    assert found["decision"]["monthly"]["gpt"] == pytest.approx(3.6)
+    assert found["differences"]["tuned_vs_gpt"]["chrf"]["value"] is not None
+    assert found["champion"] == "v1"
+    gates = {gate["name"]: gate["outcome"] for gate in found["gates"]}
+    assert gates["parity"] == "passed"
+    assert gates["canaries"] == "passed"
+    assert "not_worse_than_champion" in gates
+    assert [one["case"] for one in found["checks"]] == ["habla", "clave"]
+    page = report.html(found)
+    assert "Costo" in page or "cuestan" in page
+    assert "2 de 10 filas sin respuesta" in page
+
+
+def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]):
+    folder, _, _ = made
+    frame = pl.read_parquet(folder / "out" / "rag.parquet")
+    assert frame["sources"].list.len().min() >= 1
+    cited = {source for row in frame["sources"] for source in row}
+    assert all(source.startswith(("example:train_m", "document:")) for source in cited)
+    passages = {
+        p["source"]: p["tenant_id"] for p in map(json.loads, (folder / "out" / "passages.jsonl").read_text().splitlines())
+    }
+    tenants = [json.loads(line)["tenant_id"] for line in (folder / "out" / "prompts" / "rag.jsonl").read_text().splitlines()]
+    for tenant, sources in zip(tenants, frame["sources"], strict=True):
+        assert {passages[source] for source in sources} <= {tenant, None}
+    facts = read_json(folder / "out" / "result.json")["candidates"]["rag"]["retrieval"]
+    assert facts["chosen_on"]["rows"] == 5
+    assert len(facts["chosen_on"]["bits_per_byte"]) == 4
+
+
+def test_only_missing_rows_are_asked_for_again(made: tuple[Path, Path, Assistant]):
+    folder, _, _ = made
+    spec = read_json(folder / "out" / "spec.json") | {"output": str(folder / "again")}
+    before = sum(SEEN.values())
+    result = worker.run(spec, Progress.open(folder / "again"))
+    assert sum(SEEN.values()) - before == 2 * 2  # garbage and refused, of two endpoints
+    assert result["computed_batches"] == 4
