@@ -52,7 +52,9 @@ def make(folder: Path, conversations: int, weeks: int, seed: int = 1) -> dict[st
     for week in range(weeks):
         first, last = round(week * share), round((week + 1) * share)
         numbers = np.arange(first, last)
-        picked = pl.DataFrame({"copy": numbers, "of": numbers % c.height, "at": np.sort(rng.uniform(0, 6.9 * 86400, len(numbers)))})
+        picked = pl.DataFrame(
+            {"copy": numbers, "of": numbers % c.height, "at": np.sort(rng.uniform(0, 6.9 * 86400, len(numbers)))}
+        )
         start = FIRST + timedelta(weeks=week)
         begun = pl.lit(start).dt.cast_time_unit("us") + pl.duration(microseconds=(pl.col("at") * 1e6).cast(pl.Int64))
         copies = picked.join(c.with_row_index("of").with_columns(pl.col("of").cast(pl.Int64)), on="of").with_columns(

@@ -34,11 +34,11 @@ class Environment:
     retrain_cron: str
     launcher: str
     fresh_days: float | None = None
+    monthly_usd: float | None = None
+    tables: Path | None = None
     source_mapping: Path | None = None
     lookback_weeks: int = 4
     memory_gb: float = 2.0
-    monthly_usd: float | None = None
-    tables: Path | None = None
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -62,11 +62,11 @@ class Environment:
             retrain_cron=_cron(variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1"),
             launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
             fresh_days=_days(variables.get("FINETUNE_FRESH_DAYS")),
+            monthly_usd=_dollars(variables.get("FINETUNE_MONTHLY_USD")),
+            tables=_path(folder) if (folder := variables.get("FINETUNE_TABLES")) else None,
             source_mapping=_path(given) if (given := variables.get("FINETUNE_SOURCE_MAPPING")) else None,
             lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
             memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
-            monthly_usd=_dollars(variables.get("FINETUNE_MONTHLY_USD")),
-            tables=_path(folder) if (folder := variables.get("FINETUNE_TABLES")) else None,
         )
 
     @property

@@ -203,9 +203,7 @@ def test_a_month_is_held_against_its_limits(world: World) -> None:
     limits = Limits(assistant=10, project=15)
     reserve(world.ledger, purchase("a", 6), limits)
     reserve(world.ledger, purchase("a", 6), limits)  # the same one again
-    with pytest.raises(
-        BudgetExceeded, match=r"about \$5\.00; dental has spent.*\$6\.00.*\$1\.00 above budget\.monthly_usd"
-    ):
+    with pytest.raises(BudgetExceeded, match=r"about \$5\.00; dental has spent.*\$6\.00.*\$1\.00 above budget\.monthly_usd"):
         reserve(world.ledger, purchase("b", 5), limits)
     settle(world.ledger, "a", 4.5)
     reserve(world.ledger, purchase("b", 5), limits)
