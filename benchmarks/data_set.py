@@ -21,7 +21,7 @@ from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback,
 from finetune_assets.corpus.schema import EXAMPLES
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.dataset import choose, freeze
-from finetune_assets.dataset.lines import lines_of
+from finetune_assets.dataset.lines import texts_of
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
 SIZES = (100_000, 600_000)
@@ -54,11 +54,11 @@ def _json_lines(store: Store, rounds: int) -> Row:
         return [_dumped(system, row) for row in frame.select("context", "reply").iter_rows(named=True)]
 
     def ours() -> list[str]:
-        return lines_of("examples", frame, system)["jsonl"].to_list()
+        return texts_of("examples", frame, system).to_list()
 
-    same = sorted(ours()) == sorted(theirs())
+    same = ours() == theirs()
     mine, peer = cpu(ours, rounds), cpu(theirs, rounds)
-    note = f"same lines: {same}; ours also hashes and sorts them"
+    note = f"same lines: {same}"
     return Row(f"JSON lines, {frame.height:,} examples", mine, "json.dumps", peer, bar="≥ 5×", met=peer / mine >= 5, note=note)
 
 

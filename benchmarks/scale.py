@@ -6,10 +6,9 @@
 
 `make` copies the conversations of a real export again and again: new ids and users, times spread evenly over the weeks, a number
 in each message replaced by another one, and a word of some messages changed, so that copies are near-duplicates of each other
-as they are in a chat of templates, and texts are mostly distinct. `run` prints one JSON object: seconds, CPU seconds, peak memory.
+as they are in a chat of templates, and texts are mostly distinct. `run` prints JSON: seconds, CPU seconds, peak memory.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -71,14 +70,24 @@ def make(folder: Path, conversations: int, weeks: int, seed: int = 1) -> dict[st
         }
         for table, frame in made.items():
             ids = [name for name in ("conversation_id", "message_id", "feedback_id") if name in frame.columns]
-            frame = frame.with_columns(pl.col(name) + suffix for name in ids)
-            if table != "conversations":
-                frame = frame.with_columns(pl.col("created_at") + pl.col("shift"))
+            moved = ["created_at"] if table != "conversations" else []
+            whole = frame.with_columns(
+                *(_uuid(pl.col(name) + suffix).alias(name) for name in ids), *(pl.col(name) + pl.col("shift") for name in moved)
+            )
             target = folder / table / f"{start:%Y-%m-%d}.parquet"
             target.parent.mkdir(parents=True, exist_ok=True)
-            frame.select(tables[table].columns).write_parquet(target)
-            written[table] += frame.height
+            whole.select(tables[table].columns).write_parquet(target)
+            written[table] += whole.height
     return written
+
+
+def _uuid(text: pl.Expr) -> pl.Expr:
+    """A UUID for each text, as most platforms have for ids."""
+    numbers = [
+        text.hash(seed).map_batches(lambda s: pl.Series([f"{n:016x}" for n in s]), return_dtype=pl.String) for seed in (1, 2)
+    ]
+    both = numbers[0] + numbers[1]
+    return pl.concat_str([both.str.slice(a, n) for a, n in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))], separator="-")
 
 
 def _perturbed(messages: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
@@ -105,7 +114,7 @@ def run(source: str, home: Path, threads: int) -> dict[str, Any]:
     def timed(name: str, work: Any) -> Any:
         wall, cpu = _used()
         result = work()
-        steps[name] = {"seconds": round(_used()[0] - wall, 2), "cpu_seconds": round(_used()[1] - cpu, 2), "peak_mb": _peak()}
+        steps[name] = {"seconds": round(_used()[0] - wall, 2), "cpu_seconds": round(_used()[1] - cpu, 2), "peak_mb": peak()}
         return result
 
     opened = timed("open", lambda: read_source([source]))
@@ -114,14 +123,19 @@ def run(source: str, home: Path, threads: int) -> dict[str, Any]:
     timed("rlhf_feedback", lambda: ingest_feedback(store, opened, weeks, b"key"))
     timed("clean_examples", lambda: build_examples(store, weeks))
     total = sum(step["cpu_seconds"] for step in steps.values())
-    return {"weeks": len(weeks), "cpu_seconds": round(total, 2), "peak_mb": _peak(), "steps": steps}
+    return {"weeks": len(weeks), "cpu_seconds": round(total, 2), "peak_mb": peak(), "steps": steps}
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def peak() -> int:
+    """The most memory of this program in MB; `ru_maxrss` would count what its parent held when it was started."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**20
+    held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(held.split()[1]) // 1024
 
 
-def history(conversations_a_week: int = 2000) -> dict[str, Any]:
+def history(conversations_a_week: int = 500) -> dict[str, Any]:
     """Time and memory of one new week after 4 and after 52 weeks, each in a process of its own."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="finetune-scale-") as folder:

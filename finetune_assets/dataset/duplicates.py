@@ -50,17 +50,19 @@ def ranked(frame: pl.DataFrame) -> pl.DataFrame:
     """Sorted so that of any two twins the one to keep comes first; ids decide only between rows that are equal in all else."""
     order = {TEST: 0, VALIDATION: 1, TRAIN: 2}
     source = {name: place for place, name in enumerate(SOURCES)}
-    history = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
-    return frame.sort(
-        pl.col("source") != CORRECTED,
-        pl.col("split").replace_strict(order, return_dtype=pl.Int8),
-        pl.col("source").replace_strict(source, return_dtype=pl.Int8, default=len(source)),
-        -pl.col("created_at").dt.epoch("us"),
-        "user_text",
-        "reply",
-        history,
-        "message_id",
+    frame = frame.with_columns(
+        _fixed=pl.col("source") != CORRECTED,
+        _split=pl.col("split").replace_strict(order, return_dtype=pl.Int8),
+        _source=pl.col("source").replace_strict(source, return_dtype=pl.Int8, default=len(source)),
+        _age=-pl.col("created_at").dt.epoch("us"),
     )
+    keys = ["_fixed", "_split", "_source", "_age", "user_text", "reply"]
+    said = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
+    tied = frame.select(pl.struct(keys).is_duplicated()).to_series()
+    history = frame.filter(tied).select("message_id", _history=said)  # few: it is as long as all else together
+    frame = frame.join(history, on="message_id", how="left", maintain_order="left") if history.height else frame
+    last = ["_history", "message_id"] if history.height else ["message_id"]
+    return frame.sort(*keys, *last).drop("_fixed", "_split", "_source", "_age", "_history", strict=False)
 
 
 def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float) -> pl.DataFrame:

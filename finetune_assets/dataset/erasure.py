@@ -19,6 +19,8 @@ from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.formats import FILES, read_frames, write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.manifest import TOMBSTONE, counts, read_tombstone, tally
+from finetune_assets.dataset.selection import SYNTHETIC
+from finetune_assets.dataset.wording import FILE as WORDINGS
 from finetune_assets.storage import Store, point, replacing_folder, write_json, write_parquet
 
 _LINEAGES = {spec.lineage for spec in FILES}
@@ -95,7 +97,7 @@ def _unchanged(folder: Path, traces: Traces) -> str:
         if not traces.without(frame).equals(frame):
             write_parquet(path, traces.without(frame))
     manifest = manifests.read_manifest(folder)
-    write_json(folder / "manifest.json", {**manifest, **_drops(folder, manifest["counts"]["examples"])})
+    write_json(folder / "manifest.json", {**manifest, **_drops(folder, manifest["counts"])})
     return folder.name
 
 
@@ -115,7 +117,7 @@ def _manifest(before: manifests.Manifest, mark: str, frames: dict[str, pl.DataFr
         **before,
         "fingerprint": mark,
         "counts": made,
-        **_drops(draft, made["examples"]),
+        **_drops(draft, made),
         "pairs": {**before["pairs"], **{kind: tally(frames[kind]["split"]) for kind in ("preferences", "kto")}},
         "leaks": {**before["leaks"], "found": problems, "compared": compared},
         "parents": [before["fingerprint"]],
@@ -124,9 +126,11 @@ def _manifest(before: manifests.Manifest, mark: str, frames: dict[str, pl.DataFr
     }
 
 
-def _drops(folder: Path, examples: int) -> dict[str, Any]:
+def _drops(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """`made`: the manifest's counts; a synthetic row was never read."""
     dropped = pl.read_parquet(folder / "dropped.parquet")
-    return {"read": examples + dropped.height, "rejected": tally(dropped["reason"])}
+    read = made["examples"] - made["source"].get(SYNTHETIC, 0) + dropped.height
+    return {"read": read, "rejected": tally(dropped["reason"])}
 
 
 def bury(folder: Path, rewritten_as: str | None, rows: int = 0) -> None:
@@ -155,8 +159,15 @@ def buried(store: Store) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def drop_staged(store: Store, traces: Traces) -> list[str]:
-    """Removes staged choices that hold rows of theirs; their assistants. The asset training_examples makes them again."""
+    """Removes staged choices that hold rows of theirs; their assistants. The asset training_examples makes them again.
+
+    What a language model made of their words goes too.
+    """
     found: list[str] = []
+    for path in sorted((store.home / "datasets").glob(f"*/{WORDINGS}")):
+        frame = pl.read_parquet(path)
+        if (left := traces.without(frame)).height < frame.height:
+            write_parquet(path, left)
     for folder in sorted((store.home / "datasets").glob("*/staged")):
         if names(folder, traces):
             (folder / "notes.json").unlink(missing_ok=True)  # without it nothing reads the rest

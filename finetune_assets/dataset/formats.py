@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -106,12 +106,6 @@ def read_lines(path: Path) -> Iterator[Row]:
             yield json.loads(line)
 
 
-_MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "weight": pl.Int8}))
-_SCHEMA: dict[str, dict[str, Any]] = {
-    "examples": {"messages": _MESSAGES},
-    "preferences": {"prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES},
-    "kto": {"prompt": _MESSAGES, "completion": _MESSAGES, "label": pl.Boolean},
-}
 _TARGET = {"preferences": "chosen", "kto": "completion"}
 
 
@@ -133,9 +127,23 @@ def read_targets(folder: Path, spec: FileSpec, lines: int | None = None) -> pl.D
 
 
 def _blocks(path: Path, kind: str) -> Iterator[pl.DataFrame]:
+    """The rows of a file, some thousands at a time. pyarrow parses JSON twice as fast as Polars does; its import takes 0.2 s."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.json  # noqa: PLC0415
+
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("weight", pa.int8())]))
+    schema = {
+        "examples": pa.schema([("messages", messages)]),
+        "preferences": pa.schema([("prompt", messages), ("chosen", messages), ("rejected", messages)]),
+        "kto": pa.schema([("prompt", messages), ("completion", messages), ("label", pa.bool_())]),
+    }
+    options = pyarrow.json.ParseOptions(explicit_schema=schema[kind], unexpected_field_behavior="ignore")
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
-            yield pl.read_ndjson(io.BytesIO(block + file.readline()), schema=_SCHEMA[kind])
+            block += file.readline()
+            whole = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+            read = pyarrow.json.read_json(io.BytesIO(block), read_options=whole, parse_options=options)
+            yield cast("pl.DataFrame", pl.from_arrow(read))
 
 
 def _targets(kind: str, rows: pl.DataFrame) -> pl.DataFrame:

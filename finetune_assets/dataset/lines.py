@@ -32,7 +32,8 @@ COLUMNS = {"examples": ("reply",), "preferences": ("chosen", "rejected"), "kto":
 _REPLY = '{"role":"assistant","content":"'
 _TRAINED, _UNTRAINED = ',"weight":1', ',"weight":0'
 AT_ONCE = 50_000
-"""Rows whose texts are put together at a time: bounds what is held beside the lines."""
+_HELD = ("context", "user_text", "reply", "chosen", "rejected", "completion", "text_key")
+"""Columns that a line holds, or that it does not need: no use beside it."""
 
 
 def escaped(text: pl.Expr) -> pl.Expr:
@@ -60,14 +61,19 @@ def _ordered(made: pl.DataFrame) -> pl.DataFrame:
 
 def _single(kind: str, frame: pl.DataFrame, system: str) -> pl.DataFrame:
     """One line a row; `group` is the message id."""
-    parts = [_texts(kind, frame.slice(first, AT_ONCE), system) for first in range(0, max(frame.height, 1), AT_ONCE)]
-    jsonl = pl.concat(parts)
+    jsonl = texts_of(kind, frame, system)
     return frame.with_columns(
         jsonl.alias("jsonl"),
         pl.Series("digest", [digest(line) for line in jsonl], dtype=pl.String),
         turn=pl.col("context").list.len().cast(pl.Int64) + bool(system),
         group="message_id",
-    )
+    ).drop(_HELD, strict=False)
+
+
+def texts_of(kind: str, frame: pl.DataFrame, system: str) -> pl.Series:
+    """One line for each row, in the order of the rows; 50,000 at a time, which bounds what is held beside the lines."""
+    parts = [_texts(kind, frame.slice(first, AT_ONCE), system) for first in range(0, max(frame.height, 1), AT_ONCE)]
+    return pl.concat(parts)
 
 
 def _texts(kind: str, frame: pl.DataFrame, system: str) -> pl.Series:
@@ -149,7 +155,7 @@ def _per_conversation(frame: pl.DataFrame, system: str) -> pl.DataFrame:
     digests = pl.Series([digest(text) for text in texts], dtype=pl.String)
     lines = whole.select("line", "group", texts, digests.alias("digest"))
     return rows.join(lines, on="line", how="left", maintain_order="left").select(
-        *frame.columns,
+        *[name for name in frame.columns if name not in _HELD],
         jsonl=pl.when(~pl.col("goes_on")).then("jsonl"),
         digest="digest",
         turn=pl.col("size").cast(pl.Int64) + bool(system),

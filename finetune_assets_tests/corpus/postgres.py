@@ -55,7 +55,9 @@ class Server:
         self.execute("postgres", f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)', f'CREATE DATABASE "{database}"')
         for table in TABLES:
             name = NAMES.get(table, table)
-            frame = pl.concat([pl.read_parquet(file) for file in sorted(folder.rglob(f"{table}*.parquet"))])
+            frame = pl.concat(
+                [pl.read_parquet(file) for file in sorted([*folder.glob(f"{table}.parquet"), *folder.glob(f"{table}/*")])]
+            )
             frame = frame.with_columns(pl.col(pl.String).str.replace_all("\x00", "\ufffd", literal=True))
             kinds = {column: SOURCE[table][column].kind if column in SOURCE[table] else "text" for column in frame.columns}
             columns = [f'"{column}" {TYPES[kind]}' for column, kind in kinds.items()]

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_assets.assistants import Assistant
+from finetune_assets.corpus.erasure import Traces
 from finetune_assets.dataset import check_leaks, choose, freeze
 from finetune_assets.dataset.augment import wanted
+from finetune_assets.dataset.erasure import drop_staged
 from finetune_assets.dataset.variations import keeps_slots, slots, vary
 from finetune_assets.dataset.wording import FILE, parse
 from finetune_assets.errors import SettingsError, SourceError
@@ -250,3 +252,15 @@ def test_a_variation_that_nears_a_held_out_pair_is_left_out(corpus: Corpus, endp
     assert choice.notes["augmented"]["left_out"] == {"twin_held_out": 1}
     assert choice.notes["augmented"]["rows"] == 1
     freeze(corpus.store, assistant, choice)
+
+
+def test_an_erased_person_leaves_the_paid_answers_too(corpus: Corpus, endpoint: Endpoint) -> None:
+    store = uneven(corpus)
+    choose(store, asking(endpoint))
+    path = store.datasets("dental") / FILE
+    before = pl.read_parquet(path)
+    person = str(before["user"][0])
+    drop_staged(store, Traces(person))
+    after = pl.read_parquet(path)
+    assert after.height == before.height - 1
+    assert person not in set(after["user"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import random
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from finetune_assets.corpus.schema import FEEDBACK
 from finetune_assets.dataset import Choice, choose
 from finetune_assets.dataset.build import REASONS
-from finetune_assets.dataset.selection import matches
+from finetune_assets.dataset.selection import FEEDBACK_COLUMNS, judge, matches
 from finetune_assets.errors import NothingSelected, TooFewExamples
 from finetune_assets_tests.dataset.small_corpus import START, Corpus, dental
 
@@ -97,7 +101,7 @@ def test_a_correction_passes_all_but_the_upper_bound(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "result"),
+    ("thumbs", "result"),
     [
         ([("positive", 0), ("negative", 1)], "negative_feedback"),
         ([("negative", 0), ("positive", 1)], "positive"),
@@ -105,10 +109,10 @@ def test_a_correction_passes_all_but_the_upper_bound(corpus: Corpus) -> None:
         ([("positive", 0), ("negative", 0)], "negative_feedback"),
     ],
 )
-def test_the_newest_feedback_decides_and_ties_are_negative(corpus: Corpus, given: list[tuple[str, int]], result: str) -> None:
+def test_the_newest_feedback_decides_and_ties_are_negative(corpus: Corpus, thumbs: list[tuple[str, int]], result: str) -> None:
     corpus.fill()
     message = corpus.example(1, satisfaction_score=1)
-    for kind, day in given:
+    for kind, day in thumbs:
         corpus.rate(message, kind, created_at=START + datetime.timedelta(days=day))
     choice = choose(corpus.write(), dental())
     kept = choice.kept.filter(pl.col("message_id") == message)["source"].to_list()
@@ -249,3 +253,43 @@ def test_pairs_of_many_turns_keep_every_turn_in_order(corpus: Corpus) -> None:
     choice = choose(corpus.write(), dental())
     assert choice.preferences["context"].to_list() == [turns]
     assert choice.kto.filter(pl.col("message_id") == message)["context"].to_list() == [turns, turns]
+
+
+@st.composite
+def judgements(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Feedback on two messages, of few texts and few instants, so that ties and contradictions are common."""
+    return [
+        {
+            "feedback_id": f"f{number}",
+            "tenant_id": draw(st.sampled_from(("t", "t", "other"))),
+            "message_id": draw(st.sampled_from(("m1", "m2", "gone"))),
+            "feedback_type": draw(st.sampled_from(("positive", "negative"))),
+            "expected_response": draw(st.sampled_from((None, "", " ", "dicho", " dicho ", "mejor", "mejor aún", "\u0000", "🦷"))),
+            "created_at": START + datetime.timedelta(days=draw(st.integers(0, 2))),
+        }
+        for number in range(draw(st.integers(1, 8)))
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(judgements(), st.randoms(use_true_random=False))
+def test_the_order_of_feedback_never_matters(given_rows: list[dict[str, Any]], rng: random.Random) -> None:
+    examples = pl.DataFrame({"message_id": ["m1", "m2"], "tenant_id": ["t", "t"], "reply": ["dicho", "otra cosa"]})
+    first = judge(examples, _frame(given_rows), ["t"])
+    shuffled = list(given_rows)
+    rng.shuffle(shuffled)
+    again = judge(examples, _frame(shuffled), ["t"])
+    assert again.messages.equals(first.messages)
+    assert (again.read, again.ignored, again.conflicts) == (first.read, first.ignored, first.conflicts)
+    for message, verdict, expected in first.messages.rows():
+        mine = [row for row in given_rows if row["message_id"] == message and row["tenant_id"] == "t"]
+        newest = max(row["created_at"] for row in mine)
+        last = {row["feedback_type"] for row in mine if row["created_at"] == newest}
+        assert verdict == ("negative" if "negative" in last else "positive")
+        said = {"m1": "dicho", "m2": "otra cosa"}[message]
+        texts = {(row["expected_response"] or "").strip() for row in mine} - {"", said}
+        assert (expected in texts) if texts else expected is None
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema={name: FEEDBACK[name] for name in FEEDBACK_COLUMNS})

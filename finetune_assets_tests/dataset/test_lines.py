@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from finetune_assets.corpus.examples import make_examples
 from finetune_assets.corpus.schema import CONVERSATIONS, EXAMPLES
 from finetune_assets.dataset import check_leaks, choose, freeze
-from finetune_assets.dataset.formats import FILES, read_targets, trim_context
+from finetune_assets.dataset.formats import FILES, read_lines, read_targets, trim_context
 from finetune_assets.dataset.lines import layout_note, lines_of
+from finetune_assets.environment import ROOT
 from finetune_assets.storage import Store
+from finetune_assets.training.encoding import LightRenderer, encode_row
 from finetune_assets_tests.dataset.small_corpus import START, Corpus, dental, sentence
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -185,3 +187,30 @@ def test_rows_per_conversation_are_frozen_with_the_lineage_of_each_target(corpus
     assert manifest["layout"]["saved_by_per_conversation"] == pytest.approx(0.5, abs=0.15)
     train = (folders["per_conversation"] / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(train) == manifest["layout"]["per_conversation"]["rows"] < manifest["layout"]["per_reply"]["rows"]
+
+
+def test_both_layouts_train_the_same_tokens_and_one_costs_fewer(corpus: Corpus) -> None:
+    """As the worker encodes them: the same targets, each once, in rows that share their contexts."""
+    store = talks(corpus)
+    renderer = LightRenderer(ROOT / "data" / "base_model")
+    trained: dict[str, list[list[int]]] = {}
+    tokens: dict[str, int] = {}
+    for rows in ("per_reply", "per_conversation"):
+        assistant = dental(rows=rows)
+        folder = store.dataset("dental", freeze(store, assistant, choose(store, assistant))["fingerprint"])
+        encoded = [e for line in read_lines(folder / "train.jsonl") for e in encode_row(renderer, line["messages"], 4096)]
+        trained[rows] = sorted(part for ids, mask, _ in encoded for part in _targets(ids, mask))
+        tokens[rows] = sum(len(ids) for ids, _, _ in encoded)
+    assert trained["per_reply"] == trained["per_conversation"]
+    assert tokens["per_conversation"] < 0.7 * tokens["per_reply"]
+
+
+def _targets(ids: list[int], mask: list[int]) -> list[list[int]]:
+    """The runs of tokens that are targets."""
+    runs: list[list[int]] = []
+    for at, (token, target) in enumerate(zip(ids, mask, strict=True)):
+        if target:
+            if not at or not mask[at - 1]:
+                runs.append([])
+            runs[-1].append(token)
+    return runs

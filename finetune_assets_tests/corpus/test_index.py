@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finetune_assets import storage
+from finetune_assets.corpus import index, ingest
+from finetune_assets.corpus.cells import typed
+from finetune_assets.corpus.examples import build_examples
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
+from finetune_assets.corpus.parts import Part
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.spool import Spool
+from finetune_assets.errors import SourceError
+from finetune_assets.storage import Store
+from finetune_assets_tests.corpus.exports import (
+    KEY,
+    Row,
+    at,
+    conversation,
+    everything_under,
+    judgement,
+    made,
+    message,
+    write_table,
+)
+
+Tables = dict[str, list[Row]]
+
+
+def week_of(number: int) -> Tables:
+    """Two conversations in the week, and a judgement on a message of the week before."""
+    c, m = number * 2, number * 8
+    tables: Tables = {
+        "conversations": [conversation(c + n, started_at=at(weeks=number), ended_at=None) for n in range(2)],
+        "messages": [message(m + n, c + n // 4, created_at=at(weeks=number, minutes=n)) for n in range(8)],
+        "feedback": [],
+    }
+    if number:
+        tables["feedback"] = [judgement(number, m - 7, c - 2, created_at=at(weeks=number), comment="ana@example.org")]
+    return tables
+
+
+def write_week(folder: Path, number: int, tables: Tables | None = None) -> None:
+    for table, rows in (tables or week_of(number)).items():
+        (folder / table).mkdir(parents=True, exist_ok=True)
+        write_table(folder / table / f"{number}.jsonl", table, rows)
+
+
+def export(folder: Path, weeks: int) -> Path:
+    for number in range(weeks):
+        write_week(folder, number)
+    return folder
+
+
+def update(store: Store, folder: Path) -> list[str]:
+    source = read_source([str(folder)])
+    weeks = stale_weeks(store, source).stale
+    ingest_conversations(store, source, weeks, KEY)
+    ingest_feedback(store, source, weeks, KEY)
+    build_examples(store, weeks)
+    return weeks
+
+
+@pytest.fixture
+def read_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose rows are read."""
+    names: list[str] = []
+    read = Part.read
+
+    def noted(part: Part) -> Any:
+        names.append("/".join(Path(part.place).parts[-2:]).removesuffix(".jsonl"))
+        return read(part)
+
+    monkeypatch.setattr(Part, "read", noted)
+    return names
+
+
+def test_a_new_week_reads_its_own_files_and_the_conversations_it_judges(tmp_path: Path, read_parts: list[str]) -> None:
+    store = Store(tmp_path / "home")
+    update(store, export(tmp_path / "source", 9))
+    read_parts.clear()
+    write_week(tmp_path / "source", 9)
+    assert update(store, tmp_path / "source") == ["2026-11-02", "2026-11-09"]  # the judged week's placeholders may change
+    tables = ("conversations", "messages", "feedback")
+    judged = ["conversations/7", "messages/7"]  # what week 8's feedback is about
+    assert sorted(read_parts) == sorted([*(f"{table}/{n}" for table in tables for n in (8, 9)), *judged])
+    read_parts.clear()
+    assert update(store, tmp_path / "source") == []
+    assert read_parts == []
+    whole = Store(tmp_path / "whole")
+    update(whole, tmp_path / "source")
+    assert made(store.home) == made(whole.home)
+
+
+def test_a_touched_file_of_equal_bytes_is_not_read_and_one_of_equal_size_and_time_only_by_a_full_check(
+    tmp_path: Path, read_parts: list[str]
+) -> None:
+    store, folder = Store(tmp_path / "home"), export(tmp_path / "source", 2)
+    update(store, folder)
+    read_parts.clear()
+    path = folder / "messages" / "0.jsonl"
+    os.utime(path, (1, 1))
+    assert stale_weeks(store, read_source([str(folder)])).stale == []
+    assert read_parts == []
+    path.write_text(path.read_text().replace("mensaje 1", "mensaje X"))
+    os.utime(path, (1, 1))
+    assert stale_weeks(store, read_source([str(folder)])).stale == []
+    assert stale_weeks(store, read_source([str(folder)]), full=True).conversations == ["2026-09-07"]
+
+
+def test_rows_that_move_between_files_make_nothing_stale(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "home"), export(tmp_path / "source", 3)
+    update(store, folder)
+    for table in ("conversations", "messages", "feedback"):
+        files = sorted((folder / table).glob("*.jsonl"))
+        whole = "".join(path.read_text() for path in reversed(files))
+        for path in files:
+            path.unlink()
+        (folder / table / "all.jsonl").write_text(whole)
+    assert stale_weeks(store, read_source([str(folder)])).stale == []
+
+
+def test_a_row_that_comes_late_and_repeats_an_id_of_another_week_is_seen(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "home"), export(tmp_path / "source", 6)
+    update(store, folder)
+    early = conversation(10, started_at=at(), ended_at=None)  # the id of one of week 5, now begun in week 0
+    write_table(folder / "conversations" / "late.jsonl", "conversations", [early])
+    assert update(store, folder) == ["2026-09-07", "2026-10-12"]
+    whole = Store(tmp_path / "whole")
+    update(whole, folder)
+    assert made(store.home) == made(whole.home)
+
+
+def test_the_index_holds_no_text_and_no_id(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "home"), export(tmp_path / "source", 2)
+    update(store, folder)
+    held = {name: text for name, text in everything_under(store.home).items() if name.startswith("corpus/index/")}
+    assert len(held) >= 8
+    for text in held.values():
+        assert not [word for word in ("mensaje", "conv_0", "msg_0", "user_0", "example.org") if word in text]
+
+
+OFTEN = (0, 1, 2, 3, 5, 8, 13)
+
+
+@pytest.mark.parametrize("kill_at", [*OFTEN, *(pytest.param(n, marks=pytest.mark.slow) for n in range(30) if n not in OFTEN)])
+def test_a_crash_at_any_write_then_a_rerun_gives_what_an_uninterrupted_run_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    store, folder = Store(tmp_path / "home"), export(tmp_path / "source", 2)
+    update(store, folder)
+    write_week(folder, 2)
+    late = [message(900, 0, content="mi correo es eva@example.org", created_at=at(minutes=3))]
+    write_table(folder / "messages" / "late.jsonl", "messages", late)
+    writes, replacing = 0, storage.replacing
+
+    def dying(path: Path) -> Any:
+        nonlocal writes
+        writes += 1
+        if writes == kill_at + 1:
+            raise KeyboardInterrupt
+        return replacing(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "replacing", dying)
+        try:
+            update(store, folder)
+        except KeyboardInterrupt:
+            assert writes == kill_at + 1
+        else:
+            assert kill_at > 10
+    update(store, folder)
+    assert stale_weeks(store, read_source([str(folder)])).stale == []
+    whole = Store(tmp_path / "whole")
+    update(whole, folder)
+    assert made(store.home) == made(whole.home)
+
+
+def test_a_source_that_breaks_off_changes_nothing(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "home"), export(tmp_path / "source", 2)
+    update(store, folder)
+    before = everything_under(store.home)
+    write_week(folder, 2)
+    with (folder / "messages" / "2.jsonl").open("a") as file:
+        file.write('{"message_id": "cut o')
+    with pytest.raises(SourceError, match="cut off"):
+        stale_weeks(store, read_source([str(folder)]))
+    assert everything_under(store.home) == before
+
+
+def test_weeks_are_written_in_groups_that_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = export(tmp_path / "source", 5)
+    small, large = Store(tmp_path / "small"), Store(tmp_path / "large")
+    update(large, folder)
+    loads: list[int] = []
+    load = index.Snapshot.load
+
+    def noted(snapshot: index.Snapshot, wanted: dict[str, pl.DataFrame]) -> Any:
+        loads.append(sum(frame.height for frame in wanted.values()))
+        return load(snapshot, wanted)
+
+    monkeypatch.setattr(index.Snapshot, "load", noted)
+    monkeypatch.setattr(ingest, "GROUP_SHARE", 1e-9)
+    monkeypatch.setattr(index, "SPOOL_SHARE", 0.0)
+    update(small, folder)
+    assert len(loads) == 10  # five weeks, two tables
+    assert max(loads) < 25
+    assert made(small.home) == made(large.home)
+
+
+def test_the_spool_gives_back_what_it_took_from_memory_and_from_its_file(tmp_path: Path) -> None:
+    frames = [typed(pl.DataFrame({"message_id": [f"{a}-{n}" for n in range(5)]}), "messages") for a in range(4)]
+    spool = Spool(int(frames[0].estimated_size() * 2.5))
+    spool.start("part")
+    for frame in frames:
+        spool.add("part", frame)
+    taken = pl.concat(spool.take("part", pl.Series([0, 4, 5, 13, 19], dtype=pl.Int64).to_numpy()))
+    assert taken["message_id"].to_list() == ["0-0", "0-4", "1-0", "2-3", "3-4"]
+    spool.drop("part")
+    assert "part" not in spool
