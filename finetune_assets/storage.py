@@ -2,6 +2,7 @@
 
     <home>/corpus/{conversations,feedback,examples}/week=YYYY-MM-DD/   Parquet, and `counts.json` of the week
     <home>/corpus/rejected/week=YYYY-MM-DD/                            table, id, reason, detail, action
+    <home>/corpus/contacts.json                                        tenant -> its own public numbers and addresses
     <home>/corpus/tenants.json                                         tenant -> vertical, as last seen
     <home>/datasets/<assistant>/<fingerprint>/                         JSONL, lineage, manifest
     <home>/datasets/<assistant>/latest                                 link to the newest whole one
@@ -52,6 +53,11 @@ class Store:
     def tenants(self) -> Path:
         """JSON object tenant -> vertical."""
         return self.home / "corpus" / "tenants.json"
+
+    @property
+    def contacts(self) -> Path:
+        """JSON object tenant -> its own public contacts, as the corpus was last scrubbed with."""
+        return self.home / "corpus" / "contacts.json"
 
     def datasets(self, assistant: str) -> Path:
         """Folder of an assistant's frozen data sets."""

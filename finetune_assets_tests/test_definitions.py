@@ -28,7 +28,7 @@ BLOCKING = {
     "raw_conversations": ["every_conversation_row_accounted"],
     "rlhf_feedback": ["every_feedback_row_accounted"],
     "clean_examples": ["every_reply_accounted"],
-    "jsonl_splits": ["no_foreign_rows", "no_leak_between_splits"],
+    "jsonl_splits": ["no_foreign_rows", "no_leak_between_splits", "no_personal_data_left"],
     "registered_model": [
         "above_similarity_floor",
         "better_than_base",

@@ -23,6 +23,8 @@ from finetune_assets.dataset import (
 )
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.dataset.manifest import CODE_VERSION
+from finetune_assets.dataset.residual import personal_data_left
+from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.dataset.semantic import embedding
 from finetune_assets.dataset.views import vocabulary_rows
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
@@ -163,6 +165,17 @@ def no_foreign_rows(context: dg.AssetCheckExecutionContext, store: StoreResource
     return dg.AssetCheckResult(passed=not problems, description=description, metadata={"problems": problems})
 
 
+@dg.asset_check(asset=jsonl_splits, blocking=True, partitions_def=assistants)
+def no_personal_data_left(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """No recogniser finds a personal value or a secret in the frozen files, a tenant's own public contacts aside."""
+    folder = latest(store.store, context.partition_key)
+    if folder is None:
+        return dg.AssetCheckResult(passed=False, description="There is no frozen data set.")
+    left, looked = personal_data_left(folder, own_contacts(store.store))
+    description = f"{looked:,} lines: none found." if not left else f"{len(left)} values left, first in {left[0]}"
+    return dg.AssetCheckResult(passed=not left, description=description, metadata={"left": left[:20], "lines": looked})
+
+
 @dg.asset_check(asset=training_examples, partitions_def=assistants)
 def covers_every_week(
     context: dg.AssetCheckExecutionContext, store: StoreResource, assistants: AssistantsResource
@@ -191,4 +204,4 @@ def _augmented(notes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 ASSETS = [training_examples, jsonl_splits]
-CHECKS = [no_leak_between_splits, no_foreign_rows, covers_every_week]
+CHECKS = [no_leak_between_splits, no_personal_data_left, no_foreign_rows, covers_every_week]

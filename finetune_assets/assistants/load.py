@@ -58,6 +58,26 @@ def load_assistant(folder: Path, name: str, tenants: Mapping[str, str] | None = 
     return _validate(name, chain, files.get(name))
 
 
+def own_contacts(folder: Path) -> dict[str, frozenset[str]]:
+    """The public contacts of each tenant, from the `contacts` of all assistant files; other keys of a file are not looked at.
+
+    Raises SettingsError for `contacts` that are no mapping of tenants to lists of texts.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for name in assistant_names(folder):
+        values, origin = _read(_file(folder, name))
+        contacts: Any = values.get("contacts") or {}
+        if not isinstance(contacts, dict) or not all(_texts(given) for given in contacts.values()):
+            raise SettingsError(f"{origin[('contacts',)]}: `contacts` maps a tenant to a list of its numbers and addresses.")
+        for tenant, given in typing.cast("dict[Any, list[str]]", contacts).items():
+            found[str(tenant)] = found.get(str(tenant), frozenset()) | frozenset(given)
+    return found
+
+
+def _texts(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(one, str) for one in typing.cast("list[Any]", given))
+
+
 def _file(folder: Path, name: str) -> Path:
     return next(path for suffix in (".yaml", ".yml") if (path := folder / f"{name}{suffix}").exists())
 

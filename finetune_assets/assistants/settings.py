@@ -577,6 +577,10 @@ class Assistant(Group):
     )
     filters: Filters = Filters()
     rules: list[Rule] = Field(default_factory=list[Rule])
+    contacts: dict[str, list[str]] = Field(
+        default_factory=dict[str, list[str]],
+        description="Tenant to its own public phone numbers and addresses: they stay in the texts of its conversations.",
+    )
     gates: Gates = Gates()
     benchmark: Benchmark = Benchmark()
     budget: Budget = Budget()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster_shared.record import replace
 from filelock import Timeout
 
 from finetune_assets.assets.partitions import GPU_POOL
@@ -120,8 +121,9 @@ class LocalRun:
         say: Say,
         resources: Mapping[str, Any],
     ) -> None:
-        self.request, self.definitions, self.instance = request, definitions, instance
-        self.environment, self.say, self.resources = environment, say, resources
+        # Replaced here and not for each job: a job of some of its assets refuses other resources than its assets have.
+        self.definitions = replace(definitions, resources={**(definitions.resources or {}), **resources})
+        self.request, self.instance, self.environment, self.say = request, instance, environment, say
         self.store = Store(environment.home)
 
     def run(self) -> Outcome:
@@ -264,7 +266,6 @@ class LocalRun:
             raise_on_error=False,
             asset_selection=None if wanted in (CORPUS, PHASE_ONE, PHASE_TWO) else [dg.AssetKey(name) for name in wanted],
             tags={HOST: socket.gethostname(), REASON: "command line", **tags},
-            resources=dict(self.resources) or None,
         )
         if result.success or stopped_by_gate(self.instance, result.run_id):
             return

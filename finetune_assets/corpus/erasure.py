@@ -292,6 +292,7 @@ def _recount(store: Store, table: str, week: str, changed: bool) -> None:
             "rejected_by_reason": reasons,
             "source_digest": ERASED,
             "part_digest": part_digest(part),
+            "part_bytes": part.stat().st_size,
         },
     )
 

@@ -2,8 +2,8 @@
 
 A week folder holds `part.parquet` and, written last, `counts.json`: week, read, kept, dropped, repaired (table -> rows),
 rejected_by_reason (table -> reason -> rows), personal_data (kind -> values), unknown_columns (table -> names), source_digest,
-part_digest, part_bytes, code_version; of conversations also tenants (tenant -> vertical). `read = kept + dropped` holds for each
-table.
+part_digest, part_bytes, code_version, contacts (digest of the lists that scrubbing left); of conversations also tenants
+(tenant -> vertical). `read = kept + dropped` holds for each table.
 A kept message counts in the week of its conversation, every other row in its own. Rows without a usable time are in
 `rejected/week=unknown`, with their numbers beside them (`conversations_counts.json`); each run writes them in full.
 Rebuilding a week replaces its files one by one: a run that dies in between leaves whole files, and a week that `stale_weeks`
@@ -20,7 +20,16 @@ import polars as pl
 
 from finetune_assets.corpus.index import Snapshot, look, unmark
 from finetune_assets.corpus.schema import CODE_VERSIONS, CONVERSATIONS, FEEDBACK, KINDS, MESSAGE, REJECTED, UNKNOWN_WEEK
-from finetune_assets.corpus.scrubbing import buckets, clean_ids, clean_labels, pseudonyms, scrub_texts
+from finetune_assets.corpus.scrubbing import (
+    Allowed,
+    allowed_in,
+    buckets,
+    clean_ids,
+    clean_labels,
+    contacts_digest,
+    pseudonyms,
+    scrub_texts,
+)
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.staleness import ASSETS, GROUP_SHARE, Staleness, counts_of, part_digest, stale_weeks, week_digests
 from finetune_assets.corpus.validation import Validated, validate
@@ -41,10 +50,12 @@ def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str
     for group, valid, snapshot in _groups(store, source, "conversations", weeks):
         wanted = pl.col("week").is_in(group)
         conversations, messages = valid.conversations.filter(wanted), valid.messages.filter(wanted)
-        scrubbed = scrub_texts(messages, _of(valid.feedback, conversations["conversation_id"]))
+        judged_texts = _of(valid.feedback, conversations["conversation_id"])
+        scrubbed = scrub_texts(messages, judged_texts, allowed_in(conversations, source.contacts))
         parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
-        counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found), key)
+        counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source.contacts), key)
     write_json(store.tenants, _tenants(store))
+    write_json(store.contacts, {tenant: sorted(own) for tenant, own in source.contacts.items()})
     return counts
 
 
@@ -54,9 +65,10 @@ def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], ke
     for group, valid, snapshot in _groups(store, source, "feedback", weeks):
         wanted = pl.col("week").is_in(group)
         concerned = valid.feedback.filter(wanted)["conversation_id"].unique()
-        scrubbed = scrub_texts(_of(valid.messages, concerned), _of(valid.feedback, concerned))
+        said, own = _of(valid.messages, concerned), _of(valid.conversations, concerned)
+        scrubbed = scrub_texts(said, _of(valid.feedback, concerned), allowed_in(own, source.contacts))
         parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), group, FEEDBACK)
-        counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found), key)
+        counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found, source.contacts), key)
     return counts
 
 
@@ -69,6 +81,7 @@ class _Judged:
     weeks: list[str]
     parts: dict[str, pl.DataFrame]
     found: pl.DataFrame
+    contacts: Allowed
 
 
 def _groups(
@@ -152,6 +165,7 @@ def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
             "source_digest": digests[week],
             "part_digest": part_digest(folder / "part.parquet"),
             "part_bytes": (folder / "part.parquet").stat().st_size,
+            "contacts": contacts_digest(judged.contacts, tenants.get(week, {}) if table == "conversations" else None),
         }
         if table == "conversations":
             counts[week]["tenants"] = tenants.get(week, {})

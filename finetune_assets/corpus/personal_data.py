@@ -119,8 +119,11 @@ def find(text: str, regions: Sequence[str] = DEFAULT_REGIONS) -> list[Find]:
     for kind, recogniser in _recognisers(tuple(regions)):
         if kind in _NUMBERS and not numbers:
             continue
+        spans = sorted(recogniser(masked), key=lambda s: (s[0], -s[1]))
+        if not spans:
+            continue
         starts, end = [f.start for f in found], 0
-        for span in sorted(recogniser(masked), key=lambda s: (s[0], -s[1])):
+        for span in spans:
             at = bisect_left(starts, span[1])  # found before this kind: sorted, without overlap
             if span[0] >= end and (at == 0 or found[at - 1].end <= span[0]):
                 found.append(Find(kind, span[0], span[1], text[slice(*span)]))

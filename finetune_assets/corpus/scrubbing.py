@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import polars as pl
 
@@ -33,15 +34,35 @@ class Scrubbed:
     found: pl.DataFrame
 
 
-def scrub_texts(messages: pl.DataFrame, feedback: pl.DataFrame) -> Scrubbed:
+Allowed = Mapping[str, frozenset[str]]
+NOBODY: Allowed = MappingProxyType({})
+
+
+def contacts_digest(contacts: Allowed, tenants: Iterable[str] | None = None) -> str:
+    """Tells apart what some tenants (none: all) have on their lists; empty where they have nothing."""
+    wanted = sorted(contacts if tenants is None else set(tenants) & set(contacts))
+    lines = [f"{tenant}\t{contact}" for tenant in wanted for contact in sorted(contacts[tenant])]
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest() if lines else ""
+
+
+def allowed_in(conversations: pl.DataFrame, contacts: Allowed) -> Allowed:
+    """Conversation id to what stays in its texts: the contacts of its own tenant."""
+    if not contacts:
+        return NOBODY
+    own = conversations.filter(pl.col("tenant_id").is_in(sorted(contacts))).select("conversation_id", "tenant_id")
+    return {talk: contacts[tenant] for talk, tenant in own.iter_rows()}
+
+
+def scrub_texts(messages: pl.DataFrame, feedback: pl.DataFrame, allowed: Allowed = NOBODY) -> Scrubbed:
     """Scrubs all texts of some conversations: their messages in turn order, their feedback in time order, of whatever weeks.
+    `allowed`: conversation id to values that stay.
 
     Both frames have conversation_id and week; a conversation must be whole, or its placeholders may differ from another call's.
     """
     texts = long_texts(messages, feedback)
     texts = texts.with_columns(may_hold(texts["text"]).alias("holds"), may_ask(texts["text"]).alias("asks"))
     watched = texts.filter(pl.col("holds") | pl.col("asks"))["conversation_id"].unique()
-    changed, found = _scrub(texts.filter(pl.col("conversation_id").is_in(watched.implode())))
+    changed, found = _scrub(texts.filter(pl.col("conversation_id").is_in(watched.implode())), allowed)
     return Scrubbed(_replaced("messages", messages, changed), _replaced("feedback", feedback, changed), found)
 
 
@@ -66,13 +87,13 @@ def _long(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _scrub(texts: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _scrub(texts: pl.DataFrame, allowed: Allowed) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The texts that change (table, column, row, text), and how many values were replaced (table, week, kind, rows)."""
     changed: list[tuple[str, str, int, str]] = []
     found: list[tuple[str, str, str]] = []
     whole = texts.group_by("conversation_id", maintain_order=True).agg("table", "column", "row", "week", "text", "holds", "asks")
-    for _, tables, columns, rows, weeks, before, holds, asks in whole.iter_rows():
-        after, _ = scrub_conversation(before, looked=(holds, asks))
+    for talk, tables, columns, rows, weeks, before, holds, asks in whole.iter_rows():
+        after, _ = scrub_conversation(before, allow=allowed.get(talk, frozenset()), looked=(holds, asks))
         if after == before:
             continue
         places = zip(tables, columns, rows, weeks, strict=True)

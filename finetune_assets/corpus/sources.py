@@ -39,10 +39,13 @@ class SourceTables:
     ) -> None:
         self.parts, self._databases, self._leave_out = list(parts), list(databases), leave_out
         self.snapshots: dict[Path, Any] = {}  # of `index.look`, by home
+        self.contacts: dict[str, frozenset[str]] = {}  # tenant -> its own public numbers and addresses, which scrubbing leaves
 
     def without(self, leave_out: Callable[[Tables], Tables]) -> SourceTables:
         """The same source less what a function leaves out; it gets whole conversations with all that is said of them."""
-        return SourceTables(self.parts, self._databases, leave_out)
+        source = SourceTables(self.parts, self._databases, leave_out)
+        source.contacts = self.contacts
+        return source
 
     def left(self, tables: Tables) -> Tables:
         """Rows of the source less those that are left out."""

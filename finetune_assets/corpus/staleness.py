@@ -19,7 +19,7 @@ import polars as pl
 from finetune_assets.corpus.index import look, marks, stored_weeks, unmark
 from finetune_assets.corpus.personal_data import needs_look
 from finetune_assets.corpus.schema import CODE_VERSIONS
-from finetune_assets.corpus.scrubbing import PLACEHOLDER, long_texts
+from finetune_assets.corpus.scrubbing import PLACEHOLDER, contacts_digest, long_texts
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.validation import Validated, validate
 from finetune_assets.environment import Environment
@@ -67,6 +67,7 @@ def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Stale
     for table in ("conversations", "feedback"):
         weeks = sorted({*all_weeks, *store.weeks(table)})
         whole = [week for week in weeks if is_current(store.corpus(table, week), CODE_VERSIONS[ASSETS[table]])]
+        whole = [week for week in whole if _has_contacts(counts_of(store.corpus(table, week)), source)]
         doubtful = [week for week in whole if full or week in touched.get(table, {})]
         digests: dict[str, str] = {}
         for group in snapshot.groups(doubtful, int(memory * GROUP_SHARE)):
@@ -83,6 +84,11 @@ def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Stale
         all_weeks=all_weeks,
         state=snapshot.state,
     )
+
+
+def _has_contacts(counts: dict[str, Any], source: SourceTables) -> bool:
+    """Whether a week was scrubbed with the lists of contacts that its tenants have now."""
+    return counts.get("contacts", "") == contacts_digest(source.contacts, counts.get("tenants"))
 
 
 def stale_examples(store: Store) -> list[str]:

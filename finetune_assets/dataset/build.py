@@ -31,6 +31,7 @@ from finetune_assets.dataset.preferences import make_pairs
 from finetune_assets.dataset.selection import (
     judge,
     mark_personal,
+    own_contacts,
     read_feedback,
     select_examples,
     tenants_of,
@@ -98,13 +99,14 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None) -> Ch
     feedback = read_feedback(store)
     judged = judge(examples, feedback, tenants)
     frame = verdicts(trim_context(examples, filters.context_turns, filters.context_chars), judged, filters)
-    frame = mark_personal(assign(frame, assistant.split))
+    allow = own_contacts(store)
+    frame = mark_personal(assign(frame, assistant.split), allow)
     frame = even_out(_without_twins(frame, filters, embed), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
     rejected = tally(frame["reason"].drop_nulls())
     check_enough(assistant, frame.height, kept, rejected)
-    pairs = make_pairs(frame, filters.near_duplicate)
+    pairs = make_pairs(frame, filters.near_duplicate, allow)
     labels = pairs.kto.filter(pl.col("split") == TRAIN)["label"]
     made = {
         "preferences": tally(pairs.preferences["split"]),

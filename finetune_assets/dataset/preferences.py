@@ -35,7 +35,7 @@ class Pairs:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
-def make_pairs(frame: pl.DataFrame, threshold: float) -> Pairs:
+def make_pairs(frame: pl.DataFrame, threshold: float, allow: frozenset[str] = frozenset()) -> Pairs:
     """`frame` holds every example of the assistant with its final `reason` (null: kept), `split`, `source` and both replies."""
     counts: dict[str, dict[str, int]] = {}
     heldout, train = pl.col("split") != TRAIN, pl.col("split") == TRAIN
@@ -43,7 +43,7 @@ def make_pairs(frame: pl.DataFrame, threshold: float) -> Pairs:
     texts = {"preferences": "chosen", "kto": "completion"}
     for kind, made in rows.items():
         counts[kind] = {}
-        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])])
+        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])], allow=allow)
         made = with_text(_without(made, personal, "personal_data_residual", counts[kind]), texts[kind])  # noqa: PLW2901
         equal = ~made.select(pl.struct("context", texts[kind], "split", *_says(kind)).is_first_distinct()).to_series()
         made = _without(made, equal, "equal_row", counts[kind])  # noqa: PLW2901

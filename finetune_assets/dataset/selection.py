@@ -21,7 +21,7 @@ from pathlib import Path
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant, Filters
-from finetune_assets.corpus.personal_data import find, needs_look
+from finetune_assets.corpus.personal_data import needs_look, residual
 from finetune_assets.corpus.schema import FEEDBACK
 from finetune_assets.errors import NothingSelected
 from finetune_assets.storage import Store, read_json
@@ -260,19 +260,28 @@ def matches(texts: pl.Series, pattern: str) -> pl.Series:
         return pl.Series([compiled.search(text or "") is not None for text in texts], dtype=pl.Boolean)
 
 
-def mark_personal(frame: pl.DataFrame) -> pl.DataFrame:
+def own_contacts(store: Store) -> frozenset[str]:
+    """Public contacts of the tenants, which scrubbing left in their texts."""
+    known: dict[str, list[str]] = read_json(store.contacts) if store.contacts.exists() else {}
+    return frozenset(one for own in known.values() for one in own)
+
+
+def mark_personal(frame: pl.DataFrame, allow: frozenset[str] = frozenset()) -> pl.DataFrame:
     """Sets `reason` to `personal_data_residual` where context or reply still hold a value that the recognisers know."""
-    residual = pl.col("reason").is_null() & pl.lit(holds_personal(frame, ["reply"], frame["reason"].is_null()))
-    return frame.with_columns(reason=pl.when(residual).then(pl.lit("personal_data_residual")).otherwise("reason"))
+    held = pl.col("reason").is_null() & pl.lit(holds_personal(frame, ["reply"], frame["reason"].is_null(), allow))
+    return frame.with_columns(reason=pl.when(held).then(pl.lit("personal_data_residual")).otherwise("reason"))
 
 
-def holds_personal(frame: pl.DataFrame, columns: list[str], where: pl.Series | None = None) -> pl.Series:
-    """For each row, does its context or one of the text columns hold personal data? Rows outside `where` are not looked at."""
+def holds_personal(
+    frame: pl.DataFrame, columns: list[str], where: pl.Series | None = None, allow: frozenset[str] = frozenset()
+) -> pl.Series:
+    """For each row, does its context or one of the text columns hold personal data? Rows outside `where` are not looked at.
+    `allow`: values that may be there."""
     rows = frame.with_row_index("row").filter(True if where is None else where)
     turns = rows.select("row", text=pl.col("context").list.eval(pl.element().struct.field("content"))).explode("text")
     texts = pl.concat([turns, *[rows.select("row", text=column) for column in columns]])
     suspects = texts["text"].unique()
     suspects = suspects.filter(needs_look(suspects))
-    bad = suspects.filter(pl.Series([bool(find(text)) for text in suspects], dtype=pl.Boolean))
+    bad = suspects.filter(pl.Series([bool(residual([text], allow=allow)) for text in suspects], dtype=pl.Boolean))
     found = texts.filter(pl.col("text").is_in(bad.implode()))["row"].unique()
     return pl.int_range(frame.height, eager=True).is_in(found.implode())

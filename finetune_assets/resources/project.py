@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from finetune_assets.assistants import Assistant, assistant_names, load_assistant
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant, own_contacts
 from finetune_assets.corpus.erasure import Erased, key_check
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.environment import Environment
@@ -23,6 +23,10 @@ class SourceResource(dg.ConfigurableResource):
 
     urls: list[str] | None = Field(default=None, description="Folders or database URLs; default: FINETUNE_SOURCE.")
 
+    assistants: str | None = Field(
+        default=None, description="Folder of assistant files, whose `contacts` stay in texts; default: FINETUNE_ASSISTANTS."
+    )
+
     def addresses(self) -> list[str]:
         """The folders and database URLs."""
         return list(self.urls or Environment.read().sources)
@@ -34,11 +38,16 @@ class SourceResource(dg.ConfigurableResource):
         """
         urls = self.addresses()
         if run_id is None:
-            return erased.leave_out(read_source(urls))
+            return self._opened(urls, erased)
         if _opened is None or _opened[0] != (urls, erased.subjects) or _opened[1] not in (run_id, ANY_RUN):
-            keep_source(urls, erased, erased.leave_out(read_source(urls)), run_id)
+            keep_source(urls, erased, self._opened(urls, erased), run_id)
         assert _opened is not None
         return _opened[2]
+
+    def _opened(self, urls: list[str], erased: Erased) -> SourceTables:
+        source = erased.leave_out(read_source(urls))
+        source.contacts = own_contacts(Path(self.assistants) if self.assistants else Environment.read().assistants)
+        return source
 
 
 ANY_RUN = "*"

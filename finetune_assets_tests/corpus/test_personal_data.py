@@ -1,6 +1,5 @@
 """What the recognisers find and leave alone, placeholders of a conversation, ids, speed, and recall on the planted values."""
 
-import json
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import privacy
 from finetune_assets.corpus import personal_data as pd
 
 SGD = Path(__file__).parents[3] / "shared" / "data" / "sgd"
@@ -260,26 +260,25 @@ def test_a_long_text_takes_linear_time(unit: str) -> None:
         pd.find((unit * (size // len(unit) + 1))[:size])
         took.append(time.process_time() - start)
     assert took[1] < 2
-    assert took[1] < 10 * took[0] + 0.2
+    assert took[1] < 10 * took[0] + 0.5
     assert pd.scrub_conversation([]) == ([], {})
 
 
 @pytest.mark.parametrize("folder", [SGD, SAMPLE], ids=["sgd", "sample"])
-def test_recall_on_planted_values(folder: Path) -> None:
+def test_planted_values_are_found_and_clean_messages_stay(folder: Path) -> None:
     if not (folder / "truth.json").exists() or not (folder / "messages.parquet").exists():
         pytest.skip(f"no truth.json and messages.parquet in {folder.name}")
-    planted = json.loads((folder / "truth.json").read_text())["pii"]
-    messages = pl.read_parquet(folder / "messages.parquet").filter(pl.col("content").is_not_null())
-    messages = messages.sort("created_at", "message_id")
-    conversations = messages.with_columns(look=pd.needs_look(messages["content"])).group_by("conversation_id").agg(pl.all())
-    scrubbed = dict(messages.select("message_id", "content").iter_rows())
-    for ids, texts in conversations.filter(pl.col("look").list.any()).select("message_id", "content").iter_rows():
-        scrubbed.update(zip(ids, pd.scrub_conversation(texts)[0], strict=True))
-    values = [(p["message_id"], p["value"]) for p in planted if p["message_id"] in scrubbed]
-    gone = sum(value not in scrubbed[message_id] for message_id, value in values)
-    assert gone >= 0.99 * len(values)
-    truth = {message_id for message_id, _ in values}
-    business = r"\(?\d{3}\)?[- ]\d{3}[- ]\d{4}"  # a business's own number is a find: see its allow list
-    clean = messages.filter(~pl.col("message_id").is_in(list(truth)) & ~pl.col("content").str.contains(business))
-    needless = sum(scrubbed[message_id] != content for message_id, content in clean.select("message_id", "content").iter_rows())
-    assert needless < 0.005 * len(clean)
+    figures = privacy.export_figures(folder)
+    assert figures.planted.total() > 100
+    assert figures.recall >= 0.99, figures.missed
+    assert figures.clean > 10_000
+    assert figures.needless_share < 0.005, figures.needless
+
+
+def test_texts_in_many_forms() -> None:
+    figures = privacy.case_figures()
+    assert figures.missed == []
+    assert figures.needless == []
+    assert figures.planted.total() >= 280
+    assert figures.clean >= 300
+    assert figures.right.total() >= 0.98 * figures.planted.total()  # of the right kind

@@ -1,0 +1,41 @@
+"""What the recognisers still find in the files of a frozen data set: nothing, or it is not trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+
+from finetune_assets.corpus.personal_data import may_hold, residual
+from finetune_assets.dataset.formats import FILES
+
+
+def personal_data_left(folder: Path, allow: frozenset[str] = frozenset()) -> tuple[list[str], int]:
+    """Places (file:line kind) where a value is left, never the value; and how many lines were looked at.
+
+    `allow`: values that may be there. System messages are the assistant's settings, not what people said: they are left out.
+    """
+    found, looked = list[str](), 0
+    for spec in FILES:
+        lines = pl.Series((folder / spec.name).read_text(encoding="utf-8").split("\n")[:-1], dtype=pl.String)
+        looked += len(lines)
+        for number in may_hold(lines).arg_true():
+            kinds = residual(_texts(json.loads(lines[number])), allow=allow)
+            found += [f"{spec.name}:{number + 1} {kind}" for kind in sorted(kinds)]
+    return found, looked
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        turn = cast("dict[str, Any]", value)
+        if turn.get("role") != "system":
+            for inner in turn.values():
+                yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in cast("list[Any]", value):
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
