@@ -41,7 +41,7 @@ def rejected_table(store: Store, week: str, rows: int = 10) -> dg.TableMetadataV
     files = sorted(store.corpus("rejected", week).glob("*.parquet"))
     if not files:
         return None
-    frame = pl.concat([pl.read_parquet(file) for file in files]).head(rows)
+    frame = pl.concat([pl.read_parquet(file) for file in files], how="diagonal").head(rows)  # an older build wrote fewer columns
     return frame_table(frame) if frame.height else None
 
 
