@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from finetune_assets.dataset import choose, freeze
 from finetune_assets.storage import Store
 
 SHARED = ROOT.parent / "shared" / "data" / "sgd"
+PLAIN = re.compile(r"^[a-záéíóúñü]{3,}$")  # so that copies hold as much personal data as the real ones
 TABLES = ("conversations", "messages", "feedback")
 
 
@@ -57,11 +59,12 @@ def build(source: Path, assistant: Assistant) -> int:
 
 
 def export(folder: Path, conversations: int) -> dict[str, int]:
-    """Writes copies of a real export with new ids and users, a fifth of the words of each copy changed; the rows of each table."""
+    """Writes copies of a real export with new ids and users, a fifth of their plain words changed; the rows of each table."""
     base = {table: pl.read_parquet((SHARED if SHARED.is_dir() else SAMPLE) / f"{table}.parquet") for table in TABLES}
     count = base["conversations"]["conversation_id"].n_unique()
     draw = np.random.default_rng(1)
-    words = base["messages"]["content"].drop_nulls().str.split(" ").explode().drop_nulls().to_numpy()
+    words = base["messages"]["content"].drop_nulls().str.split(" ").explode().drop_nulls()
+    words = words.filter(words.str.contains(PLAIN.pattern)).to_numpy()
     parts: dict[str, list[pl.DataFrame]] = {table: [] for table in TABLES}
     first = base["conversations"].unique("conversation_id", keep="first", maintain_order=True)
     for copy in range(-(-conversations // count)):
@@ -85,5 +88,6 @@ def _changed(text: str | None, words: np.ndarray, draw: np.random.Generator) -> 
         return text
     parts = text.split(" ")
     for place in draw.integers(len(parts), size=max(1, len(parts) // 5)):
-        parts[place] = str(words[draw.integers(len(words))])
+        if PLAIN.match(parts[place]):
+            parts[place] = str(words[draw.integers(len(words))])
     return " ".join(parts)
