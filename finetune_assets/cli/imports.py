@@ -23,10 +23,16 @@ SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
 @click.option(
     "--form", help="messages, prompt/completion, user/assistant or instruction/input/output; default: by each row's keys."
 )
+@click.option("--include", multiple=True, metavar="GLOB", help="Of a repository: files to read; default **/*.py and **/*.md.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Of a repository: files to leave out.")
+@click.option("--texts", is_flag=True, help="Of a repository: write plain texts for the objective continued_pretraining.")
 @click.option("--strict", is_flag=True, help="Write nothing and end with 1 if a row is unusable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def import_(  # noqa: PLR0913, PLR0917
     files: tuple[Path, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    texts: bool,
     folder: Path,
     tenant: str,
     vertical: str,
@@ -35,18 +41,29 @@ def import_(  # noqa: PLR0913, PLR0917
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Make a source of fine-tuning FILES (.jsonl, .json, .csv, .parquet).
+    """Make a source of fine-tuning FILES (.jsonl, .json, .csv, .parquet), or of one folder that is a code repository.
 
     Such rows need no satisfaction score. Name the folder in FINETUNE_SOURCE afterwards. Importing a row again adds nothing.
     Ends with 0 if rows were taken, also where some are unusable (they are named, and end in `rejected`); 1 if none was.
     """
     from finetune_assets.corpus.forms import FORMS
-    from finetune_assets.corpus.imports import Origin, add, convert
+    from finetune_assets.corpus.imports import Origin, add, convert, convert_repository
+    from finetune_assets.corpus.repositories import Repository, choose_files, write_texts
 
     if form is not None and form not in FORMS:
         raise click.BadParameter(f"{form!r} is none of {', '.join(FORMS)}", param_hint="--form")
     origin = Origin(tenant=tenant, vertical=vertical, date=day.date(), form=form)
-    converted = convert([(path.name, path) for path in files], origin)
+    if any(path.is_dir() for path in files):
+        if len(files) != 1:
+            raise click.BadParameter("give one repository, or files", param_hint="FILES")
+        globs = {"include": list(include), "exclude": list(exclude)}
+        chosen = choose_files(files[0], Repository.model_validate({name: value for name, value in globs.items() if value}))
+        if texts:
+            print(f"{write_texts(chosen, folder)} texts written to {folder}, {len(chosen.left_out)} files left out.")
+            return
+        converted = convert_repository(chosen, origin)
+    else:
+        converted = convert([(path.name, path) for path in files], origin)
     for problem in converted.problems[:SHOWN]:
         print(f"{problem.place}: {problem.reason}: {problem.detail}", file=sys.stderr)
     if len(converted.problems) > SHOWN:

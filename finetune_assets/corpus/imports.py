@@ -7,6 +7,7 @@
     date: 2026-10-19             # all rows count in this week
     form: user/assistant         # default: found by each row's keys
     files: ["*.jsonl"]           # default: every .jsonl, .ndjson, .json, .csv and .parquet, sub-folders included
+    repository: {path: ../app}   # instead of files: rows made of a code repository (see `repositories`)
 
 One row is one conversation of the kind `imported`, which needs no satisfaction score. Its id is a hash of tenant, vertical and
 turns: the same row is the same conversation, in whatever file, order or run. A row that cannot be read is a message without
@@ -22,6 +23,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +33,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_assets.corpus.forms import FORMS, Record, Unusable, record_of
+from finetune_assets.corpus.repositories import Chosen, Repository, choose_files, named_files, rows
 from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES, TIME
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import write_parquet
@@ -58,6 +61,7 @@ class Origin(BaseModel):
         default_factory=lambda: [f"**/*{suffix}" for suffix in SUFFIXES],
         description="Globs of the files, relative to the folder of `source.yaml`.",
     )
+    repository: Repository | None = Field(default=None, description="A code repository to make rows of, instead of `files`.")
 
 
 @dataclass(frozen=True)
@@ -165,13 +169,19 @@ def convert(files: Sequence[tuple[str, Path]], origin: Origin) -> Converted:
     return tables_of(((f"{name}:{line}", row) for name, path in files for line, row in read_rows(path)), origin)
 
 
-def tables_of(rows: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
+def convert_repository(chosen: Chosen, origin: Origin) -> Converted:
+    """The rows of a repository as conversations; its files that were left out are problems."""
+    left_out = ((name, Unusable(reason, detail)) for name, reason, detail in chosen.left_out)
+    return tables_of(chain(left_out, rows(chosen)), origin)
+
+
+def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
     """Named rows as conversations."""
     found: dict[str, Record] = {}
     problems: list[Problem] = []
     left_aside: Counter[str] = Counter()
     read = 0
-    for place, row in rows:
+    for place, row in given:
         read += 1
         try:
             if isinstance(row, Unusable):
@@ -303,18 +313,29 @@ def _named(problem: Problem) -> str:
 def read_folder(folder: Path) -> Iterator[tuple[str, str, list[str], pl.DataFrame]]:
     """(table, place, column names, frame) of each table of a folder with a `source.yaml`. Raises SourceError."""
     origin = read_origin(folder)
-    converted = convert([(path.relative_to(folder).as_posix(), path) for path in files_of(folder, origin)], origin)
+    if origin.repository is not None:
+        converted = convert_repository(choose_files(repository_of(folder, origin.repository), origin.repository), origin)
+    else:
+        converted = convert([(path.relative_to(folder).as_posix(), path) for path in files_of(folder, origin)], origin)
     for table, frame in converted.tables.items():
         yield table, str(folder), list(SOURCE[table]), frame
 
 
 def files_of(folder: Path, origin: Origin) -> list[Path]:
-    """The files of a folder with a `source.yaml`, sorted. Raises SourceError where there is none."""
+    """The files that a folder with a `source.yaml` is made from, sorted. Raises SourceError where there is none."""
+    if origin.repository is not None:
+        root = repository_of(folder, origin.repository)
+        return [root / name for name in named_files(root, origin.repository)]
     found = {path for pattern in origin.files for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")))
     if not files:
         raise SourceError(f"Source {folder} is empty: no file matches `files: {origin.files}` of its {SETTINGS}.")
     return files
+
+
+def repository_of(folder: Path, repository: Repository) -> Path:
+    """Where the repository of a `source.yaml` is."""
+    return (folder / repository.path).resolve()
 
 
 def read_origin(folder: Path) -> Origin:

@@ -1,0 +1,99 @@
+"""A repository as a source: what is left out and why, and what its rows say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from finetune_assets.cli import main
+from finetune_assets.corpus.repositories import Repository, choose_files, rows, write_texts
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.validation import validate
+from finetune_assets.errors import SourceError
+
+CODE = '''"""A module."""
+
+
+def price(code: str) -> int:
+    """The price of a treatment in euros, by its code."""
+    return {"A1": 30}[code]
+
+
+def undocumented():
+    pass
+'''
+FILES = {
+    "app/prices.py": CODE,
+    "app/old/prices.py": CODE,
+    "app/broken.py": "def (",
+    "app/moved.py": '"""Deprecated: use prices."""\n' + CODE,
+    "app/keys.py": 'API_KEY = "sk-proj-Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MGFiY2RlZg"\n',
+    "app/empty.py": "\n",
+    "app/latin.py": b"# a\xf1o\n",
+    "README.md": "# Clinic\nWrite to ana.perez@example.org.\n\n## Prices\n```\n# no heading\n```\nSee `price`.\n",
+    "tests/test_prices.py": CODE,
+    "untracked.py": CODE,
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    root = tmp_path / "repository"
+    for name, content in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    subprocess.run(["git", "-C", str(root), "add", "app", "README.md", "tests"], check=True)
+    return root
+
+
+def test_what_is_left_out_has_its_reason(repository: Path) -> None:
+    chosen = choose_files(repository, Repository(exclude=["tests/**"]))
+    assert sorted(chosen.texts) == ["README.md", "app/broken.py", "app/prices.py"]
+    assert {name: reason for name, reason, _ in chosen.left_out} == {
+        "app/old/prices.py": "deprecated",
+        "app/moved.py": "deprecated",
+        "app/keys.py": "secret",
+        "app/empty.py": "empty",
+        "app/latin.py": "not_text",
+    }
+    assert "sk-proj" not in str(chosen)
+    assert sorted(choose_files(repository, Repository(include=["*.md"])).texts) == ["README.md"]
+    with pytest.raises(SourceError, match="holds no file"):
+        choose_files(repository, Repository(include=["**/*.rs"]))
+    with pytest.raises(SourceError, match="does not exist"):
+        choose_files(repository / "no", Repository())
+
+
+def test_rows_and_texts(repository: Path, tmp_path: Path) -> None:
+    chosen = choose_files(repository, Repository(exclude=["tests/**"]))
+    made = dict(rows(chosen))
+    assert made["app/prices.py:4"] == {
+        "instruction": "Write the function `price` (app/prices.py)",
+        "input": "The price of a treatment in euros, by its code.",
+        "output": CODE[CODE.index("def price") : CODE.index("\n\n\ndef undoc")],
+    }
+    assert made["README.md:4"]["output"] == "```\n# no heading\n```\nSee `price`."
+    assert set(made) == {"app/prices.py:4", "README.md:1", "README.md:4"}
+    assert write_texts(chosen, tmp_path / "texts") == 3
+    assert "[EMAIL]" in (tmp_path / "texts" / "README.md.txt").read_text(encoding="utf-8")
+
+
+def test_as_a_source_and_imported(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    settings = "tenant: a\nvertical: code\ndate: 2026-10-21\nrepository: {path: ../repository, exclude: ['tests/**']}\n"
+    (tmp_path / "own" / "source.yaml").write_text(settings, encoding="utf-8")
+    valid = validate(read_source([str(tmp_path / "own")]))
+    assert valid.conversations.height == 3
+    assert set(valid.rejected["reason"]) == {"deprecated", "secret", "empty", "not_text"}
+    command = ["import", str(repository), "--exclude", "tests/**", "--to", str(tmp_path / "to"), "--tenant", "a"]
+    done = CliRunner().invoke(main, [*command, "--vertical", "code", "--date", "2026-10-21", "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["added"] == 3
+    assert "app/keys.py: secret" in done.stderr
+    texts = [*command[:5], str(tmp_path / "texts"), *command[6:], "--vertical", "code", "--date", "2026-10-21", "--texts"]
+    assert CliRunner().invoke(main, texts).stdout.startswith("3 texts written")
