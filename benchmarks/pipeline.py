@@ -72,7 +72,7 @@ def export(folder: Path, conversations: int) -> dict[str, int]:
         for table, frame in base.items():
             part = chosen if table == "conversations" else frame.join(chosen, on="conversation_id", how="semi")
             names = [n for n in ("conversation_id", "message_id", "feedback_id", "user_id") if n in part.columns]
-            part = part.with_columns(pl.col(name) + f"_{copy}" for name in names)
+            part = part.with_columns(pl.col(name) + chr(97 + copy) for name in names)
             if table == "messages" and copy:
                 texts = [_changed(text, words, draw) for text in part["content"]]
                 part = part.with_columns(pl.Series("content", texts, dtype=pl.String))

@@ -314,17 +314,17 @@ def read_folder(folder: Path) -> Iterator[tuple[str, str, list[str], pl.DataFram
     """(table, place, column names, frame) of each table of a folder with a `source.yaml`. Raises SourceError."""
     origin = read_origin(folder)
     if origin.repository is not None:
-        chosen = choose_files(_root(folder, origin.repository), origin.repository)
-        yield from _as_source(folder, convert_repository(chosen, origin))
-        return
-    files = files_of(folder, origin)
-    yield from _as_source(folder, convert([(path.relative_to(folder).as_posix(), path) for path in files], origin))
+        converted = convert_repository(choose_files(repository_of(folder, origin.repository), origin.repository), origin)
+    else:
+        converted = convert([(path.relative_to(folder).as_posix(), path) for path in files_of(folder, origin)], origin)
+    for table, frame in converted.tables.items():
+        yield table, str(folder), list(SOURCE[table]), frame
 
 
 def files_of(folder: Path, origin: Origin) -> list[Path]:
-    """The files that a folder's `source.yaml` names, sorted. Raises SourceError where there is none."""
+    """The files that a folder with a `source.yaml` is made from, sorted. Raises SourceError where there is none."""
     if origin.repository is not None:
-        root = _root(folder, origin.repository)
+        root = repository_of(folder, origin.repository)
         return [root / name for name in named_files(root, origin.repository)]
     found = {path for pattern in origin.files for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")))
@@ -333,13 +333,9 @@ def files_of(folder: Path, origin: Origin) -> list[Path]:
     return files
 
 
-def _root(folder: Path, repository: Repository) -> Path:
+def repository_of(folder: Path, repository: Repository) -> Path:
+    """Where the repository of a `source.yaml` is."""
     return (folder / repository.path).resolve()
-
-
-def _as_source(folder: Path, converted: Converted) -> Iterator[tuple[str, str, list[str], pl.DataFrame]]:
-    for table, frame in converted.tables.items():
-        yield table, str(folder), list(SOURCE[table]), frame
 
 
 def read_origin(folder: Path) -> Origin:

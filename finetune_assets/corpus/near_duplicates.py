@@ -30,8 +30,8 @@ __all__ = [
     "signatures",
 ]
 
-ENOUGH = 8_000_000  # candidate pairs from which `drop_near_duplicates` goes on in blocks
-FIRST_BLOCK = 4_000  # texts of the first block; each next block is as large as all before it
+ENOUGH = 20  # candidate pairs a text from which `drop_near_duplicates` goes on in blocks
+FIRST_BLOCK = 500  # texts of the first block; each next block is as large as all before it
 VERIFY_AT_ONCE = 1_000_000  # candidate pairs per call of rapidfuzz: bounds its lists to about 20 MB
 
 
@@ -98,29 +98,33 @@ def _join(  # noqa: PLR0912, PLR0913, PLR0917
         size = 0
         if stop - first > len(rows):
             rows, near = np.empty(2 * (stop - first), dtype=np.int64), np.empty((2 * (stop - first), 32), dtype=np.uint8)
-        if stop - first > 1:
+        old = 0  # rows of side 0, which stand first
+        for new_side in range(2 if stop - first > 1 else 0):
             for at in range(first, stop):
                 row = np.int64(postings[at] & mask)
-                if size == 0 or rows[size - 1] != row:
+                if (side[row] != 0) == (new_side == 1) and (size == 0 or rows[size - 1] != row):
                     rows[size], near[size] = row, histograms[row]
                     size += 1
+            if new_side == 0:
+                old = size
         first = stop
         low_row, high_row = 0, 0
-        for at in range(size):
+        for at in range(old, size):
             i = rows[at]
-            while high_row < size and rows[high_row] < ends[i]:
+            last = size if side[i] == 2 else old
+            while high_row < last and rows[high_row] < ends[i]:
                 high_row += 1
-            while ends[rows[low_row]] <= i:
+            while low_row < last and ends[rows[low_row]] <= i:
                 low_row += 1
-            if side[i] == 0 or used > most:
-                continue
+            if used > most:
+                break
             most_apart = edits * lengths[i] + 1e-9
             for other in range(at + 1 if side[i] == 2 else low_row, high_row):
                 apart = np.int32(0)
                 for slot in range(32):
                     apart += np.int32(max(near[at, slot], near[other, slot]) - min(near[at, slot], near[other, slot]))
                 j = rows[other]
-                if apart > most_apart + edits * lengths[j] or (side[i] == 1 and side[j] == 1):
+                if apart > most_apart + edits * lengths[j]:
                     continue
                 a, b = starts[i], starts[j]
                 while keys[a] >> low != keys[b] >> low:
@@ -254,9 +258,9 @@ def keep_best(n: int, pairs: Pairs, rank: Rows) -> Rows:
 def drop_near_duplicates(texts: Sequence[str], rank: Rows, threshold: float = 0.9) -> Rows:
     """What `keep_best` says about all pairs, equal texts included, without holding them: -1 for kept, else the kept text.
 
-    100,000 texts out of 50 templates have 100 million pairs. Where there are more than ENOUGH, texts are taken in rank order, in
-    blocks that double: a block is first compared with the texts kept so far, and only what is left within itself. The answer is
-    that of all pairs. It costs up to twice the joins; at worst it holds the first block's pairs (8 million for one template).
+    100,000 texts out of 50 templates have 100 million pairs. Where there are more than ENOUGH a text, texts are taken in rank
+    order, in blocks that double: a block is first compared with the texts kept so far, then what is left within itself, in the
+    same way. The answer is that of all pairs.
     """
     order = np.argsort(rank, kind="stable").astype(np.int64)
     kept_by = np.full(len(texts), -1, dtype=np.int64)
@@ -278,8 +282,9 @@ def _texts(texts: Sequence[str], rows: Rows) -> list[str]:
 
 def _walked(signed: Signatures, texts: Sequence[str]) -> Rows:
     """What `keep_best` says about all pairs of distinct texts in order of rank."""
-    left, right = _candidates(signed, np.full(len(texts), 2, dtype=np.uint8), ENOUGH)
-    if len(left) > ENOUGH:
+    most = ENOUGH * len(texts) if len(texts) > FIRST_BLOCK else 2**62
+    left, right = _candidates(signed, np.full(len(texts), 2, dtype=np.uint8), most)
+    if len(left) > most:
         return _walked_in_blocks(signed, texts)
     pairs = _verified(texts, texts, np.minimum(left, right), np.maximum(left, right), signed.threshold)
     return keep_best(len(texts), pairs, np.arange(len(texts)))
@@ -296,8 +301,7 @@ def _walked_in_blocks(signed: Signatures, texts: Sequence[str]) -> Rows:
             rows, firsts = np.unique(pairs.right[np.argsort(pairs.left, kind="stable")], return_index=True)
             answer[block[rows]] = kept[np.sort(pairs.left)[firsts]]
             block = block[answer[block] == -1]
-        within = _pairs_within(signed.take(block), _texts(texts, block))
-        inner = keep_best(len(block), within, np.arange(len(block)))
+        inner = _walked(signed.take(block), _texts(texts, block))
         answer[block[inner >= 0]] = block[inner[inner >= 0]]
         kept = np.concatenate([kept, block[inner < 0]])
     return answer

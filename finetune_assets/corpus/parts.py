@@ -107,7 +107,7 @@ def folder_parts(folder: Path, mapping: SourceTablesMapping) -> list[Part]:
 def _imported_parts(folder: Path) -> list[Part]:
     """The tables of a folder with a `source.yaml`: all of its files decide about each of them."""
     files = [folder / SETTINGS, *files_of(folder, read_origin(folder))]
-    state = {Path(os.path.relpath(path, folder)).as_posix(): file_state(path) for path in files}
+    state = {os.path.relpath(path, folder): file_state(path) for path in files}  # a repository stands elsewhere
     tables: dict[str, pl.DataFrame] = {}
 
     def batches(table: str, seen: set[str]) -> Iterator[pl.DataFrame]:

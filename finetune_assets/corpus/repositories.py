@@ -54,18 +54,6 @@ class Chosen:
     left_out: list[tuple[str, str, str]]
 
 
-def named_files(root: Path, repository: Repository) -> list[str]:
-    """The paths that the globs name, sorted. Raises SourceError where there is no such folder, or nothing is named."""
-    if not root.is_dir():
-        raise SourceError(f"Repository {root} does not exist; correct `repository.path`.")
-    names = [name for name in _tracked(root) if _named(name, repository.include) and not _named(name, repository.exclude)]
-    if not names:
-        raise SourceError(
-            f"Repository {root} holds no file that include {repository.include} names and exclude {repository.exclude} leaves."
-        )
-    return names
-
-
 def choose_files(root: Path, repository: Repository) -> Chosen:
     """Reads the files that the globs name. Raises SourceError where there is no such folder, or nothing is named."""
     texts: dict[str, str] = {}
@@ -77,6 +65,18 @@ def choose_files(root: Path, repository: Repository) -> Chosen:
         else:
             left_out.append((name, *problem))
     return Chosen(texts, left_out)
+
+
+def named_files(root: Path, repository: Repository) -> list[str]:
+    """The tracked files that the globs name, sorted. Raises SourceError where there is none."""
+    if not root.is_dir():
+        raise SourceError(f"Repository {root} does not exist; correct `repository.path`.")
+    names = [name for name in _tracked(root) if _named(name, repository.include) and not _named(name, repository.exclude)]
+    if not names:
+        raise SourceError(
+            f"Repository {root} holds no file that include {repository.include} names and exclude {repository.exclude} leaves."
+        )
+    return names
 
 
 def _tracked(root: Path) -> list[str]:

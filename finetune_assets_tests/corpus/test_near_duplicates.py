@@ -70,7 +70,7 @@ def test_order_of_real_texts_never_matters(real: list[str]) -> None:
 
 def test_blocks_answer_like_the_walk_over_all_pairs(real: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nd, "FIRST_BLOCK", 200)
-    monkeypatch.setattr(nd, "ENOUGH", 100)
+    monkeypatch.setattr(nd, "ENOUGH", 0)
     rank = np.random.default_rng(4).permutation(len(real))
     walked = nd.keep_best(len(real), nd.find_pairs(real), rank)
     assert (walked >= 0).sum() > 50
