@@ -5,7 +5,6 @@ threads. CPU seconds cover everything after the imports: tokenisation, training,
 validation loss of each result, measured by one function.
 """
 
-# ruff: noqa: PLC0415 (each process imports what it measures)
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
