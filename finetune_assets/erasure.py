@@ -233,6 +233,7 @@ def _clean(store: Store, files: Iterable[Path], needles: Needles) -> None:
             for one in sorted((way for text in needles.texts for way in _written(text)), key=len, reverse=True):
                 text = text.replace(one, needles.ERASED)
             write_text(path, needles.replaced(text))
+    shutil.rmtree(store.tokens, ignore_errors=True)  # rows as token ids: made again when they are needed
     shutil.rmtree(
         store.home / "cache" / "replies", ignore_errors=True
     )  # answers to their prompts, under hashes that tell nothing

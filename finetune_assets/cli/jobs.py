@@ -43,11 +43,17 @@ def jobs_list(assistant: str | None, as_json: bool) -> None:
 def jobs_show(job_id: str, as_json: bool) -> None:
     """One job: settings, plan, progress, result."""
     from finetune_assets.overview import job_detail
+    from finetune_assets.registry.tables import OPEN_STATUSES
 
     detail = job_detail(Environment.read(), job_id)
     if as_json:
         print(json.dumps(detail, default=str))
         return
+    progress = detail.get("progress") or {}
+    if detail["status"] in OPEN_STATUSES and isinstance(progress.get("seconds_left"), int | float):
+        minutes, seconds = divmod(round(progress["seconds_left"]), 60)
+        step = f"{progress.get('stage')} {progress.get('step'):,} of {progress.get('total'):,}"
+        click.echo(f"{'time left':<20} {minutes}:{seconds:02d} for {step}")
     for key, value in detail.items():
         text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict) else value
         click.echo(f"{key:<20} {text}")

@@ -1,4 +1,4 @@
-"""`finetune chat`: talking to a model version."""
+"""`finetune models …` and `finetune chat`: model versions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import sys
 
 import click
 
+from finetune_assets.cli import training
 from finetune_assets.environment import Environment
+
+
+@click.group()
+def models() -> None:
+    """Model versions."""
+
+
+models.add_command(training.export)
 
 
 @click.command()
@@ -28,4 +37,4 @@ def chat(assistant: str, version: str | None) -> None:
             print(session.reply(text), flush=True)
 
 
-COMMANDS: list[click.Command] = [chat]
+COMMANDS: list[click.Command] = [chat, models]

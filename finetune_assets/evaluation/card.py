@@ -128,24 +128,33 @@ def _training(training: Mapping[str, Any], report: Mapping[str, Any], manifest: 
             "- Hyper-parameters: "
             + ", ".join(f"{human(str(k))} {_plain(v)}" for k, v in hyperparameters.items() if v is not None)
         )
-    for stage in training.get("stages") or []:
-        held = stage.get("heldout")
-        if held and held["reward_accuracy"]["value"] is not None:
-            accuracy, nats = held["reward_accuracy"], held["good_nats_per_token"]
-            rows.append(
-                f"- {stage['objective'].upper()} on {held['rows']:,} held-out rows: reward accuracy {accuracy['value']:.3f} (95 % "
-                f"interval {accuracy['low']:.3f} to {accuracy['high']:.3f}); nats per token of good replies {nats['before']:.3f} before, "
-                f"{nats['after']:.3f} after"
-            )
-    for event in training.get("recoveries") or []:
-        rows.append(
-            f"- Recovered in {event['stage']} at step {event['step']:,}: {event.get('cause') or event['what']}; {event['did']}"
-        )
+    rows += [*_preferred(training), *_recovered(training)]
     if report.get("code_version"):
         rows.append(f"- Code: `{report['code_version']}`; data rules: version {manifest.get('code_version', '?')}")
     if report.get("reproduce"):
         rows.append(f"- Made again by: `{report['reproduce']}`")
     return "## Training\n\n" + "\n".join(rows)
+
+
+def _preferred(training: Mapping[str, Any]) -> list[str]:
+    """What dpo or kto did to rows that they never saw."""
+    rows: list[str] = []
+    for stage in training.get("stages") or []:
+        held = stage.get("heldout")
+        if held and held["reward_accuracy"]["value"] is not None:
+            accuracy, nats = held["reward_accuracy"], held["good_nats_per_token"]
+            rows.append(
+                f"- {stage['objective'].upper()} on {held['rows']:,} held-out rows: reward accuracy {accuracy['value']:.3f} "
+                f"(95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f}), nats per token of good replies "
+                f"{nats['before']:.3f} before and {nats['after']:.3f} after"
+            )
+    return rows
+
+
+def _recovered(training: Mapping[str, Any]) -> list[str]:
+    """What the training did about its own trouble."""
+    events = training.get("recoveries") or []
+    return [f"- At step {one['step']:,} of {one['stage']}: {one.get('cause') or one['what']}; {one['did']}" for one in events]
 
 
 def _evaluation(report: Mapping[str, Any]) -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,14 @@ def finish_model(spec: dict[str, Any], best: Path, tokenizer: PreTrainedTokenize
         checkpoints.seal(draft)
 
 
+def environment() -> dict[str, str | None]:
+    """What the numbers depend on beside the spec."""
+    names = ("finetune-assets", "torch", "transformers", "trl", "peft", "accelerate")
+    made: dict[str, str | None] = {name: version(name) for name in names}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {**made, "python": platform.python_version(), "machine": platform.machine(), "gpu": gpu}
+
+
 def summary(spec: dict[str, Any], results: list[Result]) -> Result:
     """What result.json says: the last stage's numbers, sums over all, and each stage by itself."""
     output, last = Path(spec["output"]), results[-1]
@@ -138,6 +148,7 @@ def summary(spec: dict[str, Any], results: list[Result]) -> Result:
         "stages": results,
         "threads": spec["threads"],
         "precision": spec["precision"],
+        "environment": environment(),
         "host": os.uname().nodename,
         "rows": chat["rows"],
     }

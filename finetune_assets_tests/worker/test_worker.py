@@ -46,7 +46,7 @@ def test_an_unknown_task_leaves_an_error_and_no_traceback(tmp_path: Path):
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path, capsys):
-    spec = {"task": "train", "output": str(tmp_path), "objective": ["sft"], "adapter": "full", "threads": 1, "seed": 1}
+    spec = {"task": "train", "output": str(tmp_path), "stages": [], "adapter": "full", "threads": 1, "seed": 1}
     assert run_task({**spec, "base_model": "/no/such/model", "base_model_identity": {}}) == 1
     error = read_json(tmp_path / "error.json")
     assert error["type"] == "ModelUnavailable"

@@ -1,0 +1,88 @@
+"""A version is made again from what it keeps, and exported for any server."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from finetune_assets.errors import DataError, LaunchError, ModelUnavailable
+from finetune_assets.registry import Version
+from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training.publish import publish
+from finetune_assets.training.reproduce import export, reproduce
+from finetune_assets.worker.__main__ import run_task
+from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+from finetune_assets_tests.training_jobs import make_spec, write_rows
+
+
+def launch(spec_file: Path, _output: Path) -> None:
+    if run_task(read_json(spec_file)) != 0:
+        raise LaunchError("ended badly")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Version]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    base = make_tiny_model(store.home / "base")
+    dataset = store.dataset("dental", "f")
+    write_rows(dataset / "train.jsonl", dialogues(32))
+    write_rows(dataset / "validation.jsonl", dialogues(8, seed=2))
+    write_json(dataset / "manifest.json", {"fingerprint": "f"})
+    spec = make_spec(store.job("h"), base, dataset, adapter="lora")
+    write_json(store.job("h") / "spec.json", spec)
+    assert run_task(spec) == 0
+    folder = store.model("dental", "v1-abc")
+    publish(store.job("h"), folder)
+    now = datetime.datetime.now(datetime.UTC)
+    return store, Version("dental", 1, "v1-abc", "c", "job", "f", str(base), str(folder), now, None, None, None, None)
+
+
+def test_a_version_is_made_again_bit_for_bit(made: tuple[Store, Version]):
+    store, version = made
+    again = reproduce(store, version, launch)
+    assert (again.identical, again.farthest, again.changed) == (True, 0.0, {})
+
+
+def test_another_seed_is_seen(made: tuple[Store, Version], tmp_path: Path):
+    store, version = made
+    shutil.copytree(version.path, tmp_path / "other")
+    spec = read_json(tmp_path / "other" / "spec.json")
+    write_json(tmp_path / "other" / "spec.json", {**spec, "seed": 8})
+    again = reproduce(store, Version(**{**vars(version), "path": str(tmp_path / "other")}), launch)
+    assert not again.identical
+    assert again.farthest > 0
+
+
+def test_what_cannot_be_made_again_says_why(made: tuple[Store, Version], tmp_path: Path):
+    store, version = made
+    with pytest.raises(DataError, match="no longer in"):
+        reproduce(store, Version(**{**vars(version), "dataset_fingerprint": "gone"}), launch)
+    write_json(
+        store.dataset("dental", "erased") / "tombstone.json",
+        {"fingerprint": "erased", "rewritten_as": "f", "erased_at": "2026-01-02T00:00:00"},
+    )
+    with pytest.raises(DataError, match="a person was erased from it on 2026-01-02"):
+        reproduce(store, Version(**{**vars(version), "dataset_fingerprint": "erased"}), launch)
+    config = Path(version.base_model) / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "note": 1}))
+    with pytest.raises(ModelUnavailable, match="is not the one"):
+        reproduce(store, version, launch)
+    config.write_text(before)
+
+
+def test_an_export_loads_anywhere(made: tuple[Store, Version], tmp_path: Path):
+    _, version = made
+    folder = export(version, tmp_path / "whole")
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert not (folder / "spec.json").exists()
+    with pytest.raises(DataError, match="not empty"):
+        export(version, tmp_path / "whole")
+    alone = export(version, tmp_path / "adapter", adapter=True)
+    assert (alone / "adapter_model.safetensors").stat().st_size < (folder / "model.safetensors").stat().st_size
