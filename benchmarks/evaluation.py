@@ -5,7 +5,7 @@
 Prints one JSON object; CPU seconds of this process. `rows(rounds)` is not needed for it to run alone.
 """
 
-# ruff: noqa: T201
+# ruff: noqa: T201, PLC0415
 from __future__ import annotations
 
 import argparse
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(count: int) -> dict[str, Any]:
-    """A whole benchmark of the base model on the sample's prompts: seconds, share of scoring, and generation beside a plain loop."""
+    """A whole benchmark of the base model on the sample: seconds, share of scoring, and generation beside a plain loop."""
     import torch
 
     from finetune_assets.assistants import load_assistant
