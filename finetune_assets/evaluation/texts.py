@@ -17,7 +17,7 @@ from finetune_assets.evaluation.statistics import Interval
 TEMPLATES = Path(__file__).parent / "templates"
 LANGUAGES = ("es", "en")
 MINUS = "−"
-SIGNED = ("above_similarity_floor", "better_than_base", "not_worse_than_champion")
+SIGNED = ("above_similarity_floor", "better_than_base", "not_worse_than_champion", "keeps_details")
 """Gates whose value is a difference."""
 
 
