@@ -132,15 +132,15 @@ def _training(training: Mapping[str, Any], report: Mapping[str, Any], manifest: 
         held = stage.get("heldout")
         if held and held["reward_accuracy"]["value"] is not None:
             accuracy, nats = held["reward_accuracy"], held["good_nats_per_token"]
+            bounds = f"95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f}"
             rows.append(
-                f"- {stage['objective'].upper()} on {held['rows']:,} held-out rows: reward accuracy {accuracy['value']:.3f} (95 % "
-                f"interval {accuracy['low']:.3f} to {accuracy['high']:.3f}); nats per token of good replies {nats['before']:.3f} before, "
-                f"{nats['after']:.3f} after"
+                f"- {stage['objective'].upper()} on {held['rows']:,} held-out rows: reward accuracy {accuracy['value']:.3f} "
+                f"({bounds}); nats per token of good replies {nats['before']:.3f} before, {nats['after']:.3f} after"
             )
-    for event in training.get("recoveries") or []:
-        rows.append(
-            f"- Recovered in {event['stage']} at step {event['step']:,}: {event.get('cause') or event['what']}; {event['did']}"
-        )
+    rows += [
+        f"- Recovered in {event['stage']} at step {event['step']:,}: {event.get('cause') or event['what']}; {event['did']}"
+        for event in training.get("recoveries") or []
+    ]
     if report.get("code_version"):
         rows.append(f"- Code: `{report['code_version']}`; data rules: version {manifest.get('code_version', '?')}")
     if report.get("reproduce"):
