@@ -37,6 +37,7 @@ BLOCKING = {
         "empty",
         "faithful",
         "forgetting",
+        "keeps_details",
         "not_worse_than_champion",
         "other_tenant",
         "parity",

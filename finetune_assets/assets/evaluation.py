@@ -11,6 +11,7 @@ from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import standard
+from finetune_assets.evaluation.history import write_history
 from finetune_assets.evaluation.human.book import export, of_study
 from finetune_assets.evaluation.human.statistics import choices, evaluate
 from finetune_assets.evaluation.human.study import newest
@@ -73,6 +74,7 @@ def benchmark_report(
     report = summarise(assistant, output, made)
     write_report(report, report_folder)
     point(report_folder.parent / "latest", version.version)
+    history = write_history(report_folder.parent)
     return Result(
         metadata={
             "verdict": report["verdict"],
@@ -87,6 +89,7 @@ def benchmark_report(
             },
             "gates": records_table(report["gates"], ["name", "outcome", "value", "low", "high", "limit", "reason"]),
             "report": dg.MetadataValue.path(report_folder / "report.html"),
+            "history": dg.MetadataValue.path(history),
             "folder": dg.MetadataValue.path(report_folder),
         }
     )

@@ -44,6 +44,7 @@ GATES = {
     "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
     "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
     "not_worse_than_champion": "Not worse than the champion by more than `gates.champion_margin`, with the whole interval.",
+    "keeps_details": "Not fewer of the conversation's details taken over than by the base.",
     "forgetting": "Bits per byte in everyday talk risen by less than `gates.max_forgetting` against the base.",
     "parity": "The same reply alone, as served, as in the benchmark.",
     "canaries": "No secret of `benchmark.canaries` learnt by heart.",
@@ -120,6 +121,7 @@ def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
         else None,
         judge.better_than_base(settings.better_than_base),
         judge.not_worse(settings.not_worse_than_champion, settings.champion_margin),
+        judge.keeps_details() if settings.keeps_details else None,
         judge.guard("forgetting", settings.max_forgetting),
         judge.guard("parity", settings.min_parity),
         judge.guard("canaries", 0.0 if settings.canaries else None),
@@ -138,6 +140,7 @@ def verdict(gates: Sequence[Gate]) -> Verdict:
 
 TELLING = (
     "canaries",
+    "keeps_details",
     "other_tenant",
     "better_than_base",
     "not_worse_than_champion",
@@ -237,6 +240,13 @@ class _Judge:
         else:
             outcome = "passed" if gain.low > -margin else "failed" if gain.high <= -margin else "cannot_tell"
         return self._gate("not_worse_than_champion", measure, outcome, gain, -margin)
+
+    def keeps_details(self) -> Gate | None:
+        """Fails where the whole interval of the difference to the base is below zero; null where few references repeat any."""
+        gain = self.evidence.versus_base.get("slots_kept", NOTHING)
+        if gain.high is None or not self._enough:
+            return None
+        return self._gate("keeps_details", "slots_kept", "failed" if gain.high < 0 else "passed", gain, 0.0)
 
     def guard(self, name: str, limit: float | None) -> Gate | None:
         """Null where it is switched off, or nothing was there to be measured."""

@@ -98,6 +98,34 @@ def loss_curve(points: Sequence[Mapping[str, float]], label: str, number: Any) -
     return _svg(width, height, label, parts, "chart")
 
 
+def history(values: Sequence[tuple[str, Mapping[str, float | None]]], label: str) -> Markup:
+    """One dot with its interval for each version, from left to right, joined by a line."""
+    scale = span(dict(values))
+    if scale is None:
+        return Markup("")
+    width, height, pad = 420.0, 130.0, 26.0
+    step = (width - 2 * pad) / max(len(values) - 1, 1)
+    low, high = scale
+
+    def up(value: float) -> float:
+        return 10 + (height - 36) * (1 - (value - low) / ((high - low) or 1))
+
+    dots: list[str] = []
+    points: list[str] = []
+    for n, (version, value) in enumerate(values):
+        x, found = pad + step * n if len(values) > 1 else width / 2, value.get("value")
+        name = escape(version.split("-")[0])
+        dots.append(f'<text class="tick" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{name}</text>')
+        if found is None:
+            continue
+        points.append(f"{x:.1f} {up(found):.1f}")
+        if value.get("low") is not None and value.get("high") is not None:
+            dots.append(f'<path class="whisker tuned" d="M{x:.1f} {up(value["low"] or 0):.1f}V{up(value["high"] or 0):.1f}"/>')
+        dots.append(_mark("tuned", x, up(found)))
+    line = f'<path class="loss" d="M{"L".join(points)}"/>' if len(points) > 1 else ""
+    return _svg(width, height, label, [line, *dots], "chart")
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """Four to seven round numbers around a range."""
     size = (high - low) or abs(high) or 1.0

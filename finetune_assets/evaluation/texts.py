@@ -17,7 +17,7 @@ from finetune_assets.evaluation.statistics import Interval
 TEMPLATES = Path(__file__).parent / "templates"
 LANGUAGES = ("es", "en")
 MINUS = "−"
-SIGNED = ("above_similarity_floor", "better_than_base", "not_worse_than_champion")
+SIGNED = ("above_similarity_floor", "better_than_base", "not_worse_than_champion", "keeps_details")
 """Gates whose value is a difference."""
 
 
@@ -80,7 +80,7 @@ class Texts:
     def range(self, measure: str, interval: Interval | dict[str, float | None], *, signed: bool = False) -> str:
         """`low to high` without units twice."""
         low, high = (interval.low, interval.high) if isinstance(interval, Interval) else (interval["low"], interval["high"])
-        if low is None or high is None:
+        if low is None or high is None or low == high:  # one number that was all looked at has no interval
             return ""
         return self("range", low=self.value(measure, low, signed=signed), high=self.value(measure, high, signed=signed))
 

@@ -37,6 +37,7 @@ from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.intake import Ask, Rates, Refused
 from finetune_assets.serving.journal import Journal
 from finetune_assets.serving.metrics import CONTENT_TYPE, Metrics
+from finetune_assets.serving.rating import rating_routes
 from finetune_assets.serving.upstream import Upstream
 from finetune_assets.storage import Store
 
@@ -86,6 +87,7 @@ class Router:
             Route("/readyz", self.ready),
             Route("/metrics", self._guarded(self.prometheus)),
             *pages.routes(self),
+            *rating_routes(self.store, self.ledger.engine, key),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
 

@@ -15,34 +15,22 @@ this machine. The same replies show whether a model says alone, as it is served,
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
-import platform
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-import transformers
-from jinja2 import TemplateError
 
-from finetune_assets.dataset.formats import read_lines
 from finetune_assets.evaluation import judge
 from finetune_assets.evaluation.candidates import TestRow
-from finetune_assets.storage import read_json, write_json, write_parquet
-from finetune_assets.training import base_model as base_models
-from finetune_assets.worker import embed, endpoint, guards, models, retrieve
-from finetune_assets.worker.generate import Generator, batches, content, finite, logit_tokens
+from finetune_assets.storage import read_json, write_parquet
+from finetune_assets.worker import endpoint
+from finetune_assets.worker.generate import Generator
+from finetune_assets.worker.measuring import Bench, Cache, Candidate, machine
 from finetune_assets.worker.progress import Progress
-from finetune_assets.worker.scores import texts
 
 JUDGE_TOKENS = 8  # of a judge's answer
-VERSION = 2  # of the cache: raise it when decoding or likelihood changes
 COLUMNS: dict[str, Any] = {
     "row": pl.Int64,
     "reply": pl.String,  # null where an endpoint gave none
@@ -62,7 +50,6 @@ COLUMNS: dict[str, Any] = {
     "chrf": pl.List(pl.Float64),
     "rouge_l": pl.Float64,
 }
-Rows = list[dict[str, Any]]
 
 
 def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -105,231 +92,6 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Who is asked what: a model here, or an endpoint."""
-
-    name: str
-    model: str | None
-    endpoint: endpoint.Endpoint | None
-    rows: Rows
-    retrieve: bool
-
-    @classmethod
-    def of(cls, spec: dict[str, Any]) -> Candidate:
-        """From the worker's spec."""
-        where = endpoint.Endpoint(**spec["endpoint"]) if spec.get("endpoint") else None
-        rows = list(read_lines(Path(spec["prompts"])))
-        return cls(spec["name"], spec.get("model"), where, rows, bool(spec.get("retrieve")))
-
-
-class Stage:
-    """Counts the rows that are done."""
-
-    def __init__(self, progress: Progress, name: str, total: int) -> None:
-        self.progress, self.name, self.total, self.count = progress, name, total, 0
-
-    def done(self, rows: int) -> None:
-        """`rows` more."""
-        self.count += rows
-        self.progress.update(self.name, self.count, self.total)
-
-
-class Cache:
-    """JSON values under a hash of what made them: `<folder>/ab/abcdef….json`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.found = self.made = 0
-
-    def get(self, make: Callable[[], Any], *what: Any) -> Any:
-        """The value of `what` (anything JSON can write), made where it is not there."""
-        key = digest([VERSION, *what])
-        path = self.folder / key[:2] / f"{key}.json"
-        if path.exists():
-            self.found += 1
-            return read_json(path)
-        self.made += 1
-        value = make()
-        write_json(path, value)
-        return value
-
-
-class Bench:
-    """One benchmark: its spec, its cache, and the encoder and index that candidates share."""
-
-    def __init__(self, spec: dict[str, Any], cache: Cache, progress: Progress) -> None:
-        self.spec, self.cache, self.progress = spec, cache, progress
-        self.most = int(spec.get("max_new_tokens", 96))
-        self.encoder_name = str(spec.get("similarity_model") or embed.DEFAULT)
-        self.scoring = 0.0
-        """Seconds of everything that is neither generation nor likelihood."""
-        self._encoder: embed.Encoder | None = None
-        self._index: retrieve.Index | None = None
-        self._guarded: dict[str, dict[str, Any]] = {}
-
-    def encode(self, texts: list[str]) -> embed.Floats:
-        """Unit vectors of texts; the encoder is loaded when it is first needed."""
-        if self._encoder is None:
-            self._encoder = embed.Encoder(self.spec.get("similarity_model"))
-        return self._encoder.encode(texts)
-
-    @property
-    def index(self) -> retrieve.Index:
-        """What retrieval can find."""
-        if self._index is None:
-            self._index = retrieve.Index(retrieve.read_passages(Path(self.spec["passages"])), lambda t: self.encode(list(t)))
-        return self._index
-
-    def local(self, candidate: Candidate, generator: Generator) -> dict[str, Any]:
-        """Columns of a candidate as lists, and `_facts` about its model."""
-        started = time.perf_counter()
-        identity = content(candidate.model or "")
-        about = [identity, generator.max_new_tokens, transformers.__version__, torch.__version__]
-        rows, choice = self._asked(candidate, generator, about) if candidate.retrieve else (candidate.rows, None)
-        prompts, columns = _prompts(rows, generator)
-        replies: list[Any] = [None] * len(prompts)
-
-        def answer(batch: list[int]) -> Any:
-            inputs = [prompts[row] for row in batch]
-            return self.cache.get(lambda: [vars(reply) for reply in generator.replies(inputs)], "replies", about, inputs)
-
-        stage = Stage(self.progress, f"{candidate.name} replies", len(prompts))
-        for batch, made in _each(generator, batches([len(p) for p in prompts]), answer, stage):
-            for row, reply in zip(batch, made, strict=True):
-                replies[row] = reply
-        columns |= {"reply": [r["text"] for r in replies], "reply_tokens": [r["tokens"] for r in replies]}
-        columns |= {"stopped": [r["stopped"] for r in replies], "sources": [row.get("sources", []) for row in rows]}
-        columns |= self._likelihoods(candidate.name, rows, generator, about)
-        measured = prompts[: int(self.spec.get("latency_rows", 24))]
-        where = [machine(), torch.get_num_threads()]
-        self.progress.update(f"{candidate.name} waiting time", 0, len(measured))
-        alone = self.cache.get(lambda: _alone(generator, measured), "alone", about, measured, where)
-        columns["seconds"] = [one["seconds"] for one in alone] + [None] * (len(prompts) - len(alone))
-        self.progress.update(f"{candidate.name} waiting time", len(measured), len(measured))
-        facts = self.cache.get(lambda: _facts(generator), "facts", about) | self._guards(candidate, generator, about)
-        facts |= {"context": generator.context, "max_new_tokens": generator.max_new_tokens, "model": candidate.model}
-        facts |= {"same_alone": [one["text"] == reply["text"] for one, reply in zip(alone, replies, strict=False)]}
-        facts |= {"same_rendering": _same_rendering(generator, rows[: len(measured)], prompts, columns["dropped_turns"])}
-        facts |= {"retrieval": choice, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
-        return {**columns, "missing": [None] * len(rows), "_facts": facts}
-
-    def remote(self, candidate: Candidate) -> dict[str, Any]:
-        """Columns of an endpoint's answers; what is missing is asked for again in the next report, the rest is cached."""
-        where = candidate.endpoint
-        if where is None:
-            raise ValueError(candidate.name)
-        rows, started = candidate.rows, time.perf_counter()
-        self.progress.update(f"{candidate.name} replies", 0, len(rows))
-        known = {n: self._known(where, row) for n, row in enumerate(rows)}
-        wanted = [n for n, path in known.items() if not path.exists()]
-        fresh = dict(zip(wanted, endpoint.answers(where, [rows[n]["messages"] for n in wanted], self.most), strict=True))
-        for n, answer in fresh.items():
-            if answer["reply"] is not None:
-                write_json(known[n], answer)
-        self.cache.made += len(wanted)
-        self.cache.found += len(rows) - len(wanted)
-        answers = [fresh[n] if n in fresh else read_json(known[n]) for n in range(len(rows))]
-        self.progress.update(f"{candidate.name} replies", len(rows), len(rows))
-        empty: list[Any] = [None] * len(rows)
-        names = ("reply", "missing", "prompt_tokens", "reply_tokens", "stopped", "seconds")
-        columns: dict[str, Any] = {name: [answer.get(name) for answer in answers] for name in names}
-        columns |= {"nll": empty, "reference_tokens": empty, "dropped_turns": [0] * len(rows), "sources": [[] for _ in rows]}
-        facts = {
-            "model": where.model,
-            "url": where.url,
-            "identity": {"id": where.model, "url": where.url},
-            "max_new_tokens": self.most,
-        }
-        return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
-
-    def _known(self, where: endpoint.Endpoint, row: dict[str, Any]) -> Path:
-        key = digest([VERSION, "endpoint", where.url, where.model, self.most, row["messages"]])
-        return self.cache.folder / key[:2] / f"{key}.json"
-
-    def _asked(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
-        """The candidate's rows with what retrieval found, asked in the way that is best on the validation split."""
-        language = str(self.spec.get("language", "es"))
-        validation = list(read_lines(Path(self.spec["validation"])))
-        passages = digest(Path(self.spec["passages"]).read_text(encoding="utf-8"))
-
-        def bits(rows: Rows) -> float:
-            found = [row for row in guards.likelihoods(generator, rows) if row["nats"] is not None]
-            return sum(row["nats"] for row in found) / max(sum(row["bytes"] for row in found), 1) / float(np.log(2))
-
-        def make() -> Any:
-            self.progress.update(f"{candidate.name} retrieval", 0, 1)
-            choice, numbers = retrieve.choose(self.index, validation, bits, language)
-            return {**vars(choice), "chosen_on": numbers, "rows": self.index.ask(candidate.rows, choice, language)}
-
-        made = self.cache.get(make, "retrieval", about, self.encoder_name, language, passages, validation, candidate.rows)
-        return made.pop("rows"), made
-
-    def _guards(self, candidate: Candidate, generator: Generator, about: list[Any]) -> dict[str, Any]:
-        """What is known of a model's everyday talk, secrets and standing suite; once a model."""
-        model = str(candidate.model)
-        if model not in self._guarded:
-            found: dict[str, Any] = {}
-            if self.spec.get("general"):
-                rows = list(read_lines(Path(self.spec["general"])))
-                found["general"] = self.cache.get(lambda: guards.likelihoods(generator, rows), "general", about, rows)
-            if self.spec.get("canaries"):
-                planted = self.spec["canaries"]
-                found["canaries"] = self.cache.get(lambda: guards.canaries(generator, planted), "canaries", about, planted)
-            self._guarded[model] = found
-        found = dict(self._guarded[model])
-        if self.spec.get("checks") and not candidate.retrieve:
-            cases = list(read_lines(Path(self.spec["checks"])))
-            found["checks"] = self.cache.get(lambda: _say(generator, cases), "checks", about, cases)
-        return found
-
-    def _likelihoods(self, name: str, rows: Rows, generator: Generator, about: list[Any]) -> dict[str, list[Any]]:
-        """Column `nll`, and `reference_tokens`."""
-        examples: list[tuple[list[int], list[int]]] = []
-        for row in rows:
-            chat = [*row["messages"], {"role": "assistant", "content": row["reference"]}]
-            ids, mask, _dropped = models.encode_example(generator.tokenizer, chat, generator.context)
-            examples.append((ids, mask))
-        nll: list[float | None] = [None] * len(examples)
-        fitting = [n for n, (ids, _mask) in enumerate(examples) if len(ids) <= generator.context]
-        groups = batches([len(examples[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary))
-
-        def measure(batch: list[int]) -> Any:
-            inputs = [examples[fitting[n]] for n in batch]
-            return self.cache.get(lambda: [finite(nats) for nats in generator.likelihoods(inputs)], "nll", about, inputs)
-
-        for batch, made in _each(generator, groups, measure, Stage(self.progress, f"{name} likelihood", len(fitting))):
-            for n, nats in zip(batch, made, strict=True):
-                nll[fitting[n]] = nats
-        return {"nll": nll, "reference_tokens": [sum(mask) for _, mask in examples]}
-
-    def similarities(self, candidates: list[Candidate], results: dict[str, dict[str, Any]]) -> None:
-        """Adds similarity, floor and text statistics to every candidate's columns."""
-        started = time.perf_counter()
-        seed = int(self.spec.get("seed", 0))
-        for step, candidate in enumerate(candidates):
-            self.progress.update("similarity", step, len(candidates))
-            columns = results[candidate.name]
-            replies = [reply or "" for reply in columns["reply"]]
-            asked = [[row["reference"], row.get("conversation_id")] for row in candidate.rows]
-            columns |= self.cache.get(
-                lambda c=candidate, r=replies: self._scores(r, c.rows, seed), "texts", self.encoder_name, seed, replies, asked
-            )
-        self.progress.update("similarity", len(candidates), len(candidates))
-        self.scoring += time.perf_counter() - started
-
-    def _scores(self, replies: list[str], rows: Rows, seed: int) -> dict[str, Any]:
-        references = [row["reference"] for row in rows]
-        groups = [str(row.get("conversation_id") or n) for n, row in enumerate(rows)]
-        vectors = self.encode([*references, *replies])
-        partner = embed.derangement(groups, seed)
-        own, floor = embed.similarities(vectors[len(rows) :], vectors[: len(rows)], partner)
-        empty = np.array([not reference.strip() for reference in references], bool)
-        empty_partner = (partner >= 0) & empty[partner]
-        made = texts(replies, references)
-        return {"similarity": _null(own, empty), "floor": _null(floor, np.isnan(floor) | empty_partner), **made}
-
-
 def _judge(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache, progress: Progress) -> dict[str, Any]:
     """What a judging model says of two candidates' replies; each answer is cached."""
     about = spec["judge"]
@@ -350,73 +112,6 @@ def _judge(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cach
     return {**found, "model": where.model, "first": about["first"], "second": about["second"]}
 
 
-def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[str, Any]]:
-    """Prompt ids of each row, and their columns."""
-    made = [models.encode_prompt(generator.tokenizer, row["messages"], generator.prompt_length) for row in rows]
-    return [ids for ids, _ in made], {"prompt_tokens": [len(ids) for ids, _ in made], "dropped_turns": [d for _, d in made]}
-
-
-def _each(generator: Generator, groups: list[list[int]], work: Callable[[list[int]], Any], stage: Stage) -> Iterator[Any]:
-    """(batch, what `work` made of it) in order. Batches of a small model run side by side, one thread each."""
-    threads = torch.get_num_threads()
-    side_by_side = threads > 1 and len(groups) > 1 and generator.small
-    stage.done(0)
-    try:
-        torch.set_num_threads(1 if side_by_side else threads)
-        with ThreadPoolExecutor(threads if side_by_side else 1) as pool:
-            for batch, made in zip(groups, pool.map(work, groups), strict=True):
-                yield batch, made
-                stage.done(len(batch))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _say(generator: Generator, cases: Rows) -> list[str]:
-    """Greedy replies to the prompts of the standing suite."""
-    prompts, _columns = _prompts(cases, generator)
-    said = [""] * len(cases)
-    for batch in batches([len(prompt) for prompt in prompts]):
-        for n, reply in zip(batch, generator.replies([prompts[n] for n in batch]), strict=True):
-            said[n] = reply.text
-    return said
-
-
-def _alone(generator: Generator, prompts: list[list[int]]) -> list[dict[str, Any]]:
-    """Text and seconds of each prompt's reply alone, after one that warms up; a small model uses one thread."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if generator.small else threads)
-        for prompt in prompts[:1]:
-            generator.alone(prompt)
-        return [{"seconds": seconds, "text": reply.text} for reply, seconds in map(generator.alone, prompts)]
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _same_rendering(generator: Generator, rows: Rows, prompts: list[list[int]], dropped: list[int]) -> list[bool]:
-    """Whether the tokenizer's own chat template, as other servers apply it, gives the prompt ids that were measured."""
-    try:
-        return [
-            generator.tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False) == ids
-            for row, ids, gone in zip(rows, prompts, dropped, strict=False)
-            if not gone
-        ]
-    except TemplateError:  # a template that knows no system role: the rendering puts it into the user's turn
-        return []
-
-
-def _facts(generator: Generator) -> dict[str, Any]:
-    numbers = list(generator.model.parameters())
-    folder = base_models.folder(generator.source)
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")] if folder else []
-    size = sum(file.stat().st_size for file in files) or sum(p.numel() * p.element_size() for p in numbers)
-    return {"parameters": generator.parameters(), "bytes": size}
-
-
-def _null(values: Any, where: Any) -> list[float | None]:
-    return [None if gone else round(float(value), 6) for value, gone in zip(values, where, strict=True)]
-
-
 def _write(output: Path, candidate: Candidate, columns: dict[str, Any]) -> dict[str, Any]:
     """Writes the candidate's Parquet; its facts."""
     facts = columns.pop("_facts")
@@ -424,18 +119,3 @@ def _write(output: Path, candidate: Candidate, columns: dict[str, Any]) -> dict[
     columns["reference_bytes"] = [len(row["reference"].encode()) for row in candidate.rows]
     write_parquet(output / f"{candidate.name}.parquet", pl.DataFrame({n: columns[n] for n in COLUMNS}, schema=COLUMNS))
     return {**facts, "outputs": f"{candidate.name}.parquet", "rows": len(candidate.rows)}
-
-
-def machine() -> dict[str, Any]:
-    """What the times depend on."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": names[0] if names else platform.processor(), "cores": len(names) or None, "gpu": gpu}
-
-
-def digest(value: Any) -> str:
-    """Hash of a JSON value."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -105,7 +105,14 @@ def test_guards_are_judged_where_something_was_measured():
         assert name not in decide()
         assert outcome(name, Interval(*good)) == "passed"
         assert outcome(name, Interval(*bad[name])) == "failed"
-    assert outcome("forgetting", Interval(0.25, 0.2, 0.3)) == "cannot_tell"
+    assert outcome("forgetting", Interval(0.5, 0.4, 0.6)) == "cannot_tell"
+
+
+def test_details_that_the_base_keeps_may_not_be_lost():
+    lost, open_, none = Interval(-0.4, -0.5, -0.3), Interval(-0.1, -0.3, 0.1), Interval(None, None, None)
+    for found, expected in ((lost, "failed"), (open_, "passed")):
+        assert decide(versus_base={**BETTER, "slots_kept": found})["keeps_details"].outcome == expected
+    assert "keeps_details" not in decide(versus_base={**BETTER, "slots_kept": none})
 
 
 def test_cannot_tell_says_how_many_rows_would():
@@ -132,7 +139,7 @@ def test_without_rules_nothing_is_judged_and_nothing_blocks():
 
 
 def test_gates_can_be_switched_off():
-    flags = {"above_similarity_floor": False, "canaries": False, "champion_margin": 0}
+    flags = {"above_similarity_floor": False, "canaries": False, "champion_margin": 0, "keeps_details": False}
     off = {name: None for name in Gates.model_fields if name not in flags}
     assert decide(Gates(**off, **flags), versus_champion=BETTER) == {}
     assert gates.verdict([]) == "serve"

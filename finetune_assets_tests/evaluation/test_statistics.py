@@ -72,7 +72,9 @@ def test_a_model_beside_itself_is_seldom_promoted():
     for found in differences(500, 60, 0.0, 6):
         evidence = gates.Evidence({}, {"similarity": found}, 1.0, 120, 60, 0, 0, versus_champion={"similarity": found})
         only = {
-            name: None for name in Gates.model_fields if name not in ("above_similarity_floor", "canaries", "champion_margin")
+            name: None
+            for name in Gates.model_fields
+            if name not in ("above_similarity_floor", "canaries", "champion_margin", "keeps_details")
         }
         settings = Gates(**{**only, "above_similarity_floor": False, "canaries": False, "better_than_base": "similarity"})
         promoted += gates.verdict(gates.decide(settings, evidence, Texts("en"))) == "serve"

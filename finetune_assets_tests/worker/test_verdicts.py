@@ -129,7 +129,7 @@ def test_shuffled_replies_are_not_served(shop: Workshop):
     shuffled = [[*row[:-1], reply] for row, reply in zip(rows, replies, strict=True)]
     found = shop.report("shuffled", shop.model("shuffled", shuffled, 1), bench={"max_rows": 100, "retrieval": False})
     assert found["verdict"] == "do_not_serve"
-    assert found["candidates"]["tuned"]["similarity_gain"]["value"] < 0.1
+    assert outcomes(found)["keeps_details"] == "failed"
 
 
 def test_over_training_on_ten_rows_fails_the_guards(shop: Workshop):

@@ -103,7 +103,9 @@ def read_ratings(path: Path, study: Study) -> list[Rating]:
     items = {item.item for item in study.items}
     for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            rating = Rating(**{**json.loads(line), "assistant": study.assistant, "study": study.name})
+            values: dict[str, Any] = json.loads(line)
+            values |= {"assistant": study.assistant, "study": study.name}
+            rating = Rating(**values)
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}:{n}: not a rating: {error}") from None
         if rating.choice not in allowed or rating.item not in items:

@@ -138,7 +138,8 @@ def load(store: Store, assistant: str, name: str) -> Study:
         known = ", ".join(sorted(p.parent.name for p in folder(store, assistant).glob("*/study.json"))) or "none"
         raise DataError(f"{assistant} has no study {name!r}; there are: {known}. Start one with `finetune rating start`.")
     values: dict[str, Any] = read_json(path)
-    return Study(**{**values, "items": [Item(**item) for item in values["items"]]})
+    items = [Item(**item) for item in values.pop("items")]
+    return Study(items=items, **values)
 
 
 def newest(store: Store, assistant: str) -> Study | None:
