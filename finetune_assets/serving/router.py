@@ -3,7 +3,7 @@
     POST /v1/chat/completions   OpenAI's shape, also streaming; `model` names the assistant
     POST /chat                  {user_id, message, conversation_id?} -> {response, conversation_id, request_id, action, params, …}
     POST /feedback              {request_id, feedback_type, rating?, expected_response?, comment?}
-    GET  /v1/models /healthz /readyz /metrics /dashboard
+    GET  /v1/models /healthz /readyz /metrics /dashboard /rate
 
 Every answer names its request, conversation, version and rollout generation in its headers.
 """

@@ -33,6 +33,7 @@ from finetune_assets.registry.traffic import api_keys
 from finetune_assets.serving import control
 from finetune_assets.serving.models import model_name, tenants
 from finetune_assets.storage import Store
+from finetune_assets.worker.__main__ import set_environment
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -200,6 +201,7 @@ class Server:
         self.metrics = self.environment.home / "serving" / f"metrics-{os.getpid()}"
         shutil.rmtree(self.metrics, ignore_errors=True)
         self.metrics.mkdir(parents=True)
+        set_environment(0)  # threads of the engine sleep while they wait
         return {
             **os.environ,
             "PROMETHEUS_MULTIPROC_DIR": str(self.metrics),
@@ -235,6 +237,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     one = socket.socket(family, socket.SOCK_STREAM)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted connections inherit it; the server does not set it on a socket that it was handed: 40 ms more for each answer.
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         one.bind((host, port))
     except OSError as error:
