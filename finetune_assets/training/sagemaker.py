@@ -23,7 +23,7 @@ from finetune_assets.training.trainer import JobHandle, TrainingRequest
 INPUT = "/opt/ml/input/data"
 OUTPUT = "/opt/ml/checkpoints"
 MOST_WAIT = 24 * 3600
-TECHNIQUES = {("sft",): "SFT", ("dpo",): "DPO"}
+TECHNIQUES: dict[tuple[str, ...], str] = {("sft",): "SFT", ("dpo",): "DPO"}
 
 
 class SageMakerTrainer(AwsTrainer):
