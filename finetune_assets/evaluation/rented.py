@@ -18,14 +18,14 @@ INSTEAD = "similarity"
 
 
 def address(name: str, model: str) -> EndpointSettings | None:
-    """Where a version answers, under a candidate's name; null for a model on this machine. Raises TrainingError without an address."""
+    """Where a version answers, under a candidate's name; null for a model on this machine. Raises TrainingError without one."""
     remote = RemoteModel.read(model)
     if remote is None:
         return None
     if remote.base_url is None:
         raise TrainingError(
-            f"{remote.model} at {remote.provider} has no address that answers like OpenAI's API, so it cannot be measured. Deploy it "
-            "behind one (a gateway will do), set remote.base_url and remote.key_env, and run the training again."
+            f"{remote.model} at {remote.provider} has no address that answers like OpenAI's API, so it cannot be measured. "
+            "Deploy it behind one (a gateway will do), set remote.base_url and remote.key_env, and run the training again."
         )
     return EndpointSettings(
         name=name,

@@ -271,7 +271,7 @@ class AwsTrainer(ABC):
             except ModuleNotFoundError:
                 raise SettingsError(f"trainer: {self.provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
             try:
-                self._clients[service] = boto3.client(service, region_name=self.options.get("region"))
+                self._clients[service] = boto3.session.Session().client(service, region_name=self.options.get("region"))
             except NoRegionError:
                 raise SettingsError("No AWS region: set remote.aws.region, or AWS_REGION.") from None
         return self._clients[service]
@@ -282,6 +282,7 @@ class AwsTrainer(ABC):
     @contextmanager
     def errors(self, doing: str) -> Generator[None]:
         """Translates what botocore raises."""
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError  # noqa: PLC0415
 
         try:
@@ -296,7 +297,7 @@ class AwsTrainer(ABC):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = ProviderUnsettled if status >= 500 or any(code.startswith(word) for word in BUSY) else ProviderError
             raise kind(f"{self.provider}: {doing} failed with {status} {code}: {text}") from None
-        except BotoCoreError as error:  # no connection, a time-out, a parameter that botocore refuses
+        except (BotoCoreError, Boto3Error) as error:  # no connection, a time-out, a parameter that botocore refuses
             wrong = type(error).__name__ == "ParamValidationError"
             text = remote.without_secrets(str(error).splitlines()[-1])
             raise (ProviderError if wrong else ProviderUnsettled)(f"{self.provider}: {doing} failed: {text}") from None
