@@ -129,8 +129,7 @@ def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(
     assert "stops answering on 2027-01-14 (in 25 days)" in told["message"]
     assert "finetune migrate dental --to local/data/base_model" in told["message"]
     [migration] = data.run_requests
-    assert (migration.job_name, migration.tags[MIGRATE_TO], migration.tags[DATASET]) == ("train", "local/data/base_model", "f1")
-    assert {key.to_user_string() for key in migration.asset_selection or []} == {"training_plan", "training_job"}
+    assert (migration.job_name, migration.tags[MIGRATE_TO], migration.tags[DATASET]) == ("migrate", "local/data/base_model", "f1")
 
     later = world.tick(sensors.model_lifecycle, *names, cursor=data.cursor)
     assert not later.asset_events  # told already
