@@ -27,7 +27,7 @@ release = dg.define_asset_job(
 migrate = dg.define_asset_job(
     "migrate",
     selection=list(MIGRATION),
-    description="A frozen data set on another trainer: launch it with the tags finetune/migrate_to (TRAINER/MODEL) and finetune/dataset.",
+    description="A frozen data set on another trainer: tags finetune/migrate_to (TRAINER/MODEL) and finetune/dataset.",
 )
 
 JOBS = [prepare_corpus, train, migrate, release]

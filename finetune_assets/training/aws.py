@@ -266,12 +266,12 @@ class AwsTrainer(ABC):
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
         if service not in self._clients:
             try:
-                import boto3
+                from boto3.session import Session
                 from botocore.exceptions import NoRegionError  # noqa: PLC0415
             except ModuleNotFoundError:
                 raise SettingsError(f"trainer: {self.provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
             try:
-                self._clients[service] = boto3.session.Session().client(service, region_name=self.options.get("region"))
+                self._clients[service] = Session().client(service, region_name=self.options.get("region"))
             except NoRegionError:
                 raise SettingsError("No AWS region: set remote.aws.region, or AWS_REGION.") from None
         return self._clients[service]
