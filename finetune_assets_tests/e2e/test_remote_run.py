@@ -99,7 +99,7 @@ def test_bad_input_is_named_and_nothing_is_bought(fake: FakeProvider, tmp_path: 
     for changed, says in (
         ("budget: {training_usd: 0.01}", "above budget.training_usd"),
         ("budget: {monthly_usd: 0.02}", "above budget.monthly_usd"),
-        ("remote: {allowed: false}", "remote.allowed: false"),
+        ("remote: {allowed: false, min_model_life_days: 0}", "remote.allowed: false"),
         ("remote: {min_model_life_days: 3650}", "switches gpt-4o-mini-2024-07-18 off on 2027-01-14"),
         ("require_approval: true", "--approve"),
     ):
