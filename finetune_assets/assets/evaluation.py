@@ -10,16 +10,18 @@ from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.dataset.manifest import standing
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
-from finetune_assets.evaluation.candidates import standard
+from finetune_assets.evaluation.candidates import CHAMPION, TUNED, rented_endpoints, standard
 from finetune_assets.evaluation.history import write_history
 from finetune_assets.evaluation.human.book import export, of_study
 from finetune_assets.evaluation.human.statistics import choices, evaluate
 from finetune_assets.evaluation.human.study import newest
+from finetune_assets.evaluation.rented import with_rented
 from finetune_assets.evaluation.report import markdown, write_report
 from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
 from finetune_assets.storage import Store, point, read_json
+from finetune_assets.training.remote import RemoteModel
 from finetune_assets.training.spec import default_threads
 
 Result = dg.MaterializeResult[Any]
@@ -50,12 +52,15 @@ def benchmark_report(
     with ledger.open() as book:
         version = current_version(store.store, book, context.partition_key, context.run_tags)
         plan = book.job(version.job_id).plan
-        champion = book.rollout(context.partition_key).champion
+        champion = book.rollout(context.partition_key).champion or plan.get("compare_with")
         served = book.version(context.partition_key, champion) if champion and champion != version.version else None
     dataset = standing(store.store, assistant.name, version.dataset_fingerprint)
     report_folder = store.store.report(assistant.name, version.version)
     output = report_folder.parent / "work" / version.version
-    candidates = standard(dataset, version.base_model, version.path, assistant.benchmark, served.path if served else None)
+    base = Path(version.path) / "base"  # beside a rented model's own address, its base's
+    base_model = str(base) if RemoteModel.read(base) else version.base_model
+    candidates = standard(dataset, base_model, version.path, assistant.benchmark, served.path if served else None)
+    assistant = with_rented(assistant, rented_endpoints(candidates), TUNED, CHAMPION)
     prepare(assistant, dataset, candidates, output, threads=default_threads(), cache=store.store.home / "cache" / "replies")
     launcher.run(context, output / "spec.json", output)
     model = Path(version.path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from finetune_assets.resources.tags import RANGE_END, RANGE_START
+from finetune_assets.resources.tags import MIGRATE_TO, RANGE_END, RANGE_START
 
 GATE_ERROR = "DagsterAssetCheckFailedError"
 GATED_ASSET = "registered_model"
@@ -43,6 +43,8 @@ def explain_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, fallback: 
     )
     causes = [f"{step}: {message or name}" for step, name, message in errors] or [fallback]
     again = f"finetune run --assistant {partition}" if run.job_name in ("train", "release") else "the job over the same weeks"
+    if run.job_name == "migrate":
+        again = f"finetune migrate {partition} --to {run.tags.get(MIGRATE_TO, 'TRAINER/MODEL')}"
     message = (
         f"{run.job_name} of {partition or 'all'} failed. "
         + " | ".join(causes)

@@ -9,6 +9,7 @@ import dagster as dg
 
 CORPUS = ("raw_conversations", "rlhf_feedback", "clean_examples")
 PHASE_ONE = ("training_examples", "jsonl_splits", "training_plan", "training_job")
+MIGRATION = ("training_plan", "training_job")
 PHASE_TWO = ("trained_model", "benchmark_report", "registered_model", "rollout")
 
 prepare_corpus = dg.define_asset_job(
@@ -23,4 +24,10 @@ release = dg.define_asset_job(
     description="Phase two of an assistant: model, benchmark, version, and whether it is served.",
 )
 
-JOBS = [prepare_corpus, train, release]
+migrate = dg.define_asset_job(
+    "migrate",
+    selection=list(MIGRATION),
+    description="A frozen data set on another trainer: tags finetune/migrate_to (TRAINER/MODEL) and finetune/dataset.",
+)
+
+JOBS = [prepare_corpus, train, migrate, release]

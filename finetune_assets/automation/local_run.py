@@ -23,7 +23,7 @@ from finetune_assets.assets.partitions import GPU_POOL
 from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant
 from finetune_assets.automation.failures import step_errors, stopped_by_gate
-from finetune_assets.automation.jobs import CORPUS, PHASE_ONE, PHASE_TWO
+from finetune_assets.automation.jobs import CORPUS, MIGRATION, PHASE_ONE, PHASE_TWO
 from finetune_assets.automation.rented import poll_due
 from finetune_assets.automation.retrain import ACTIVE, enrolled
 from finetune_assets.corpus.ingest import stale_weeks
@@ -139,8 +139,8 @@ class LocalRun:
             return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
         self._enrol()
         tags = {**({APPROVED: "true"} if self.request.approved else {}), **self.request.tags}
-        assets = PHASE_ONE[PHASE_ONE.index("training_plan") :] if MIGRATE_TO in tags else PHASE_ONE
-        self._execute("train", assets, self.request.assistant, tags)
+        job, assets = ("migrate", MIGRATION) if MIGRATE_TO in tags else ("train", PHASE_ONE)
+        self._execute(job, assets, self.request.assistant, tags)
         if self.request.until in PHASE_ONE:
             folder = self.store.datasets(self.request.assistant) / "latest"
             fingerprint = folder.resolve().name if folder.exists() else None
@@ -264,7 +264,7 @@ class LocalRun:
             instance=self.instance,
             partition_key=partition,
             raise_on_error=False,
-            asset_selection=None if wanted in (CORPUS, PHASE_ONE, PHASE_TWO) else [dg.AssetKey(name) for name in wanted],
+            asset_selection=None if wanted == assets else [dg.AssetKey(name) for name in wanted],
             tags={HOST: socket.gethostname(), REASON: "command line", **tags},
         )
         if result.success or stopped_by_gate(self.instance, result.run_id):

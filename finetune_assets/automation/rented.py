@@ -103,9 +103,8 @@ def migrations(
         reason = f"migration: {use.provider} {use.model} ends on {one.lifecycle.shutdown}"
         requests[use.assistant] = dg.RunRequest(
             run_key=f"migrate:{use.assistant}:{use.successor}:{fingerprint}",
-            job_name="train",
+            job_name="migrate",
             partition_key=use.assistant,
-            asset_selection=[dg.AssetKey("training_plan"), dg.AssetKey("training_job")],
             tags={MIGRATE_TO: use.successor, DATASET: fingerprint, REASON: reason},
         )
     return list(requests.values())

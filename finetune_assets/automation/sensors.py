@@ -11,7 +11,7 @@ import dagster as dg
 from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.assets.remote import observation
 from finetune_assets.automation.failures import explain_failure
-from finetune_assets.automation.jobs import JOBS, prepare_corpus, release, train
+from finetune_assets.automation.jobs import JOBS, migrate, prepare_corpus, release, train
 from finetune_assets.automation.rented import dying, ending_observation, migrations, poll_due, report_polled
 from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, next_attempt, refresh_request
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource, TrainerResource
@@ -98,7 +98,7 @@ def finished_jobs(
     return dg.SensorResult(run_requests=requests, asset_events=events)
 
 
-@dg.sensor(jobs=[train], minimum_interval_seconds=6 * 3600, default_status=ON)
+@dg.sensor(jobs=[migrate], minimum_interval_seconds=6 * 3600, default_status=ON)
 def model_lifecycle(
     context: dg.SensorEvaluationContext,
     store: StoreResource,

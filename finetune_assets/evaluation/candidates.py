@@ -14,6 +14,7 @@ import polars as pl
 from finetune_assets.assistants.settings import Benchmark, EndpointSettings
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.errors import DataError
+from finetune_assets.evaluation.rented import address
 
 Message = dict[str, str]
 BASE, FEW_SHOT, RAG, CHAMPION, TUNED, TUNED_RAG = "base", "few_shot", "rag", "champion", "tuned", "tuned_rag"
@@ -84,10 +85,12 @@ class FewShot:
     model: str
     shots: tuple[tuple[str, str], ...]
     """(user turn, reply) of each example."""
+    endpoint: EndpointSettings | None = None
+    """Where the model answers, if not here."""
 
     def spec(self) -> dict[str, Any]:
-        """The model's folder or Hugging Face id."""
-        return {"model": self.model}
+        """The model's folder or Hugging Face id, or its address."""
+        return {"model": self.model} if self.endpoint is None else Remote(self.endpoint).spec()
 
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
         """System message, examples, conversation."""
@@ -164,16 +167,31 @@ def standard(
     settings: Benchmark,
     champion: str | None = None,
 ) -> list[Candidate]:
-    """Base, base with few-shot examples, the tuned model; where there are any, the champion, endpoints, and retrieval."""
-    made: list[Candidate] = [Plain(BASE, base_model), FewShot(FEW_SHOT, base_model, choose_shots(dataset, settings.few_shot))]
-    if settings.retrieval:
+    """Base, base with few-shot examples, the tuned model; where there are any, the champion, endpoints, and retrieval.
+
+    A model that a provider serves is asked there; retrieval is measured with models on this machine only.
+    """
+    shots = choose_shots(dataset, settings.few_shot)
+    made: list[Candidate] = [_at(BASE, base_model), FewShot(FEW_SHOT, base_model, shots, address(FEW_SHOT, base_model))]
+    if settings.retrieval and address(RAG, base_model) is None:
         made.append(Plain(RAG, base_model, retrieve=True))
     if champion is not None:
-        made.append(Plain(CHAMPION, champion))
-    made.append(Plain(TUNED, tuned_model))
-    if settings.retrieval:
+        made.append(_at(CHAMPION, champion))
+    made.append(_at(TUNED, tuned_model))
+    if settings.retrieval and address(TUNED_RAG, tuned_model) is None:
         made.append(Plain(TUNED_RAG, tuned_model, retrieve=True))
     return [*made, *(Remote(endpoint) for endpoint in settings.endpoints)]
+
+
+def _at(name: str, model: str) -> Candidate:
+    endpoint = address(name, model)
+    return Plain(name, model) if endpoint is None else Remote(endpoint)
+
+
+def rented_endpoints(candidates: Sequence[Candidate]) -> list[EndpointSettings]:
+    """The addresses and prices of the report's own candidates that a provider serves."""
+    found = [one.endpoint for one in candidates if isinstance(one, (Remote, FewShot)) and one.endpoint is not None]
+    return [endpoint for endpoint in found if endpoint.name in ORDER]
 
 
 def _typical(rows: list[TestRow]) -> list[TestRow]:

@@ -27,6 +27,7 @@ from finetune_assets.serving.intake import Ask, Refused, history_key
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
+from finetune_assets.serving.rented import rented, usd
 from finetune_assets.serving.talks import Talk, Talks
 from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed
 
@@ -202,6 +203,11 @@ class Answering:
     def target(self, exchange: Exchange, arm: Arm) -> Target:
         """Where an arm answers."""
         settings = exchange.ask.assistant.serving
+        first = settings.first_token_seconds if arm.name == CANDIDATE else settings.timeout_seconds
+        found = rented(self.directory.store, exchange.ask.assistant.name, arm.version)
+        if found is not None:
+            model, key = found
+            return Target((model.base_url or "").rstrip("/"), model.model, key, settings.timeout_seconds, first)
         embedded = settings.upstream == "embedded"
         name = model_name(exchange.ask.assistant.name, arm.version)
         if arm.version is None and settings.champion_model and not embedded:
@@ -211,7 +217,7 @@ class Answering:
             model=name,
             key=os.environ.get(settings.upstream_key) if settings.upstream_key else None,
             seconds=settings.timeout_seconds,
-            first_seconds=settings.first_token_seconds if arm.name == CANDIDATE else settings.timeout_seconds,
+            first_seconds=first,
         )
 
     def body(self, ask: Ask) -> dict[str, Any]:
@@ -245,6 +251,7 @@ class Answering:
     def _request_row(self, exchange: Exchange, kind: str, key: str | None) -> Row:
         ask, usage = exchange.ask, exchange.reply.usage
         rate = ask.assistant.budget.usd_per_hour
+        machine_usd = exchange.seconds * rate / 3600 if rate else None
         values = {
             "request_id": exchange.id,
             "assistant": ask.assistant.name,
@@ -267,7 +274,7 @@ class Answering:
             "first_token_seconds": exchange.first_token,
             "prompt_tokens": usage.get("prompt_tokens"),
             "completion_tokens": usage.get("completion_tokens"),
-            "usd": exchange.seconds * rate / 3600 if rate else None,
+            "usd": usd(self.directory.store, ask.assistant.name, exchange.served.version, usage, machine_usd),
             "user_chars": len(exchange.turns[-1]["content"]) if exchange.turns else 0,
             "reply_chars": len(exchange.reply.text),
             "created_at": ask.at.isoformat(),

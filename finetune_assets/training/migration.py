@@ -23,6 +23,8 @@ def retarget(assistant: Assistant, target: str) -> Assistant:
     if trainer != assistant.trainer:
         values["remote"] |= {"base_url": None, "key_env": None}
         values |= {"preset": None, "adapter": "full"}
+    if trainer == "local" and assistant.trainer != "local" and assistant.budget.usd_per_hour is None:
+        values["budget"]["training_usd"] = None  # it limits a provider's bill; a machine without a rate sends none
     try:
         return Assistant.model_validate(values)
     except ValidationError as error:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from finetune_assets.errors import SettingsError
 from finetune_assets.storage import Store
+from finetune_assets.training.aws import AwsTrainer
+from finetune_assets.training.bedrock import BedrockTrainer
 from finetune_assets.training.openai_wire import OpenAIWire
 from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
+from finetune_assets.training.sagemaker import SageMakerTrainer
 from finetune_assets.training.wire_profiles import PROFILES
+
+AWS: dict[str, type[AwsTrainer]] = {"bedrock": BedrockTrainer, "sagemaker": SageMakerTrainer}
 
 
 def connect(connection: Connection, store: Store, journal: Journal) -> RemoteTrainer:
     """The rented trainer of a connection; `journal` is that of the job it works on. Raises SettingsError for an unknown one."""
     if connection.provider in PROFILES:
         return OpenAIWire(connection, store, journal)
+    if connection.provider in AWS:
+        return AWS[connection.provider](connection, store, journal)
     raise SettingsError(f"trainer {connection.provider!r} is no rented trainer.")
 
 

@@ -1,0 +1,308 @@
+"""What Bedrock and SageMaker share: S3, names, errors, and a submission that AWS itself makes idempotent.
+
+A job's name is the ledger's job id: a second creation of the same name attaches to the first job. Files stand under
+`s3://BUCKET/PREFIX/JOB/` and are deleted after the job, where the settings say so. Plain boto3, an extra of the package.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock
+
+from finetune_assets.errors import ProviderError, ProviderUnsettled, SettingsError, TrainingError
+from finetune_assets.storage import Store
+from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening
+from finetune_assets.training.remote import Connection, Journal
+from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Status, TrainedResult, TrainingRequest
+
+STATUS: dict[str, Status] = {
+    "InProgress": "running",
+    "Stopping": "running",
+    "Completed": "succeeded",
+    "Failed": "failed",
+    "Stopped": "cancelled",
+}
+BUSY = ("Throttl", "TooManyRequests", "ServiceUnavailable", "InternalServer", "InternalFailure", "RequestTimeout", "SlowDown")
+THERE = ("ResourceInUse", "ConflictException", "already exists")
+GONE = ("ResourceNotFound", "could not be found", "Requested resource not found", "does not exist")
+
+
+class AwsTrainer(ABC):
+    """A `RemoteTrainer` over one AWS service; the services differ in what they create and describe."""
+
+    service: ClassVar[str]
+
+    def __init__(self, connection: Connection, store: Store, journal: Journal) -> None:
+        self.provider = connection.provider
+        self.connection, self._store, self._journal = connection, store, journal
+        self.options: dict[str, Any] = {**connection.options, **(connection.options.get("aws") or {})}
+        self._clients: dict[str, Any] = {}
+
+    def with_journal(self, journal: Journal) -> AwsTrainer:
+        """The same service for another job."""
+        other = type(self)(self.connection, self._store, journal)
+        other._clients = self._clients
+        return other
+
+    # the protocol
+
+    def spec_hash(self, request: TrainingRequest) -> str:
+        """Names the job's folder: what decides the result."""
+        return remote.spec_hash(request, self.connection, self.parameters(request))
+
+    def validate(self, request: TrainingRequest) -> None:
+        """Settings, hyper-parameters, files and personal data here; AWS is not asked, a refusal costs nothing."""
+        for name in self.needs:
+            if not self.options.get(name):
+                raise SettingsError(f"trainer: {self.provider} needs remote.aws.{name}, which is not set.")
+        self.parameters(request)
+        screening.check_files(path for path in self._sources(request).values() if path.exists())
+        self.files(request)
+        known = lifecycle.find(self.provider, request.base_model, request.tables)
+        least = int(self.options.get("min_model_life_days", 0))
+        lifecycle.check_life(self.provider, request.base_model, least, lifecycle.today(), known)
+
+    def estimate(self, request: TrainingRequest) -> Estimate:
+        """Tokens by the length of the texts, cost by the dated table."""
+        tokens = round(self.files(request)["train"].tokens * request.hyperparameters.epochs)
+        price = prices.find(self.provider, request.base_model, request.tables)
+        return Estimate(tokens, False, None, price.of_training(tokens) if price else None, None)
+
+    def submit(self, request: TrainingRequest) -> JobHandle:
+        """Uploads and creates; the job of the same name that is there already is taken."""
+        folder = self._store.job(self.spec_hash(request))
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "submit.lock"):
+            state = self._journal.load()
+            if not state.get("provider_job_id"):
+                name = remote.slug(request.run_key, most=63)
+                uris = {role: self._upload(role, file.path, request.run_key) for role, file in self.files(request).items()}
+                self._journal.save(create_started=True, run_key=request.run_key, fingerprint=request.fingerprint, uris=uris)
+                try:
+                    with self.errors("creating the job"):
+                        self.create(request, name, uris)
+                except ProviderUnsettled:
+                    raise
+                except ProviderError as error:
+                    if not any(word in str(error) for word in THERE):
+                        self._journal.save(create_started=None)
+                        raise
+                self._journal.save(provider_job_id=name)
+        return self._handle(request.run_key, request.fingerprint)
+
+    def poll(self, handle: JobHandle) -> JobState:
+        """Where the job is."""
+        return self.state_of(self.told(handle.id))
+
+    def state_of(self, told: Mapping[str, Any]) -> JobState:
+        """Ours of theirs; an unknown word means still running."""
+        word = self.word(told)
+        status = STATUS.get(word, "running")
+        progress = dict(self.progress(told))
+        if word not in STATUS:
+            progress["warning"] = f"{self.provider} says {word!r}, which is not known here; taken as running until the deadline"
+        why = told.get("FailureReason") or told.get("failureMessage") or "no reason given"
+        error = f"{self.provider} ended the job: {remote.without_secrets(str(why))}" if status == "failed" else None
+        return JobState(status, word, error, progress)
+
+    def result(self, handle: JobHandle) -> TrainedResult:
+        """The model's place at AWS. Raises TrainingError where the job has none."""
+        told = self.told(handle.id)
+        state = self.state_of(told)
+        if state.status != "succeeded":
+            raise TrainingError(f"Job {handle.id} has no model: {state.provider_status}. {state.error or ''}".rstrip())
+        return TrainedResult(self.model_of(told), {})
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Stops the job; one that has ended is left as it is."""
+        if self.poll(handle).status in ("pending", "running"):
+            with self.errors(f"stopping job {handle.id}"):
+                self.stop(handle.id)
+
+    def pause(self, handle: JobHandle) -> JobState:
+        """AWS holds no job."""
+        raise TrainingError(f"{self.provider} cannot pause a job; cancel it instead: finetune jobs cancel {handle.run_key}.")
+
+    def resume(self, handle: JobHandle) -> JobState:
+        """AWS holds no job."""
+        return self.pause(handle)
+
+    def attach(self) -> JobHandle | None:
+        """The job of this journal's name, where AWS has it although nobody wrote that down."""
+        state = self._journal.load()
+        if not state.get("provider_job_id"):
+            if not state.get("create_started"):
+                return None
+            name = remote.slug(str(state["run_key"]), most=63)
+            try:
+                self.told(name)
+            except ProviderUnsettled:
+                raise
+            except ProviderError:
+                return None
+            self._journal.save(provider_job_id=name)
+        return self._handle(str(state.get("run_key") or ""), str(state.get("fingerprint") or ""))
+
+    def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:
+        """The statuses a job has passed, oldest first, where the service tells them."""
+        passed = self.told(handle.id).get("SecondaryStatusTransitions") or []
+        return [
+            {"message": step.get("StatusMessage") or step.get("Status"), "created_at": str(step.get("StartTime"))}
+            for step in passed
+        ]
+
+    def clean_up(self, handle: JobHandle) -> list[str]:
+        """Deletes the uploaded files, where the settings say so."""
+        state = self._journal.load()
+        if not self.options.get("delete_files", True) or state.get("files_deleted"):
+            return []
+        try:
+            for uri in dict(state.get("uris") or {}).values():
+                with self.errors(f"deleting {uri}"):
+                    bucket, key = _parts(uri)
+                    self.client("s3").delete_object(Bucket=bucket, Key=key)
+        except TrainingError as error:
+            return [str(error)]
+        self._journal.save(files_deleted=True)
+        return []
+
+    def shutdown_dates(self, models: Iterable[str]) -> dict[str, str]:
+        """AWS announces no day over these APIs; the dated table has to do."""
+        return {}
+
+    # what the services differ in
+
+    needs: ClassVar[tuple[str, ...]] = ("role", "bucket")
+
+    @abstractmethod
+    def parameters(self, request: TrainingRequest) -> dict[str, Any]:
+        """Hyper-parameters as sent. Raises TrainingError for what the service does not take."""
+
+    @abstractmethod
+    def files(self, request: TrainingRequest) -> dict[str, provider_formats.Prepared]:
+        """`train`, and `validation` where there is one, made and checked."""
+
+    @abstractmethod
+    def create(self, request: TrainingRequest, name: str, uris: Mapping[str, str]) -> None:
+        """Creates the job."""
+
+    @abstractmethod
+    def told(self, name: str) -> dict[str, Any]:
+        """What the service says of a job."""
+
+    @abstractmethod
+    def word(self, told: Mapping[str, Any]) -> str:
+        """Its own status."""
+
+    @abstractmethod
+    def stop(self, name: str) -> None:
+        """Stops it."""
+
+    @abstractmethod
+    def model_of(self, told: Mapping[str, Any]) -> str:
+        """Where a finished job's model is."""
+
+    @abstractmethod
+    def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the finished model, or its address, to a job's folder."""
+
+    def progress(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Numbers of a job that runs."""
+        return {}
+
+    # shared parts
+
+    def _sources(self, request: TrainingRequest) -> dict[str, Path]:
+        return {"train": request.dataset / "train.jsonl", "validation": request.dataset / "validation.jsonl"}
+
+    def prepare(
+        self, request: TrainingRequest, shape: provider_formats.Shape, least: int
+    ) -> dict[str, provider_formats.Prepared]:
+        """The service's files in one shape; a validation set below `least` rows is left out."""
+        folder = self._store.job(self.spec_hash(request)) / "upload"
+        made: dict[str, provider_formats.Prepared] = {}
+        for role, source in self._sources(request).items():
+            if role == "validation" and (not source.exists() or source.read_bytes().count(b"\n") < least):
+                continue
+            made[role] = provider_formats.write(source, folder / f"{role}.jsonl", shape)
+        return made
+
+    def prefix(self, run_key: str) -> str:
+        """`s3://BUCKET/PREFIX/JOB`."""
+        return f"s3://{self.options['bucket']}/{str(self.options.get('prefix') or 'finetune-assets').strip('/')}/{run_key}"
+
+    def _upload(self, role: str, path: Path, run_key: str) -> str:
+        uri = f"{self.prefix(run_key)}/input/{role}.jsonl"
+        self.put(path, uri)
+        return uri
+
+    def put(self, path: Path, uri: str) -> None:
+        """Uploads a file, in parts where it is large."""
+        bucket, key = _parts(uri)
+        with self.errors(f"uploading {path.name}"):
+            self.client("s3").upload_file(str(path), bucket, key)
+
+    def fetch(self, uri: str, folder: Path) -> list[Path]:
+        """Downloads everything below a prefix; the files."""
+        bucket, prefix = _parts(uri.rstrip("/") + "/")
+        made: list[Path] = []
+        with self.errors(f"downloading {uri}"):
+            for page in self.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    target = folder / str(entry["Key"]).removeprefix(prefix)
+                    if not target.resolve().is_relative_to(folder.resolve()):
+                        raise TrainingError(f"{uri} holds a key that leads out of its folder: {entry['Key']!r}.")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self.client("s3").download_file(bucket, entry["Key"], str(target))
+                    made.append(target)
+        return made
+
+    def client(self, service: str) -> Any:
+        """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
+        if service not in self._clients:
+            try:
+                from boto3.session import Session
+                from botocore.exceptions import NoRegionError  # noqa: PLC0415
+            except ModuleNotFoundError:
+                raise SettingsError(f"trainer: {self.provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
+            try:
+                self._clients[service] = Session().client(service, region_name=self.options.get("region"))
+            except NoRegionError:
+                raise SettingsError("No AWS region: set remote.aws.region, or AWS_REGION.") from None
+        return self._clients[service]
+
+    def _handle(self, run_key: str, fingerprint: str) -> JobHandle:
+        return JobHandle(self.provider, str(self._journal.load()["provider_job_id"]), run_key, fingerprint)
+
+    @contextmanager
+    def errors(self, doing: str) -> Generator[None]:
+        """Translates what botocore raises."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError  # noqa: PLC0415
+
+        try:
+            yield
+        except (NoCredentialsError, PartialCredentialsError):
+            raise SettingsError(
+                f"{self.provider}: no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role."
+            ) from None
+        except ClientError as error:
+            told: dict[str, Any] = error.response.get("Error", {})  # pyright: ignore[reportAssignmentType]
+            code, text = str(told.get("Code", "unknown")), remote.without_secrets(str(told.get("Message", "")))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            kind = ProviderUnsettled if status >= 500 or any(code.startswith(word) for word in BUSY) else ProviderError
+            raise kind(f"{self.provider}: {doing} failed with {status} {code}: {text}") from None
+        except (BotoCoreError, Boto3Error) as error:  # no connection, a time-out, a parameter that botocore refuses
+            wrong = type(error).__name__ == "ParamValidationError"
+            text = remote.without_secrets(str(error).splitlines()[-1])
+            raise (ProviderError if wrong else ProviderUnsettled)(f"{self.provider}: {doing} failed: {text}") from None
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key

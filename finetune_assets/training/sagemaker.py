@@ -1,0 +1,185 @@
+"""Amazon SageMaker: this project's own trainer in a container on rented capacity, or serverless customization of an open model.
+
+The container runs `python -m finetune_assets.worker` with the same spec as a local training. Its output folder is the checkpoint
+folder that SageMaker copies to S3, so a spot interruption goes on from the last whole checkpoint, and the finished model is a
+folder like a local one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from finetune_assets.errors import TrainingError
+from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
+from finetune_assets.training import base_model
+from finetune_assets.training.aws import AwsTrainer
+from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
+from finetune_assets.training.remote import RemoteModel
+from finetune_assets.training.spec import train_spec
+from finetune_assets.training.trainer import JobHandle, TrainingRequest
+
+INPUT = "/opt/ml/input/data"
+OUTPUT = "/opt/ml/checkpoints"
+MOST_WAIT = 24 * 3600
+TECHNIQUES: dict[tuple[str, ...], str] = {("sft",): "SFT", ("dpo",): "DPO"}
+
+
+class SageMakerTrainer(AwsTrainer):
+    """The `RemoteTrainer` protocol over SageMaker training jobs."""
+
+    service: ClassVar[str] = "sagemaker"
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Settings without which nothing can be submitted."""
+        return ("role", "bucket") if self._serverless else ("role", "bucket", "image")
+
+    @property
+    def _serverless(self) -> bool:
+        return bool(self.options.get("serverless"))
+
+    def parameters(self, request: TrainingRequest) -> dict[str, Any]:
+        """The local recipe in a container; learning rate, epochs and batch where SageMaker has its own."""
+        values = request.hyperparameters
+        if not self._serverless:
+            return {"recipe": train_spec(request, self._store)["spec_hash"], "instance": self.options.get("instance")}
+        if request.objective not in TECHNIQUES:
+            raise TrainingError(f"sagemaker trains [sft] or [dpo] serverless, not {list(request.objective)}.")
+        return {
+            "max_epochs": str(int(values.epochs)),
+            "learning_rate": f"{values.learning_rate:g}",
+            "global_batch_size": str(values.batch_size),
+        }
+
+    def files(self, request: TrainingRequest) -> dict[str, Prepared]:
+        """The frozen rows themselves."""
+        return self.prepare(request, "messages", LEAST_ROWS if self._serverless else 1)
+
+    def create(self, request: TrainingRequest, name: str, uris: Mapping[str, str]) -> None:
+        """One training job."""
+        prefix, hours = self.prefix(request.run_key), float(self.options.get("max_hours", 72))
+        run_seconds = min(int(hours * 3600), 5 * 24 * 3600)
+        asked: dict[str, Any] = {
+            "TrainingJobName": name,
+            "RoleArn": self.options["role"],
+            "OutputDataConfig": {"S3OutputPath": f"{prefix}/output"},
+            "InputDataConfig": [self._channel("training", f"{prefix}/input")],
+            "StoppingCondition": {"MaxRuntimeInSeconds": run_seconds},
+            "Tags": [{"Key": "run_key", "Value": request.run_key}, {"Key": "fingerprint", "Value": request.fingerprint}],
+        }
+        if self._serverless:
+            serverless = {
+                "BaseModelArn": request.base_model,
+                "JobType": "FineTuning",
+                "CustomizationTechnique": TECHNIQUES[request.objective],
+            }
+            asked["ServerlessJobConfig"] = {**serverless, "Peft": "LORA"}
+            asked["HyperParameters"] = self.parameters(request)
+        else:
+            self._container(request, asked, prefix, run_seconds)
+        self.client("sagemaker").create_training_job(**asked)
+
+    def _container(self, request: TrainingRequest, asked: dict[str, Any], prefix: str, run_seconds: int) -> None:
+        """Our worker, its spec with the container's paths, the base model as a channel where it is a folder here."""
+        spec = train_spec(request, self._store)
+        spec |= {"dataset": f"{INPUT}/training", "output": OUTPUT, "threads": 0}
+        resolved = base_model.resolve(request.base_model)
+        if Path(resolved).is_absolute():
+            for file in sorted(path for path in Path(resolved).iterdir() if path.is_file()):
+                self.put(file, f"{prefix}/base/{file.name}")
+            asked["InputDataConfig"].append(self._channel("base", f"{prefix}/base"))
+            spec["base_model"] = f"{INPUT}/base"
+        local = self._store.job(self.spec_hash(request)) / "upload" / "spec.json"
+        write_json(local, spec)
+        self.put(local, f"{prefix}/input/spec.json")
+        asked["AlgorithmSpecification"] = {
+            "TrainingImage": self.options["image"],
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["python", "-m", "finetune_assets.worker", f"{INPUT}/training/spec.json"],
+        }
+        asked["ResourceConfig"] = {
+            "InstanceType": self.options.get("instance", "ml.p3.2xlarge"),
+            "InstanceCount": 1,
+            "VolumeSizeInGB": int(self.options.get("volume_gb", 50)),
+        }
+        asked["CheckpointConfig"] = {"S3Uri": f"{prefix}/checkpoints", "LocalPath": OUTPUT}
+        if self.options.get("spot", True):
+            asked["EnableManagedSpotTraining"] = True
+            asked["StoppingCondition"]["MaxWaitTimeInSeconds"] = run_seconds + MOST_WAIT
+
+    def _channel(self, name: str, uri: str) -> dict[str, Any]:
+        source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+        return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
+
+    def told(self, name: str) -> dict[str, Any]:
+        """By the job's name."""
+        with self.errors(f"asking for job {name}"):
+            return self.client("sagemaker").describe_training_job(TrainingJobName=name)
+
+    def word(self, told: Mapping[str, Any]) -> str:
+        """`TrainingJobStatus`."""
+        return str(told.get("TrainingJobStatus") or "missing")
+
+    def progress(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Billed seconds, and the metrics that SageMaker has read from the log."""
+        seconds = {key: told[key] for key in ("TrainingTimeInSeconds", "BillableTimeInSeconds") if key in told}
+        metrics = {str(metric["MetricName"]): metric["Value"] for metric in told.get("FinalMetricDataList") or []}
+        return {"stage": told.get("SecondaryStatus"), **seconds, **metrics}
+
+    def stop(self, name: str) -> None:
+        """Stops the job."""
+        self.client("sagemaker").stop_training_job(TrainingJobName=name)
+
+    def model_of(self, told: Mapping[str, Any]) -> str:
+        """Checkpoint prefix of our container, artifacts of a serverless job."""
+        if not self._serverless:
+            return str((told.get("CheckpointConfig") or {}).get("S3Uri") or "")
+        return str((told.get("ModelArtifacts") or {}).get("S3ModelArtifacts") or told.get("OutputModelPackageArn") or "")
+
+    def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Downloads the container's model and log, or writes where a serverless job's is. Raises TrainingError without one."""
+        uri = self.result(handle).model
+        if self._serverless:
+            return self._keep_address(handle, folder, request, uri)
+        with replacing_folder(folder / "download") as draft:
+            self.fetch(uri, draft)
+            if not (draft / "result.json").exists():
+                raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no result.json; look at the job's log.")
+            result: dict[str, Any] = read_json(draft / "result.json")
+            if not (draft / str(result["model"])).is_dir():
+                raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no model.")
+            with replacing_folder(folder / "model") as model:
+                for file in sorted((draft / str(result["model"])).rglob("*")):
+                    if file.is_file():
+                        target = model / file.relative_to(draft / str(result["model"]))
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        file.rename(target)
+            if (draft / "training_log.jsonl").exists():
+                write_text(folder / "training_log.jsonl", (draft / "training_log.jsonl").read_text(encoding="utf-8"))
+        remote_result = {
+            **result,
+            "model": "model",
+            "trainer": self.provider,
+            "provider_job_id": handle.id,
+            "usd": request.get("usd"),
+        }
+        write_json(folder / "result.json", remote_result)
+        return remote_result
+
+    def _keep_address(self, handle: JobHandle, folder: Path, request: Mapping[str, Any], uri: str) -> dict[str, Any]:
+        where: dict[str, Any] = {
+            "base_url": self.connection.base_url,
+            "key_env": self.connection.key_env,
+            "region": self.options.get("region"),
+        }
+        for name, place in ((uri, folder / "model"), (str(request["base_model"]), folder / "model" / "base")):
+            RemoteModel(self.provider, name, **where).write(place)
+        seconds = float(self.told(handle.id).get("TrainingTimeInSeconds") or 0)
+        result = {"model": "model", "trainer": self.provider, "provider_job_id": handle.id, "fine_tuned_model": uri, "tokens": 0}
+        result |= {"steps": 0, "seconds": seconds, "train_loss": None, "eval_loss": None, "host": self.provider}
+        result |= {key: request.get(key) for key in ("objective", "hyperparameters", "base_model", "seed", "usd")}
+        write_text(folder / "training_log.jsonl", "")
+        write_json(folder / "result.json", result)
+        return result

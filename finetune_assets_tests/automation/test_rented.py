@@ -1,0 +1,142 @@
+"""The sensors of rented trainers: a remote job from submission to phase two, and a model whose end comes near."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.definitions.partitions.context import partition_loading_context
+
+from finetune_assets.automation import sensors
+from finetune_assets.registry import Ledger
+from finetune_assets.registry.remote_jobs import open_journal
+from finetune_assets.registry.tables import now, remote_jobs
+from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource, TrainerResource
+from finetune_assets.resources.tags import DATASET, JOB, MIGRATE_TO
+from finetune_assets.storage import Store, point, write_json
+from finetune_assets.training import lifecycle
+from finetune_assets.training.openai_wire import OpenAIWire
+from finetune_assets.training.remote import Connection
+from finetune_assets.training.submission import bill, submit
+from finetune_assets.training.trainer import Estimate
+from finetune_assets_tests.code_location import DEFINITIONS
+from finetune_assets_tests.training import fake_provider
+from finetune_assets_tests.training.fake_provider import FakeProvider
+from finetune_assets_tests.training.fake_provider.process import KEY
+from finetune_assets_tests.training.remote_request import assistant, dataset, request
+
+SETTINGS = "select: {vertical: dental}\ntrainer: openai\nremote: {min_model_life_days: 0, successor: local/data/base_model}\n"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProvider]:
+    with fake_provider.start() as running:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", running.url)
+        yield running
+
+
+class World:
+    def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
+        self.instance, self.folder = instance, folder
+        self.store, self.url = Store(folder / "home"), f"sqlite:///{folder / 'ledger.db'}"
+        (folder / "assistants").mkdir()
+        (folder / "assistants" / "dental.yaml").write_text(SETTINGS)
+        self.resources: dict[str, Any] = {
+            "store": StoreResource(home=str(folder / "home")),
+            "assistants": AssistantsResource(folder=str(folder / "assistants")),
+            "ledger": LedgerResource(url=self.url),
+            "trainer": TrainerResource(),
+        }
+        instance.add_dynamic_partitions("assistant", ["dental"])
+
+    def tick(self, sensor: dg.SensorDefinition, *names: str, cursor: str | None = None) -> Any:
+        chosen = {name: self.resources[name] for name in names}
+        context = dg.build_sensor_context(instance=self.instance, resources=chosen, definitions=DEFINITIONS, cursor=cursor)
+        with partition_loading_context(dynamic_partitions_store=self.instance):
+            return sensor.evaluate_tick(context)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield World(tmp_path, instance)
+
+
+def numbers(event: Any) -> dict[str, Any]:
+    return {key: getattr(value, "value", value) for key, value in event.metadata.items()}
+
+
+def test_a_remote_job_is_observed_then_released_once(fake: FakeProvider, world: World) -> None:
+    settings, book = assistant(), Ledger(world.url)
+    columns: dict[str, Any] = {"assistant": "dental", "tenant_id": None, "dataset_id": "d", "dataset_fingerprint": "f1"}
+    columns |= {
+        "provider": "openai",
+        "base_model": settings.base_model,
+        "hyperparameters": {},
+        "plan": {"usd": 0.02},
+        "spec_hash": "s",
+    }
+    job = book.open_job(columns)
+    journal = open_journal(book, job.id, Connection.of(settings).to_dict(), 72)
+    asked = request(dataset(world.folder / "frozen"), settings)
+    estimate = Estimate(1000, False, None, 0.02, None)
+    submit(
+        book, job, OpenAIWire(Connection.of(settings), world.store, journal), asked, bill(settings, asked, estimate, None, job.id)
+    )
+
+    seen: list[dict[str, Any]] = []
+    for _ in range(4):
+        with book.engine.begin() as connection:
+            connection.execute(sa.update(remote_jobs).values(next_poll_at=now()))
+        data = world.tick(sensors.finished_jobs, "store", "ledger", "trainer")
+        seen += [numbers(event) for event in data.asset_events]
+    assert [one["provider_status"] for one in seen] == ["validating_files", "queued", "running", "succeeded"]
+    assert seen[2]["progress/train_loss"] == 0.4286
+    assert seen[3]["actual_usd"] == round(fake.jobs[0]["trained_tokens"] * 3 / 1e6, 4)
+    assert seen[3]["difference_usd"] == pytest.approx(seen[3]["actual_usd"] - 0.02, abs=1e-4)
+    [release] = data.run_requests or []
+    assert (release.partition_key, release.tags[JOB]) == ("dental", job.id)
+    again = world.tick(sensors.finished_jobs, "store", "ledger", "trainer")
+    assert [one.run_key for one in again.run_requests] == [release.run_key]  # deduplicated by Dagster
+    assert not again.asset_events
+    book.close()
+
+
+def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(
+    fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("store", "assistants", "ledger", "trainer")
+    write_json(world.store.dataset("dental", "f1") / "manifest.json", {"fingerprint": "f1"})
+    point(world.store.datasets("dental") / "latest", "f1")
+
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 9, 1))
+    quiet = world.tick(sensors.model_lifecycle, *names)
+    assert not quiet.asset_events
+    assert not quiet.run_requests
+
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 12, 20))
+    data = world.tick(sensors.model_lifecycle, *names)
+    [event] = data.asset_events
+    told = numbers(event)
+    assert told["days_left"] == 25
+    assert "stops answering on 2027-01-14 (in 25 days)" in told["message"]
+    assert "finetune migrate dental --to local/data/base_model" in told["message"]
+    [migration] = data.run_requests
+    assert (migration.job_name, migration.tags[MIGRATE_TO], migration.tags[DATASET]) == ("migrate", "local/data/base_model", "f1")
+
+    later = world.tick(sensors.model_lifecycle, *names, cursor=data.cursor)
+    assert not later.asset_events  # told already
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2027, 1, 10))
+    assert len(world.tick(sensors.model_lifecycle, *names, cursor=data.cursor).asset_events) == 1  # the next threshold
+
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 9, 1))
+    fake.set(shutdown={"gpt-4o-mini-2024-07-18": "2026-10-01"})  # the provider's own word goes before the table
+    [event] = world.tick(sensors.model_lifecycle, *names).asset_events
+    assert "2026-10-01" in numbers(event)["message"]

@@ -1,0 +1,115 @@
+"""A rented trainer as a user meets it: submitted, waited for, reported, seen by the doctor, and left for a local one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_assets.environment import ROOT
+from finetune_assets_tests.tiny_model import make_tiny_model
+from finetune_assets_tests.training import fake_provider
+from finetune_assets_tests.training.fake_provider import FakeProvider
+from finetune_assets_tests.training.fake_provider.process import KEY
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SETTINGS = """
+select: {tenant: clinica_aurora}
+language: es
+trainer: openai
+min_examples: 50
+hyperparameters: {epochs: 1}
+benchmark: {max_rows: 24}
+budget: {training_usd: 5, monthly_usd: 20}
+remote: {min_model_life_days: 0}
+"""
+
+
+class Machine:
+    def __init__(self, folder: Path, url: str) -> None:
+        self.home, self.assistants = folder / "home", folder / "assistants"
+        self.assistants.mkdir()
+        (self.assistants / "aurora.yaml").write_text(SETTINGS)
+        own = {"FINETUNE_HOME": str(self.home), "FINETUNE_SOURCE": "data/sample", "FINETUNE_ASSISTANTS": str(self.assistants)}
+        rented = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url}
+        self.environment = {**os.environ, **own, **rented, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+    def finetune(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
+        command = [sys.executable, "-m", "finetune_assets.cli", *arguments, "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeProvider]:
+    with fake_provider.start() as running:
+        yield running
+        assert running.state()["violations"] == []
+
+
+def test_from_submission_to_the_way_out(fake: FakeProvider, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, fake.url)
+    code, submitted, errors = machine.finetune("run", "--assistant", "aurora")
+    assert (code, submitted["state"]) == (0, "submitted"), errors
+    assert submitted["provider_job"] == fake.jobs[0]["id"]
+    code, again, errors = machine.finetune("run", "--assistant", "aurora")
+    assert (code, again["job"], len(fake.jobs)) == (0, submitted["job"], 1), errors
+
+    code, reported, errors = machine.finetune("run", "--assistant", "aurora", "--wait")
+    assert (code, reported["state"]) == (0, "reported"), errors
+    assert len(fake.jobs) == 1
+    report = json.loads(Path(reported["report"]).with_suffix(".json").read_text())
+    tuned, base = report["candidates"]["tuned"], report["candidates"]["base"]
+    assert tuned["bits_per_byte"]["value"] is None
+    assert tuned["usd_per_1000"]["value"] > 0
+    assert tuned["chrf"]["value"] > base["chrf"]["value"]  # the fake's tuned model answers from the training rows
+    assert report["dataset_fingerprint"] == submitted["fingerprint"]
+
+    code, status, _ = machine.finetune("status")
+    assert 0 < status["assistants"][0]["spent_this_month_usd"] < 5
+    code, found, _ = machine.finetune("doctor", "--as-of", "2026-12-20")
+    dying = [one for one in found["findings"] if "2027-01-14" in one["text"]]
+    assert code == 1
+    assert {one["level"] for one in dying} == {"problem"}
+    assert any(reported["version"] in one["text"] for one in dying)
+    assert all("finetune migrate aurora --to local/data/base_model" in one["text"] for one in dying)
+
+    small = make_tiny_model(tmp_path / "small")
+    code, migrated, errors = machine.finetune("migrate", "aurora", "--to", f"local/{small}")
+    assert (code, migrated["state"]) == (0, "reported"), errors
+    assert migrated["fingerprint"] == submitted["fingerprint"]
+    both = json.loads(Path(migrated["report"]).with_suffix(".json").read_text())
+    assert both["candidates"]["tuned"]["bits_per_byte"]["value"] is not None
+    assert both["candidates"]["champion"]["chrf"]["value"] == pytest.approx(tuned["chrf"]["value"])
+    assert "tuned_vs_champion" in both["differences"]
+    assert len(fake.jobs) == 1
+
+
+def test_bad_input_is_named_and_nothing_is_bought(fake: FakeProvider, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, fake.url)
+    before = len(fake.jobs)
+    yaml = machine.assistants / "aurora.yaml"
+    for changed, says in (
+        ("budget: {training_usd: 0.01}", "above budget.training_usd"),
+        ("budget: {monthly_usd: 0.02}", "above budget.monthly_usd"),
+        ("remote: {allowed: false, min_model_life_days: 0}", "remote.allowed: false"),
+        ("remote: {min_model_life_days: 3650}", "switches gpt-4o-mini-2024-07-18 off on 2027-01-14"),
+        ("require_approval: true", "--approve"),
+    ):
+        key = changed.partition(":")[0]
+        lines = [line for line in SETTINGS.strip().splitlines() if not line.startswith(key)]
+        yaml.write_text("\n".join([*lines, changed]) + "\n")
+        code, _, errors = machine.finetune("run", "--assistant", "aurora")
+        assert (code, says in errors) == (1, True), errors
+    yaml.write_text(SETTINGS)
+    machine.environment["OPENAI_API_KEY"] = "sk-wrong-0123456789"
+    code, _, errors = machine.finetune("run", "--assistant", "aurora")
+    assert (code, "401" in errors, "sk-wrong" in errors) == (1, True, False), errors
+    assert len(fake.jobs) == before

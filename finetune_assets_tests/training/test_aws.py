@@ -1,0 +1,212 @@
+"""Bedrock and SageMaker: call shapes against moto on a socket, sequences of statuses against botocore's Stubber."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+boto3 = pytest.importorskip("boto3", reason="the aws extra is not installed")
+moto_server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+
+from botocore.stub import Stubber  # noqa: E402
+
+from finetune_assets.errors import ProviderError, ProviderUnsettled, SettingsError, TrainingError  # noqa: E402
+from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
+from finetune_assets.training.aws import AwsTrainer  # noqa: E402
+from finetune_assets.training.remote import Connection, Notes, RemoteModel  # noqa: E402
+from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
+from finetune_assets.training.trainers import AWS  # noqa: E402
+from finetune_assets_tests.training.remote_request import assistant, dataset, request  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ROLE = "arn:aws:iam::123456789012:role/training"
+NOVA = "amazon.nova-lite-v1:0:300k"
+WHEN = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[str]:
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(cloud: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name, value in (
+        ("AWS_ENDPOINT_URL", cloud),
+        ("AWS_ACCESS_KEY_ID", "testing"),
+        ("AWS_SECRET_ACCESS_KEY", "testing"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="rows")
+    return boto3
+
+
+def make(provider: str, home: Path, base: str, **own: Any) -> tuple[AwsTrainer, Notes, TrainingRequest]:
+    options = {"role": ROLE, "bucket": "rows", "image": "registry.example/finetune:1", "region": "us-east-1", **own}
+    settings = assistant(provider, base_model=base, remote={"aws": options})
+    asked, journal = request(dataset(home / "frozen"), settings, f"job-{provider}-1"), Notes()
+    return AWS[provider](Connection.of(settings), Store(home), journal), journal, asked
+
+
+def objects() -> dict[str, bytes]:
+    client = boto3.client("s3")
+    listed = client.list_objects_v2(Bucket="rows").get("Contents", [])
+    return {entry["Key"]: client.get_object(Bucket="rows", Key=entry["Key"])["Body"].read() for entry in listed}
+
+
+def test_bedrock_is_created_once(aws: Any, tmp_path: Path) -> None:
+    trainer, journal, asked = make("bedrock", tmp_path, NOVA)
+    trainer.validate(asked)
+    handle = trainer.submit(asked)
+    told = aws.client("bedrock").get_model_customization_job(jobIdentifier=handle.id)
+    assert told["hyperParameters"] == {"epochCount": "3", "learningRate": "1e-05"}
+    assert told["trainingDataConfig"]["s3Uri"] == "s3://rows/finetune-assets/job-bedrock-1/input/train.jsonl"
+    row = json.loads(objects()["finetune-assets/job-bedrock-1/input/train.jsonl"].splitlines()[0])
+    assert row["schemaVersion"] == "bedrock-conversation-2024"
+    assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user", "assistant"]
+    assert trainer.poll(handle).provider_status == "InProgress"  # moto leaves it there
+    for lost in (("provider_job_id",), ("provider_job_id", "create_started")):  # killed before it was written down
+        for key in lost:
+            journal.state.pop(key)
+        assert trainer.submit(asked) == handle
+    journal.state.pop("provider_job_id")
+    assert trainer.attach() == handle
+    assert len(aws.client("bedrock").list_model_customization_jobs()["modelCustomizationJobSummaries"]) == 1
+    assert trainer.clean_up(handle) == []
+    assert objects() == {}
+    with pytest.raises(TrainingError, match="cannot pause"):
+        trainer.pause(handle)
+
+
+def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
+    trainer, journal, _ = make("bedrock", tmp_path, NOVA)
+    client = trainer.client("bedrock")
+    arn = "arn:aws:bedrock:us-east-1:123456789012:custom-model/amazon.nova-lite-v1:0:300k/abcdefghijkl"
+    job = {
+        "jobArn": "arn:aws:bedrock:us-east-1:123456789012:model-customization-job/amazon.nova-lite-v1:0:300k/abcdefghijkl",
+        "jobName": "j",
+        "outputModelName": "m",
+        "roleArn": ROLE,
+        "creationTime": WHEN,
+        "baseModelArn": "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-lite-v1:0:300k",
+        "trainingDataConfig": {"s3Uri": "s3://rows/a"},
+        "validationDataConfig": {"validators": []},
+        "outputDataConfig": {"s3Uri": "s3://rows/b"},
+    }
+    done = {"outputModelArn": arn, "endTime": WHEN + datetime.timedelta(hours=1), "trainingMetrics": {"trainingLoss": 0.5}}
+    journal.save(provider_job_id="j")
+    handle = JobHandle("bedrock", "j", "k", "f")
+    with Stubber(client) as stub:
+        for word in ("InProgress", "Stopping"):
+            stub.add_response("get_model_customization_job", {**job, "status": word}, {"jobIdentifier": "j"})
+            assert trainer.poll(handle).status == "running"
+        stub.add_response("get_model_customization_job", {**job, "status": "Failed", "failureMessage": "Line 3 is bad"})
+        state = trainer.poll(handle)
+        assert (state.status, "Line 3 is bad" in (state.error or "")) == ("failed", True)
+        for _ in range(2):
+            stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
+        result = trainer.keep(handle, tmp_path / "job", {"base_model": NOVA})
+        assert (result["seconds"], result["train_loss"]) == (3600.0, 0.5)
+        stub.add_client_error("get_model_customization_job", "ThrottlingException", "slow down", 400)
+        with pytest.raises(ProviderUnsettled, match="ThrottlingException: slow down"):
+            trainer.poll(handle)
+        stub.add_client_error("get_model_customization_job", "AccessDeniedException", "no", 403)
+        with pytest.raises(ProviderError, match="403 AccessDeniedException"):
+            trainer.poll(handle)
+    model = RemoteModel.read(tmp_path / "job" / "model")
+    assert model is not None
+    assert (model.model, model.region, model.base_url) == (arn, "us-east-1", None)
+
+
+@pytest.mark.parametrize(("base", "epochs", "says"), [(NOVA, 6, "1 to 5 whole"), ("cohere.command", 11, "1 to 10 whole")])
+def test_what_bedrock_does_not_take(aws: Any, tmp_path: Path, base: str, epochs: int, says: str) -> None:
+    from dataclasses import replace
+
+    trainer, _, asked = make("bedrock", tmp_path, base)
+    with pytest.raises(TrainingError, match=says):
+        trainer.validate(replace(asked, hyperparameters=replace(asked.hyperparameters, epochs=epochs)))
+
+
+def test_missing_settings_are_named(aws: Any, tmp_path: Path) -> None:
+    for provider, missing in (("bedrock", "role"), ("sagemaker", "bucket"), ("sagemaker", "image")):
+        trainer, _, asked = make(provider, tmp_path, NOVA, **{missing: None})
+        with pytest.raises(SettingsError, match=rf"remote\.aws\.{missing}"):
+            trainer.validate(asked)
+
+
+def test_no_credentials(cloud: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    trainer, _, asked = make("bedrock", tmp_path, NOVA)
+    with pytest.raises(SettingsError, match="no AWS credentials"):
+        trainer.submit(asked)
+
+
+def test_sagemaker_runs_our_worker_and_brings_the_model_home(aws: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    write_json(base / "config.json", {"model_type": "qwen2"})
+    (base / "model.safetensors").write_bytes(b"weights of the base")
+    trainer, journal, asked = make("sagemaker", tmp_path, str(base))
+    trainer.validate(asked)
+    handle = trainer.submit(asked)
+    told = aws.client("sagemaker").describe_training_job(TrainingJobName=handle.id)
+    assert told["EnableManagedSpotTraining"] is True
+    assert told["StoppingCondition"]["MaxWaitTimeInSeconds"] > told["StoppingCondition"]["MaxRuntimeInSeconds"]
+    assert told["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
+    assert [channel["ChannelName"] for channel in told["InputDataConfig"]] == ["training", "base"]
+    sent = objects()
+    spec = json.loads(sent["finetune-assets/job-sagemaker-1/input/spec.json"])
+    assert (spec["task"], spec["output"], spec["base_model"]) == ("train", "/opt/ml/checkpoints", "/opt/ml/input/data/base")
+    rows = [json.loads(line) for line in sent["finetune-assets/job-sagemaker-1/input/train.jsonl"].splitlines()]
+    assert rows == [json.loads(line) for line in (asked.dataset / "train.jsonl").read_text().splitlines()]
+    journal.state.pop("provider_job_id")
+    assert trainer.submit(asked) == handle  # ResourceInUse: the job that is there
+    assert trainer.poll(handle).status == "succeeded"  # moto completes at once
+    with pytest.raises(TrainingError, match=r"holds no result\.json"):
+        trainer.keep(handle, tmp_path / "job", {"base_model": str(base)})
+
+    made = tmp_path / "container"  # what the worker leaves in its output folder
+    write_json(made / "result.json", {"model": "model", "steps": 3, "tokens": 9, "seconds": 1.0, "train_loss": 0.1})
+    (made / "model").mkdir()
+    (made / "model" / "model.safetensors").write_bytes(b"weights")
+    (made / "training_log.jsonl").write_text('{"step": 1, "loss": 0.1}\n')
+    for file in (path for path in made.rglob("*") if path.is_file()):
+        aws.client("s3").upload_file(str(file), "rows", f"finetune-assets/job-sagemaker-1/checkpoints/{file.relative_to(made)}")
+    trainer.keep(handle, tmp_path / "job", {"base_model": str(base)})
+    assert (tmp_path / "job" / "model" / "model.safetensors").read_bytes() == b"weights"
+    assert read_json(tmp_path / "job" / "result.json")["trainer"] == "sagemaker"
+    assert RemoteModel.read(tmp_path / "job" / "model") is None  # a folder like a local training's
+
+
+def test_sagemaker_serverless(aws: Any, tmp_path: Path) -> None:
+    model = "arn:aws:sagemaker:us-east-1:aws:hub-content/SageMakerPublicHub/Model/qwen/1.0.0"
+    trainer, _, asked = make("sagemaker", tmp_path, model, serverless=True, image=None)
+    trainer.validate(asked)
+    client = trainer.client("sagemaker")
+    seen: dict[str, Any] = {}
+    client.meta.events.register("provide-client-params.sagemaker.CreateTrainingJob", lambda params, **_: seen.update(params))
+    with Stubber(client) as stub:
+        stub.add_response("create_training_job", {"TrainingJobArn": "arn:aws:sagemaker:us-east-1:123456789012:training-job/j"})
+        trainer.submit(asked)
+    assert seen["ServerlessJobConfig"] == {
+        "BaseModelArn": model,
+        "JobType": "FineTuning",
+        "CustomizationTechnique": "SFT",
+        "Peft": "LORA",
+    }
+    assert "ResourceConfig" not in seen
