@@ -101,6 +101,8 @@ def _folder(home: Path) -> Path:
 
 
 def _cron(text: str) -> str:
+    if text == "0 3 * * 1":
+        return text  # the default: a router's process need not import Dagster, which takes it a second
     from dagster._utils.schedules import is_valid_cron_string  # noqa: PLC0415
 
     if not is_valid_cron_string(text):

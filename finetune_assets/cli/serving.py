@@ -288,7 +288,7 @@ def keys_revoke(key_hash: str) -> None:
 @click.option("--users", default=4000, show_default=True, type=click.IntRange(1))
 @click.option("--days", default=7.0, show_default=True, help="Simulated time that the traffic is spread over.")
 @click.option("--concurrency", default=32, show_default=True, type=click.IntRange(1, 512))
-@click.option("--feedback", "feedback_share", default=0.6, show_default=True, help="Share of the replies that are judged.")
+@click.option("--feedback", "feedback_share", default=0.8, show_default=True, help="Share of the replies that are judged.")
 @click.option("--bad", default=0.0, show_default=True, help="Share of the candidate's replies that fail, for the router to find.")
 @click.option("--seed", default=0, show_default=True)
 @JSON

@@ -8,6 +8,7 @@ forward pass of one token a row, whatever the rows' lengths and adapters. Not th
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from finetune_assets.worker import models
 ROWS = 32
 """Most rows of a batch."""
 NO_ADAPTER = "__base__"
+PATIENCE = 10.0
+"""Seconds that a patient chat waits for room; then it is let go, since its caller would give up and take that for a fault."""
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -38,6 +41,7 @@ class Chat:
     seed: int | None = None
     patient: bool = False
     """Joins only where nobody else waits: shadow replies."""
+    since: float = field(default_factory=time.monotonic)
     made: int = 0
     cancelled: bool = False
     random: torch.Generator | None = field(default=None, repr=False)
@@ -108,6 +112,8 @@ class Lane:
 
     def _joining(self) -> list[Chat]:
         room, joining = ROWS - len(self.rows), list[Chat]()
+        while self.patient and time.monotonic() - self.patient[0].since > PATIENCE:
+            self.patient.popleft().deliver(None, "busy")
         for queue in (self.waiting, self.patient):
             while queue and len(joining) < room:
                 chat = queue.popleft()

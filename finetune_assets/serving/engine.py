@@ -226,6 +226,8 @@ class _Reply:
             watcher.cancel()
         if reason.startswith("error"):
             return _error(500, reason)
+        if reason == "busy":
+            return _error(429, "too many chats wait", {"Retry-After": "1"})
         message = {"role": "assistant", "content": self._text().strip()}
         choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
         return JSONResponse({**self._head("chat.completion"), "choices": [choice], "usage": self._usage()})

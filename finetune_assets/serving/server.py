@@ -33,6 +33,7 @@ from finetune_assets.registry.traffic import api_keys
 from finetune_assets.serving import control
 from finetune_assets.serving.models import model_name, tenants
 from finetune_assets.storage import Store
+from finetune_assets.worker.__main__ import set_environment
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -200,6 +201,7 @@ class Server:
         self.metrics = self.environment.home / "serving" / f"metrics-{os.getpid()}"
         shutil.rmtree(self.metrics, ignore_errors=True)
         self.metrics.mkdir(parents=True)
+        set_environment(0)  # threads of the engine sleep while they wait
         return {
             **os.environ,
             "PROMETHEUS_MULTIPROC_DIR": str(self.metrics),

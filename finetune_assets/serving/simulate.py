@@ -1,10 +1,9 @@
 """`finetune simulate`: a week of people at the router, in minutes. They ask what people asked in the data, and judge the replies.
 
 Questions are the assistant's test set, which no version was trained on; without one, the conversations of the source. Each person
-has one conversation of one or two turns at a time of the simulated week. Who judges a reply says `negative` with a chance that
-falls with its likeness to the reply of the data (rapidfuzz): 0.45 where it has nothing of it, 0.05 where it is the same; a
-negative judgement comes with that reply as the correction four times in ten. Nothing here knows which version answers: it is
-the router that finds out.
+asks once, at a time of the simulated week. Who judges a reply says `negative` with a chance that falls with its likeness to the
+reply of the data (rapidfuzz): 0.45 up to a third, 0.05 from two thirds; a negative judgement comes with that reply as the
+correction four times in ten. Nothing here knows which version answers: it is the router that finds out.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Plan:
 class Question:
     """What a person says, and what was answered in the data."""
 
-    turns: list[str]
+    said: list[dict[str, str]]
     reference: str
 
 
@@ -82,7 +81,7 @@ def questions(environment: Environment, assistant: Assistant) -> list[Question]:
     if file.exists():
         rows = [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines() if line]
         chats = [[m for m in row if m["role"] != "system"] for row in rows]
-        made = [Question([m["content"] for m in chat if m["role"] == "user"][-2:], chat[-1]["content"]) for chat in chats]
+        made = [Question(chat[:-1], chat[-1]["content"]) for chat in chats]
     else:
         made = _of_source(environment, assistant)
     if not made:
@@ -99,7 +98,7 @@ def _of_source(environment: Environment, assistant: Assistant) -> list[Question]
     for (_,), chat in said.group_by("conversation_id", maintain_order=True):
         roles, texts = chat["role"].to_list(), chat["content"].to_list()
         if len(roles) > 1 and roles[0] == "user" and roles[1] == "assistant":
-            made.append(Question([texts[0]], texts[1]))
+            made.append(Question([{"role": "user", "content": texts[0]}], texts[1]))
     return made
 
 
@@ -174,30 +173,22 @@ class _Week:
     async def _person(self, session: aiohttp.ClientSession, number: int) -> None:
         at = self.begins + datetime.timedelta(days=self.plan.days * number / self.plan.users)
         question = self.people[self.random.randrange(len(self.people))]
-        tenant, messages = self.random.choice(self.names), list[dict[str, str]]()
-        for turn, text in enumerate(question.turns):
-            messages.append({"role": "user", "content": text})
-            when = at + datetime.timedelta(minutes=2 * turn)
-            body = {
-                "model": self.plan.assistant,
-                "user": f"simulated-{self.salt}-{number}",
-                "messages": messages,
-                "metadata": {"tenant_id": tenant, "channel": "simulated", "conversation_id": f"sim-{self.salt}-{number}"},
-            }
-            headers = {"X-Simulated-Time": when.isoformat(), "X-Simulated-Fault": str(self.plan.bad)}
-            answer = await self._post(session, "/v1/chat/completions", body, headers)
-            if answer is None:
-                return
+        body = {
+            "model": self.plan.assistant,
+            "user": f"simulated-{self.salt}-{number}",
+            "messages": question.said,
+            "metadata": {"tenant_id": self.random.choice(self.names), "channel": "simulated"},
+        }
+        headers = {"X-Simulated-Time": at.isoformat(), "X-Simulated-Fault": str(self.plan.bad)}
+        answer = await self._post(session, "/v1/chat/completions", body, headers)
+        if answer is not None and self.random.random() < self.plan.feedback:
             reply = answer["choices"][0]["message"]["content"]
-            messages.append({"role": "assistant", "content": reply})
-            is_last = turn == len(question.turns) - 1
-            if is_last and self.random.random() < self.plan.feedback:
-                await self._judge(session, answer["id"], reply, question.reference, when)
+            await self._judge(session, answer["id"], reply, question.reference, at)
 
     async def _judge(
         self, session: aiohttp.ClientSession, request: str, reply: str, reference: str, at: datetime.datetime
     ) -> None:
-        likeness = fuzz.ratio(reply, reference) / 100
+        likeness = min(1.0, max(0.0, fuzz.ratio(reply, reference) / 100 * 3 - 1))
         negative = self.random.random() < WORST + (BEST - WORST) * likeness
         body: dict[str, Any] = {"request_id": request, "feedback_type": "negative" if negative else "positive"}
         if negative and self.random.random() < CORRECTED:

@@ -5,14 +5,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.validation import validate
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry import Job, Ledger, rollouts
+from finetune_assets.serving.journal import store
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database of each kind; Postgres is a real one."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return str(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    book = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+def ledger(url: str) -> Iterator[Ledger]:
+    book = Ledger(url)
     yield book
     book.close()
 
@@ -45,9 +57,7 @@ def test_the_same_spec_is_the_same_job_until_it_fails(ledger: Ledger) -> None:
     assert ledger.open_job(spec()).id == again.id
 
 
-def test_processes_that_open_at_once_get_one_job(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-
+def test_processes_that_open_at_once_get_one_job(url: str) -> None:
     def open_one(_: int) -> str:
         book = Ledger(url)
         try:
@@ -123,3 +133,48 @@ def test_the_password_is_not_shown() -> None:
     with pytest.raises(LedgerError) as raised:
         Ledger("postgresql://me:hunter2@127.0.0.1:1/x")
     assert "hunter2" not in str(raised.value)
+
+
+def test_an_older_ledger_gets_its_new_columns_and_loses_nothing(url: str) -> None:
+    old = Ledger(url)
+    with old.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE rollouts"))
+        connection.execute(
+            sa.text(
+                "CREATE TABLE rollouts (assistant VARCHAR(80) PRIMARY KEY, champion VARCHAR(80), generation INTEGER NOT NULL, "
+                "updated_at TIMESTAMP NOT NULL)"
+            )
+        )
+        connection.execute(sa.text("INSERT INTO rollouts VALUES ('dental', 'v1-aaaaaaaa', 3, '2026-01-05 10:00:00')"))
+    old.close()
+
+    def look(_: int) -> rollouts.Rollout:
+        book = Ledger(url)
+        try:
+            return book.rollout("dental")
+        finally:
+            book.close()
+
+    with ThreadPoolExecutor(4) as pool:  # processes of the new program that start at once
+        for found in pool.map(look, range(4)):
+            assert (found.champion, found.generation, found.step, found.share) == ("v1-aaaaaaaa", 3, "idle", 0.0)
+
+
+def test_what_the_router_writes_is_a_source_of_the_corpus(url: str) -> None:
+    book = Ledger(url)
+    at = "2026-11-02T10:00:00+00:00"
+    talk = {"conversation_id": "c1", "tenant_id": "t", "user_id": "u", "vertical": "dental", "channel": "api"}
+    message = {"conversation_id": "c1", "intent": None, "created_at": at}
+    said = {"feedback_id": "f1", "tenant_id": "t", "conversation_id": "c1", "message_id": "m2", "feedback_type": "negative"}
+    rows = [
+        ("conversations", {**talk, "satisfaction_score": None, "started_at": at, "ended_at": None}),
+        ("messages", {**message, "message_id": "m1", "role": "user", "content": "¿Hay hora?"}),
+        ("messages", {**message, "message_id": "m2", "role": "assistant", "content": "No."}),
+        ("ai_rlhf_feedback", {**said, "rating": 1, "expected_response": "Sí, a las diez.", "comment": None, "created_at": at}),
+    ]
+    for _ in range(2):  # again after a crash: nothing is doubled
+        store(book.engine, rows)
+    book.close()
+    valid = validate(read_source([url]))
+    assert (len(valid.conversations), len(valid.messages), len(valid.feedback), len(valid.rejected)) == (1, 2, 1, 0)
+    assert valid.feedback["week"].to_list() == ["2026-11-02"]

@@ -46,8 +46,7 @@ def test_whatever_is_done(steps: list[int], moves: list[tuple[Any, ...]]) -> Non
         before = state
         try:
             state = apply(state, move, steps)
-        except RolloutRefused as refused:
-            assert str(refused)
+        except RolloutRefused:
             continue
         name, outcome, person, _, version, verdict = move
         assert state.generation == before.generation + 1

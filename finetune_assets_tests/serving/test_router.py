@@ -76,7 +76,8 @@ def test_the_openai_client_and_curl_work_unchanged(served: Served) -> None:
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     whole = client.chat.completions.create(model="aurora", messages=[{"role": "user", "content": "Hola"}], user="ana")
     assert whole.choices[0].message.content == f"{whole.model} oye: Hola"
-    assert whole.usage and whole.usage.total_tokens == 12
+    assert whole.usage
+    assert whole.usage.total_tokens == 12
     parts = client.chat.completions.create(
         model="aurora", messages=[{"role": "user", "content": "Hola"}], user="ana", stream=True
     )
@@ -113,7 +114,7 @@ def test_a_user_keeps_the_arm_and_both_workers_agree(served: Served, shop: Shop)
                     ).json()["model"],
                     range(24),
                 )
-            )  # noqa: E501
+            )
         assert len(models) == 1
         assert version in models.pop()
 
@@ -272,7 +273,7 @@ def test_the_platforms_chat_remembers_what_was_said(served: Served, upstream: Up
     for _ in range(4):
         more = {"user_id": "eva", "message": "¿Y mañana?", "conversation_id": first["conversation_id"]}
         assert served.client.post("/chat", json=more).status_code == 200
-        assert [m["content"] for m in upstream.seen[-1]["messages"]][0] == "Hola"
+        assert upstream.seen[-1]["messages"][0]["content"] == "Hola"
     other = {"user_id": "otro", "message": "¿Qué dijo?", "conversation_id": first["conversation_id"]}
     assert served.client.post("/chat", json=other).status_code == 403
     upstream.faults["aurora"] = 'say:{"action": "book", "params": {"day": "lunes"}}'

@@ -1,0 +1,273 @@
+"""What follows from a judgement, by itself and by a person, on a real ledger; and who is told."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from finetune_assets.assistants.settings import RolloutSettings
+from finetune_assets.errors import RolloutRefused
+from finetune_assets.registry.traffic import feedback, requests
+from finetune_assets.serving import control, experiments
+from finetune_assets.serving.notify import notify
+from finetune_assets_tests.serving.shop import Shop
+
+QUICK = RolloutSettings(min_requests=100, min_users=20, min_hours=1, steps=[10, 50, 100])
+
+
+@pytest.fixture
+def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
+    return Shop(tmp_path)
+
+
+def traffic(  # noqa: PLR0917
+    shop: Shop, arm: str, count: int, bad: float = 0.0, negative: float | None = None, seconds: float = 0.1, part: str = ""
+) -> None:
+    """Requests of one arm in the current step, each of its own user, spread over two hours; the bad ones evenly among them."""
+    with shop.ledger() as book:
+        state = book.rollout("aurora")
+        start = datetime.datetime(2026, 11, 1)
+        shadow = state.step == "shadow" and arm == "candidate"
+        rows, said = list[dict[str, Any]](), list[dict[str, Any]]()
+        for n in range(count):
+            name = f"{state.salt}-{state.step}-{arm}{part}-{n}"
+            at = start + datetime.timedelta(hours=2 * n / count)
+            outcome = "error" if int((n + 1) * bad) > int(n * bad) else "ok"
+            base = {"assistant": "aurora", "generation": state.generation, "step": state.step, "rollout": state.salt}
+            row = {**base, "request_id": name, "user": name, "message_id": f"m-{name}", "conversation_id": name}
+            row |= {"kind": "shadow" if shadow else "live", "assigned_arm": arm, "served_arm": arm, "kept": False}
+            row |= {"version": "v", "outcome": outcome, "status": 200, "seconds": seconds, "created_at": at}
+            rows.append(row)
+            if negative is not None:
+                kind = "negative" if int((n + 1) * negative) > int(n * negative) else "positive"
+                said.append({"feedback_id": name, "message_id": f"m-{name}", "feedback_type": kind})
+        with book.engine.begin() as connection:
+            connection.execute(sa.insert(requests), rows)
+            if said:
+                connection.execute(sa.insert(feedback), said)
+
+
+def step(shop: Shop, settings: RolloutSettings = QUICK) -> control.Move | None:
+    with shop.ledger() as book:
+        return control.step(book, "aurora", settings, "test")
+
+
+def at(shop: Shop) -> tuple[str | None, str, str]:
+    with shop.ledger() as book:
+        state = book.rollout("aurora")
+    return state.champion, state.step, state.status
+
+
+def test_every_step_needs_its_own_proof(shop: Shop) -> None:
+    version = shop.version("a")
+    shop.roll_out(version)
+    assert step(shop) is None  # nothing seen
+    traffic(shop, "champion", 200)
+    traffic(shop, "candidate", 200)
+    assert step(shop).event == "advanced"  # type: ignore[union-attr]
+    assert at(shop) == (None, "10", "running")
+    traffic(shop, "champion", 270)
+    traffic(shop, "candidate", 30)
+    assert step(shop) is None  # too few, and nobody has said anything: time alone never advances
+    traffic(shop, "champion", 1800, negative=0.25, part="more")
+    traffic(shop, "candidate", 200, negative=0.15, part="more")
+    assert step(shop).event == "advanced"  # type: ignore[union-attr]
+    traffic(shop, "champion", 400, negative=0.25)
+    traffic(shop, "candidate", 400, negative=0.15)
+    assert step(shop).event == "promoted"  # type: ignore[union-attr]
+    assert at(shop) == (version, "idle", "idle")
+    with shop.ledger() as book:
+        events = book.events("aurora")
+        assert [event["event"] for event in events] == ["verdict", "started", "advanced", "advanced", "promoted"]
+        assert {guard["name"] for guard in events[-1]["evidence"]["guards"]} >= {
+            "errors",
+            "latency",
+            "negative_feedback",
+            "assignment",
+        }
+        assert control.offer(book, "aurora", version, "again", "test") == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "why"),
+    [
+        ({"bad": 0.2}, "requests failed: too many errors"),
+        ({"negative": 0.7}, "negative feedback per user"),
+        ({"seconds": 2.0}, "95 % of replies"),
+    ],
+)
+def test_a_bad_candidate_goes_back_by_itself_and_does_not_return_by_itself(
+    shop: Shop, candidate: dict[str, Any], why: str
+) -> None:
+    version = shop.version("a")
+    shop.roll_out(version, "50")
+    traffic(shop, "champion", 300, **{"negative": 0.2})
+    traffic(shop, "candidate", 300, **{"negative": 0.2, **candidate})
+    move = step(shop)
+    assert move is not None
+    assert (move.event, at(shop)) == ("rolled_back", (None, "idle", "idle"))
+    assert why in move.reason
+    with shop.ledger() as book:
+        assert "rolled back before" in control.offer(book, "aurora", version, "again", "test")
+        assert control.offer_waiting(book, "aurora", "test") is None
+        assert control.start(book, "aurora", version, "a person has looked at it", "ana").after.step == "shadow"
+
+
+def test_failing_like_the_champion_says_nothing_of_the_candidate(shop: Shop) -> None:
+    shop.roll_out(shop.version("a"), "50")
+    traffic(shop, "champion", 300, bad=0.5, negative=0.2)
+    traffic(shop, "candidate", 300, bad=0.5, negative=0.2)
+    assert step(shop) is None
+    held = step(shop, QUICK.model_copy(update={"ask_after_hours": 1.0}))
+    assert held is not None
+    assert (held.event, held.judgement and held.judgement.outcome) == ("held", "not_measurable")
+
+
+def test_inconclusive_asks_a_person_and_never_goes_on_by_itself(shop: Shop) -> None:
+    shop.roll_out(shop.version("a"), "50")
+    traffic(shop, "champion", 120, negative=0.2)
+    traffic(shop, "candidate", 120, negative=0.2)
+    assert step(shop) is None
+    patient = QUICK.model_copy(update={"ask_after_hours": 1.0})
+    held = step(shop, patient)
+    assert held is not None
+    assert (held.event, held.judgement and held.judgement.outcome) == ("held", "inconclusive")
+    assert step(shop, patient) is None
+    with shop.ledger() as book:
+        with pytest.raises(RolloutRefused, match="Say why"):
+            control.advance(book, "aurora", QUICK, "  ", "ana")
+        assert control.advance(book, "aurora", QUICK, "enough for us", "ana").event == "promoted"
+        last = book.events("aurora")[-1]
+    assert (last["actor"], last["reason"], last["evidence"]["outcome"]) == ("ana", "enough for us", "inconclusive")
+
+
+def test_a_person_says_yes_where_it_is_asked_for(shop: Shop) -> None:
+    asked = QUICK.model_copy(update={"approval": "every"})
+    shop.roll_out(shop.version("a"))
+    traffic(shop, "champion", 200)
+    traffic(shop, "candidate", 200)
+    assert step(shop, asked).event == "asked"  # type: ignore[union-attr]
+    assert step(shop, asked) is None
+    assert at(shop) == (None, "shadow", "awaiting_approval")
+    with shop.ledger() as book:
+        assert control.advance(book, "aurora", asked, "fine", "ana").after.step == "10"
+
+
+def test_a_person_does_not_go_over_a_guard_that_failed(shop: Shop) -> None:
+    shop.roll_out(shop.version("a"), "50")
+    traffic(shop, "candidate", 300, bad=0.3)
+    with shop.ledger() as book, pytest.raises(RolloutRefused, match="failed"):
+        control.advance(book, "aurora", QUICK, "never mind", "ana")
+
+
+def test_two_people_press_rollback_at_once(shop: Shop) -> None:
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "50")
+    said: list[str] = []
+
+    def press(who: str) -> None:
+        with shop.ledger() as book:
+            try:
+                said.append(control.rollback(book, "aurora", "it is bad", who).event)
+            except RolloutRefused as refused:
+                said.append(str(refused))
+
+    people = [threading.Thread(target=press, args=(who,)) for who in ("ana", "bob", "eva", "leo")]
+    for one in people:
+        one.start()
+    for one in people:
+        one.join()
+    with shop.ledger() as book:
+        events = [event["event"] for event in book.events("aurora")]
+        state = book.rollout("aurora")
+    done = said.count("rolled_back")
+    assert events.count("rolled_back") == done
+    assert state.candidate is None
+    assert state.champion == first or done == 2  # a second press after the first one ended is a new decision
+
+
+def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
+    first = shop.version("a")
+    shop.roll_out(first, "50")
+    second = shop.version("b")
+    with shop.ledger() as book:
+        assert "waits for the end" in control.offer(book, "aurora", second, "new", "test")
+        assert control.offer_waiting(book, "aurora", "test") is None
+        control.rollback(book, "aurora", "bad", "ana")
+        assert "in shadow" in (control.offer_waiting(book, "aurora", "test") or "")
+        assert book.rollout("aurora").candidate == second
+
+
+def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> None:
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    with shop.ledger() as book:
+        with pytest.raises(RolloutRefused, match="Name the tenants"):
+            experiments.begin(book, "aurora", (first, second), 0.5, {"tenants": [], "users": []}, ("try", "ana"))
+        experiments.begin(book, "aurora", (first, second), 0.5, {"tenants": ["staging"], "users": []}, ("try", "ana"))
+        with pytest.raises(RolloutRefused, match="already"):
+            experiments.begin(book, "aurora", (first, second), 0.5, {"tenants": ["staging"], "users": []}, ("try", "ana"))
+        found = experiments.result(book, "aurora", QUICK)
+        assert found is not None
+        assert (found["a"], found["b"], found["seen"].candidate.requests) == (first, second, 0)
+        experiments.end(book, "aurora", ("done", "ana"))
+        assert experiments.result(book, "aurora", QUICK) is None
+        assert book.rollout("aurora").champion == first
+
+
+class Hook:
+    """A real HTTP server that takes messages, or refuses them."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.status = 200
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                outer.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(outer.status)
+                self.end_headers()
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/secret-token"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread.start()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    made.thread.join(5)
+
+
+def test_people_are_told_of_each_change(shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_WEBHOOK", hook.url)
+    version = shop.version("a")
+    with shop.ledger() as book:
+        control.start(book, "aurora", version, "verdict serve", "run 1")
+        control.rollback(book, "aurora", "patients complained", "ana")
+    assert [message["facts"]["event"] for message in hook.got] == ["started", "rolled_back"]
+    assert hook.got[1]["text"] == f"aurora: {version} is rolled back. patients complained (ana; live: the base model)"
+
+
+def test_a_webhook_that_fails_stops_nothing_and_its_url_stays_secret(hook: Hook) -> None:
+    hook.status = 500
+    problems = notify("text", {}, [hook.url, "http://127.0.0.1:9/secret-token", "ftp://x"])
+    assert len(problems) == 3
+    assert not any("secret" in problem for problem in problems)
