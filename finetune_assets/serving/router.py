@@ -3,7 +3,7 @@
     POST /v1/chat/completions   OpenAI's shape, also streaming; `model` names the assistant
     POST /chat                  {user_id, message, conversation_id?} -> {response, conversation_id, request_id, action, params, …}
     POST /feedback              {request_id, feedback_type, rating?, expected_response?, comment?}
-    GET  /v1/models /healthz /readyz /metrics /dashboard
+    GET  /v1/models /healthz /readyz /metrics /dashboard /rate
 
 Every answer names its request, conversation, version and rollout generation in its headers.
 """
@@ -37,6 +37,7 @@ from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.intake import Ask, Rates, Refused
 from finetune_assets.serving.journal import Journal
 from finetune_assets.serving.metrics import CONTENT_TYPE, Metrics
+from finetune_assets.serving.rating import rating_routes
 from finetune_assets.serving.upstream import Upstream
 from finetune_assets.storage import Store
 
@@ -86,6 +87,7 @@ class Router:
             Route("/readyz", self.ready),
             Route("/metrics", self._guarded(self.prometheus)),
             *pages.routes(self),
+            *rating_routes(self.store, self.ledger.engine, key),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
 

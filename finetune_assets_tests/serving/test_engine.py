@@ -120,7 +120,8 @@ def test_damaged_files_are_never_served(tmp_path: Path, base: Path) -> None:
         locate("gpt-4", environment)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_week_of_traffic_promotes_a_good_version_and_takes_back_a_bad_one(tmp_path: Path, base: Path) -> None:
     """Engine, router, judge and simulation as real processes, on a tiny model; the second candidate's files are damaged."""
     import json

@@ -16,7 +16,8 @@ from finetune_assets_tests.serving.shop import Shop, Upstream
 CORRECTION = "Sí, mañana a las 10:15 hay hora con la doctora; dígame su nombre y la dejo anotada."
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_correction_is_in_the_next_data_set(tmp_path: Path) -> None:
     upstream = Upstream()
     try:

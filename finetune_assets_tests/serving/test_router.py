@@ -183,6 +183,7 @@ def test_personal_data_never_reach_the_ledger_and_the_conversation_goes_on(serve
     assert "perez" not in json.dumps(stored, default=str)
 
 
+@pytest.mark.slow
 def test_an_open_conversation_keeps_its_arm_when_the_share_grows(tmp_path: Path, upstream: Upstream) -> None:
     shop = Shop(tmp_path, upstream=upstream.url)
     first, second = shop.version("a"), shop.version("b")
@@ -317,6 +318,7 @@ def test_control_characters_reach_neither_model_nor_store(served: Served, shop: 
     assert "\u0000" not in said[0]["content"]
 
 
+@pytest.mark.slow
 def test_a_slow_loris_holds_nobody_up(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     slow = [socket.create_connection((host, int(port))) for _ in range(40)]
@@ -368,6 +370,7 @@ def test_keys_stand_between_tenants(tmp_path: Path, upstream: Upstream) -> None:
     assert not any(key in line for line in served.lines for key in (aurora, sol, admin))
 
 
+@pytest.mark.slow
 def test_what_was_answered_is_logged_though_the_worker_is_killed(tmp_path: Path, upstream: Upstream) -> None:
     shop = Shop(tmp_path, upstream=upstream.url)
     shop.version("a")
@@ -401,6 +404,7 @@ def test_what_was_answered_is_logged_though_the_worker_is_killed(tmp_path: Path,
     }
 
 
+@pytest.mark.slow
 def test_a_locked_ledger_costs_time_and_nothing_else(tmp_path: Path, upstream: Upstream) -> None:
     shop = Shop(tmp_path, upstream=upstream.url)
     shop.version("a")
@@ -413,6 +417,7 @@ def test_a_locked_ledger_costs_time_and_nothing_else(tmp_path: Path, upstream: U
         assert wait_for(lambda: len(rows(shop, requests)) == 20)
 
 
+@pytest.mark.slow
 def test_it_stops_in_order(tmp_path: Path, upstream: Upstream) -> None:
     shop = Shop(tmp_path, upstream=upstream.url)
     shop.version("a")
