@@ -43,7 +43,7 @@ def registered_model(
     """
     assistant = assistants.load(context.partition_key, store.tenants())
     with ledger.open() as book:
-        version = current_version(store.store, book, context.partition_key, context.run_tags)
+        version = current_version(store.store, book, context.partition_key, context.run.tags)
         report = _report(store.store, version)
         manifest = read_json(standing(store.store, assistant.name, version.dataset_fingerprint) / "manifest.json")
         training = read_json(Path(version.path) / "result.json")
@@ -111,7 +111,7 @@ def rollout(context: dg.AssetExecutionContext, store: StoreResource, ledger: Led
     """
     name = context.partition_key
     with ledger.open() as book:
-        version = current_version(store.store, book, name, context.run_tags)
+        version = current_version(store.store, book, name, context.run.tags)
         if version.verdict != "serve":
             raise dg.Failure(
                 f"{version.version} of {name} has the verdict {version.verdict}: it is not rolled out.",
@@ -119,7 +119,7 @@ def rollout(context: dg.AssetExecutionContext, store: StoreResource, ledger: Led
                 allow_retries=False,
             )
         reason = (version.reasons or ["verdict serve"])[0]
-        done = offer(book, name, version.version, reason, f"run {context.run_id}")
+        done = offer(book, name, version.version, reason, f"run {context.run.run_id}")
         now = book.rollout(name)
         book.release_done(version.job_id)
     return Result(

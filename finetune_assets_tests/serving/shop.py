@@ -98,6 +98,7 @@ class Shop:
                 (job_folder / "model").symlink_to(model)
                 digest = content_hash(model, "f" * 16)
             made = book.mint_version(job, digest, self.home / "models" / assistant)
+            book.set_job(job.id, "succeeded", fine_tuned_model=made.version)
             if model is not None:
                 publish(job_folder, Path(made.path))
                 for file in Path(made.path).rglob("*"):  # not the model's own files: a test damages them

@@ -10,7 +10,7 @@ import pytest
 from finetune_assets.environment import Environment
 from finetune_assets.errors import ModelUnavailable
 from finetune_assets.serving.models import locate, model_name
-from finetune_assets_tests.serving.shop import Shop, wait_for
+from finetune_assets_tests.serving.shop import Shop
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft calls it
@@ -118,54 +118,3 @@ def test_damaged_files_are_never_served(tmp_path: Path, base: Path) -> None:
         locate(model_name("aurora", version), environment)
     with pytest.raises(ModelUnavailable, match="no name of this engine"):
         locate("gpt-4", environment)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_week_of_traffic_promotes_a_good_version_and_takes_back_a_bad_one(tmp_path: Path, base: Path) -> None:
-    """Engine, router, judge and simulation as real processes, on a tiny model; the second candidate's files are damaged."""
-    import json
-    import subprocess
-    import sys
-
-    from finetune_assets.environment import ROOT
-
-    shop = Shop(tmp_path, base=str(base))
-    shop.settings("")
-    settings = (
-        (shop.assistants / "aurora.yaml")
-        .read_text()
-        .replace(
-            "min_requests: 20, min_users: 5, min_hours: 0",
-            ("min_requests: 20, min_users: 5, min_hours: 1, max_negative_increase: 0.45, max_latency_ratio: 50"),
-        )
-        .replace("max_new_tokens: 12", "max_new_tokens: 4")
-        .replace("timeout_seconds: 3, first_token_seconds: 2", "timeout_seconds: 20")
-    )
-    (shop.assistants / "aurora.yaml").write_text(settings)
-    good = shop.version("a", model=base)
-    other = make_tiny_model(tmp_path / "other", seed=1)
-    bad = shop.version("b", model=other)
-
-    def simulate(url: str, *options: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "finetune_assets.cli", "simulate", "--assistant", "aurora", "--url", url, "--json"]
-        command += ["--users", "900", "--concurrency", "24", "--feedback", "1", *options]
-        made = subprocess.run(command, cwd=ROOT, env=shop.environment, capture_output=True, text=True, check=True)
-        return json.loads(made.stdout)
-
-    with shop.served("--simulation") as served:
-        shop.roll_out(good)
-        outcome = simulate(served.url)
-        assert (outcome["champion"], outcome["events"]) == (good, ["advanced", "advanced", "promoted"]), outcome
-        shop.roll_out(bad)
-        outcome = simulate(served.url, "--bad", "0.3")
-        assert (outcome["champion"], outcome["events"]) == (good, ["rolled_back"]), outcome
-        assert outcome.get("broken", 0) == 0
-        third = shop.version("c", model=make_tiny_model(tmp_path / "third", seed=2))
-        with shop.ledger() as book:
-            path = Path(book.version("aurora", third).path) / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
-        shop.roll_out(third, "50")
-        assert wait_for(lambda: any(f"aurora--{third} is not served" in line for line in served.lines), 10)
-        models = {served.ask(user=f"u{n}").json()["model"] for n in range(12)}
-        assert models == {f"aurora--{good}"}  # the champion answers for it
