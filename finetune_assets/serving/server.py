@@ -237,6 +237,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     one = socket.socket(family, socket.SOCK_STREAM)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted connections inherit it; the server does not set it on a socket that it was handed: 40 ms more for each answer.
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         one.bind((host, port))
     except OSError as error:
