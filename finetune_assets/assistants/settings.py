@@ -157,7 +157,7 @@ class Gates(Group):
         default=None, description="Share of replies with a name, number or address that only another tenant's data hold."
     )
     max_forgetting: float | None = Field(
-        default=0.5, ge=0, description="Most relative rise of bits per byte in everyday talk, against the base."
+        default=1.0, ge=0, description="Most relative rise of bits per byte in everyday talk, against the base; 1: twice as many."
     )
     keeps_details: bool = Field(
         default=True, description="It may not take over fewer of the conversation's details than its base does."

@@ -113,7 +113,7 @@ def test_checkpoints_are_taken_of_good_weights_only():
         totals.step_loss = loss
         totals.end_step()
     assert totals.good
-    while totals.mean <= 4.9:
+    while totals.mean < 4.7:
         totals.step_loss = 9.0
         totals.end_step()
         assert totals.good == (totals.mean <= 3.8)
@@ -150,7 +150,7 @@ sys.exit(worker.run_task(spec))
 
 def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path):
     """A real limit (RLIMIT_DATA) below what a batch of 64 long rows takes, above what a smaller one takes: same loss curve."""
-    base = make_tiny_model(tmp_path / "base", hidden=32, vocabulary=512, context=512)
+    base = make_tiny_model(tmp_path / "base", hidden=64, vocabulary=2048, context=512)
     long = [{"role": "user", "content": "hola"}, {"role": "assistant", "content": "sí, claro. " * 60}]
     write_rows(tmp_path / "data" / "train.jsonl", [long] * 96)
     values = {"epochs": 1, "batch_size": 64, "max_length": 400}
@@ -159,7 +159,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path):
     file = tmp_path / "spec.json"
     file.write_text(json.dumps({**spec, "output": str(tmp_path / "limited")}))
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(file), str(400 * 2**20)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", LIMITED, str(file), str(700 * 2**20)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = events(tmp_path / "limited", "out_of_memory")
