@@ -140,10 +140,10 @@ def verdict(gates: Sequence[Gate]) -> Verdict:
 
 TELLING = (
     "canaries",
-    "keeps_details",
     "other_tenant",
     "better_than_base",
     "not_worse_than_champion",
+    "keeps_details",
     "checks",
     "faithful",
     "rules",

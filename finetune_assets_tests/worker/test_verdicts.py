@@ -135,8 +135,7 @@ def test_shuffled_replies_are_not_served(shop: Workshop):
 def test_over_training_on_ten_rows_fails_the_guards(shop: Workshop):
     found = shop.report("ten", shop.model("ten", shop.rows()[:10], 40), bench={"max_rows": 100, "retrieval": False})
     assert found["verdict"] == "do_not_serve"
-    assert outcomes(found)["keeps_details"] == "failed"
-    assert outcomes(found)["forgetting"] != "passed"
+    assert outcomes(found)["forgetting"] == "failed"
 
 
 def test_a_planted_secret_is_found_in_the_model_that_learnt_it(shop: Workshop):
