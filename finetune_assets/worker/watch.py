@@ -19,7 +19,7 @@ from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Recovery, disk_full
 
-CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_SHARE = 0.05
 """Most of the time that writing checkpoints may take: a large model is saved less often."""
 PROGRESS_SECONDS = 1.0
