@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.corpus.index import look, marks, stored_weeks, unmark
@@ -177,8 +178,19 @@ def _bytes(column: pl.Series) -> bytes:
     name = column.name.encode() + b":"
     if column.dtype == pl.String:
         lengths = column.str.len_bytes().cast(pl.Int64).fill_null(-1)
-        return name + lengths.to_numpy().tobytes() + "".join(column.drop_nulls()).encode()
+        return name + lengths.to_numpy().tobytes() + _text_bytes(column)
     return name + column.to_physical().cast(pl.Int64).fill_null(-(2**62)).to_numpy().tobytes()
+
+
+def _text_bytes(column: pl.Series) -> bytes:
+    """UTF-8 of all texts, one after the other: Arrow holds them so."""
+    texts = column.drop_nulls().rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, offsets, content = texts.buffers()
+    if offsets is None or content is None:
+        return b""
+    places = np.frombuffer(offsets, dtype=np.int64)
+    first, last = places[texts.offset], places[texts.offset + len(texts)]
+    return memoryview(content)[first:last].tobytes()
 
 
 def _digest(lines: Iterable[str]) -> str:
