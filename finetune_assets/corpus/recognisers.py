@@ -89,7 +89,7 @@ def _looks_secret(word: str, quoted: bool, value: str) -> bool:
 
 
 # Cheap signs without which a recogniser finds nothing: most texts show none.
-_SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "senha", "pin", "bearer", "-----begin")
+SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "senha", "pin", "bearer", "-----begin")
 _KEY_SIGN = re.compile(KEY_PREFIX)
 FIVE_DIGITS = re.compile(r"\d(?:[()./ \t\u00a0\u2010-\u2013-]{0,3}\d){4}", re.ASCII)
 _SEVEN_DIGITS = re.compile(r"\d(?:[ \t\u00a0().\/\u2010-\u2013-]{0,3}\d){6}", re.ASCII)
@@ -100,7 +100,7 @@ def find_secrets(text: str) -> Iterator[Span]:
     if _KEY_SIGN.search(text):
         yield from (m.span() for m in _KEYS.finditer(text))
     low = text.casefold()
-    if not any(sign in low for sign in _SECRET_SIGNS):
+    if not any(sign in low for sign in SECRET_SIGNS):
         return
     yield from (m.span() for m in _PEM.finditer(text))
     yield from (m.span(1) for m in _BEARER.finditer(text) if any(c.isdigit() for c in m[1]))
