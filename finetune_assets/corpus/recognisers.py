@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 
 import phonenumbers
@@ -274,8 +274,28 @@ _PHONE_WORD = re.compile(
 )
 
 
+@cache
+def _sizes(region: str) -> tuple[str, str | None, frozenset[int]]:
+    """Country code, the pattern of what may stand before a national number, and how many digits one has."""
+    code = phonenumbers.country_code_for_region(region)
+    rules = [phonenumbers.PhoneMetadata.metadata_for_region(each) for each in phonenumbers.region_codes_for_country_code(code)]
+    own = phonenumbers.PhoneMetadata.metadata_for_region(region)
+    sizes = frozenset(size for each in rules if each and each.general_desc for size in each.general_desc.possible_length)
+    return str(code), own.national_prefix_for_parsing if own else None, sizes
+
+
+def _has_size(digits: str, region: str) -> bool:
+    """Whether digits without any prefix, of one's country or of a call abroad, are as many as a number of the region has."""
+    code, prefix, sizes = _sizes(region)
+    if not digits.isascii() or digits[0] in "01" or digits.startswith(code) or (prefix and re.match(prefix, digits)):
+        return True
+    return len(digits) in sizes
+
+
 @lru_cache(maxsize=50_000)
 def _valid_phone(digits: str, region: str | None) -> bool:
+    if region is not None and not _has_size(digits, region):  # parsing takes 20 times as long
+        return False
     try:
         number = phonenumbers.parse(digits, region)
     except phonenumbers.NumberParseException:
