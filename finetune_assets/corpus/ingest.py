@@ -21,6 +21,7 @@ import polars as pl
 from finetune_assets.corpus.index import Snapshot, look, unmark
 from finetune_assets.corpus.schema import CODE_VERSIONS, CONVERSATIONS, FEEDBACK, KINDS, MESSAGE, REJECTED, UNKNOWN_WEEK
 from finetune_assets.corpus.scrubbing import (
+    TEXTS,
     Allowed,
     allowed_in,
     buckets,
@@ -64,9 +65,11 @@ def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], ke
     counts: Counts = {}
     for group, valid, snapshot in _groups(store, source, "feedback", weeks):
         wanted = pl.col("week").is_in(group)
-        concerned = valid.feedback.filter(wanted)["conversation_id"].unique()
+        has_text = pl.any_horizontal(pl.col(name).is_not_null() for name in TEXTS["feedback"])
+        concerned = valid.feedback.filter(wanted & has_text)["conversation_id"].unique()
         said, own = _of(valid.messages, concerned), _of(valid.conversations, concerned)
-        scrubbed = scrub_texts(said, _of(valid.feedback, concerned), allowed_in(own, source.contacts))
+        judged = valid.feedback.filter(wanted | pl.col("conversation_id").is_in(concerned.implode()))
+        scrubbed = scrub_texts(said, judged, allowed_in(own, source.contacts))
         parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), group, FEEDBACK)
         counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found, source.contacts), key)
     return counts

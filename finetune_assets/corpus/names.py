@@ -146,7 +146,7 @@ grace hope rose bill art frank jack april june young king white brown black gree
 summer dean miles chase drew ray dawn joy faith sky iris lily daisy ruby amber pat sue bob rob don gene dale glen wood wells
 rice fish"""
 )
-_FOLDED = str.maketrans({**dict(zip("áéíóúü", "aeiouu", strict=True)), **dict.fromkeys(" \t\u00a0()./-")})
+_FOLDED = (*zip("áéíóúü", "aeiouu", strict=True), *((c, "") for c in " \t\u00a0()./-"))  # faster than str.translate
 _ACCENTS = {c: f"[{pair}]" for pair in ("aá", "eé", "ií", "oó", "uúü") for c in pair + pair.upper()}
 
 
@@ -243,7 +243,10 @@ def answered_name(text: str) -> Span | None:
 
 def fold(text: str) -> str:
     """Small letters without accents and without what people put between the digits of a number: for quick looks only."""
-    return text.casefold().translate(_FOLDED)
+    text = text.casefold()
+    for letter, plain in _FOLDED:
+        text = text.replace(letter, plain)
+    return text
 
 
 def name_patterns(name: str) -> list[tuple[str, str]]:

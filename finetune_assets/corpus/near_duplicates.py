@@ -50,11 +50,21 @@ class Pairs:
 # --- texts
 
 
+_MAY_CHANGE = r"[^\x00-\x7F\x{BF}\x{A1}ÁÉÍÓÚÜÑÇÃÕÂÊÔÀáéíóúüñçãõâêôà]"  # NFKC leaves all others as they are, side by side
+
+
 def normalise(series: pl.Series) -> pl.Series:
     """NFKC, casefold, no punctuation or emoji, single spaces (lower case plus ß and ς, where Unicode's casefold differs most)."""
-    text = series.str.normalize("NFKC").str.to_lowercase().str.replace_all("ß", "ss").str.replace_all("ς", "σ")
+    text = _nfkc(series).str.to_lowercase().str.replace_many(["ß", "ς"], ["ss", "σ"])
     text = text.str.replace_all(r"[\x{FE00}-\x{FE0F}\x{20E3}]|[^\p{L}\p{M}\p{N}\s]", "")
-    return text.str.replace_all(r"\s+", " ").str.strip_chars()
+    return text.str.replace_all(r"\s\s+|[^\S ]", " ").str.strip_chars()
+
+
+def _nfkc(series: pl.Series) -> pl.Series:
+    """NFKC, which is slow, of the texts in which it may change something; null stays null."""
+    odd = series.str.contains(_MAY_CHANGE)
+    changed = series.filter(odd).str.normalize("NFKC")
+    return series.clone().scatter(odd.arg_true(), changed) if len(changed) else series
 
 
 def exact_keys(texts: Sequence[str]) -> Keys:

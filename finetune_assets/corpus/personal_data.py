@@ -35,6 +35,7 @@ from finetune_assets.corpus.recognisers import (
     FIVE_DIGITS,
     ID_WORD,
     KEY_PREFIX,
+    SECRET_SIGNS,
     SECRET_WORD,
     START,
     Span,
@@ -197,6 +198,11 @@ class _Book:
                 return placeholder
         return None
 
+    def anywhere(self, texts: Iterable[str]) -> bool:
+        """Whether any text may hold a known value."""
+        folded = fold("\0".join(texts))
+        return any(sign in folded for _, sign in self.patterns.values())
+
     def spread(self, text: str, counts: Counter[str]) -> str:
         """Replace the known values where no recogniser sees them."""
         folded = fold(text)
@@ -229,7 +235,7 @@ def scrub_conversation(
     """
     scrubbed, counts = list(texts), Counter[str]()
     book = _Book(Counter())
-    for m in (m for text in texts for m in _PLACEHOLDER.finditer(text)):
+    for m in (m for text in texts if "[" in text for m in _PLACEHOLDER.finditer(text)):
         book.last[m[1].lower()] = max(book.last[m[1].lower()], int(m[2] or 1))
     holds, asks = looked or ([True] * len(texts), [asks_name(text) for text in texts])
     asked = {i + 1 for i, ask in enumerate(asks) if ask}
@@ -248,18 +254,33 @@ def scrub_conversation(
                 end = f.end
             scrubbed[i] = "".join(pieces) + scrubbed[i][end:]
         before = scrubbed
-        scrubbed = [book.spread(text, counts) for text in scrubbed]
+        if book.anywhere(scrubbed):
+            scrubbed = [book.spread(text, counts) for text in scrubbed]
         todo = sorted({*todo, *(i for i, text in enumerate(scrubbed) if text != before[i])})
     return scrubbed, +counts
 
 
 # --- ids
 
-_PLAIN_ID = re.compile(
-    r"[pu]_[0-9a-f]{16}|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=.*[a-f])[0-9a-f]{16,128}|"
-    r"(?:19|20)\d\d-?\d\d-?\d\d(?:[T _-].{0,24})?|\d{1,6}|\d{16,}",
-    re.IGNORECASE,
+_PLAIN = (
+    r"[pu]_[0-9a-f]{16}|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|"
+    r"(?:19|20)\d\d-?\d\d-?\d\d(?:[T _-].{0,24})?|\d{1,6}|\d{16,}"
 )
+_PLAIN_ID = re.compile(rf"{_PLAIN}|(?=.*[a-f])[0-9a-f]{{16,128}}", re.IGNORECASE)
+_COUNTED_ID = re.compile(
+    rf"(?!(?i:{ID_WORD}|[a-z]*(?:{'|'.join(SECRET_SIGNS)}))|(?:{KEY_PREFIX}))[A-Za-z]{{1,12}}(?:[_-]\d{{1,20}})+", re.ASCII
+)
+"""A word that says nothing, and counters: msg_007375_12345. It can hold a phone, a card or a RUT, and nothing else."""
+_RUT_END = re.compile(r"\d{7}-\d(?!\d)")
+
+
+def plain_ids(ids: pl.Series) -> pl.Series:
+    """True for ids in which `scrub_id` looks for nothing or finds nothing, by their form alone; the others it has to see."""
+    forms = ids.str.contains(rf"^(?i:{_PLAIN})$") | ids.str.contains(r"^[0-9A-Fa-f]{0,128}$") & ids.str.contains(
+        r"^.{16}"
+    ) & ids.str.contains("[A-Fa-f]")
+    looked = needs_look(ids) | needs_look(ids.str.replace_all("_", " ", literal=True)) | ids.str.contains(r"\d{8}")
+    return forms | ~looked
 
 
 def keyed(prefix: str, value: str, key: bytes) -> str:
@@ -269,13 +290,17 @@ def keyed(prefix: str, value: str, key: bytes) -> str:
 
 def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -> str:
     """The id itself, or a keyed hash where it holds something personal (conv_+59170123456_x)."""
-    if _PLAIN_ID.fullmatch(value):
-        return value
-    return (
-        keyed("p", value, key)
-        if has_phone(value, regions) or find(value, regions) or find(value.replace("_", " "), regions)
-        else value
-    )
+    return value if _PLAIN_ID.fullmatch(value) or not _holds(value, regions) else keyed("p", value, key)
+
+
+def _holds(value: str, regions: Sequence[str]) -> bool:
+    if has_phone(value, regions):
+        return True
+    spaced = value.replace("_", " ")
+    if _COUNTED_ID.fullmatch(value) and not _RUT_END.search(value):
+        each = (found for text in {value, spaced} for found in (find_phones(text, regions), find_cards(text)))
+        return any(True for found in each for _ in found)
+    return bool(find(value, regions) or find(spaced, regions))
 
 
 def pseudonym(user_id: str, key: bytes) -> str:

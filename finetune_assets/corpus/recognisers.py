@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 
 import phonenumbers
@@ -89,7 +89,7 @@ def _looks_secret(word: str, quoted: bool, value: str) -> bool:
 
 
 # Cheap signs without which a recogniser finds nothing: most texts show none.
-_SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "senha", "pin", "bearer", "-----begin")
+SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "senha", "pin", "bearer", "-----begin")
 _KEY_SIGN = re.compile(KEY_PREFIX)
 FIVE_DIGITS = re.compile(r"\d(?:[()./ \t\u00a0\u2010-\u2013-]{0,3}\d){4}", re.ASCII)
 _SEVEN_DIGITS = re.compile(r"\d(?:[ \t\u00a0().\/\u2010-\u2013-]{0,3}\d){6}", re.ASCII)
@@ -100,7 +100,7 @@ def find_secrets(text: str) -> Iterator[Span]:
     if _KEY_SIGN.search(text):
         yield from (m.span() for m in _KEYS.finditer(text))
     low = text.casefold()
-    if not any(sign in low for sign in _SECRET_SIGNS):
+    if not any(sign in low for sign in SECRET_SIGNS):
         return
     yield from (m.span() for m in _PEM.finditer(text))
     yield from (m.span(1) for m in _BEARER.finditer(text) if any(c.isdigit() for c in m[1]))
@@ -274,8 +274,28 @@ _PHONE_WORD = re.compile(
 )
 
 
+@cache
+def _sizes(region: str) -> tuple[str, str | None, frozenset[int]]:
+    """Country code, the pattern of what may stand before a national number, and how many digits one has."""
+    code = phonenumbers.country_code_for_region(region)
+    rules = [phonenumbers.PhoneMetadata.metadata_for_region(each) for each in phonenumbers.region_codes_for_country_code(code)]
+    own = phonenumbers.PhoneMetadata.metadata_for_region(region)
+    sizes = frozenset(size for each in rules if each and each.general_desc for size in each.general_desc.possible_length)
+    return str(code), own.national_prefix_for_parsing if own else None, sizes
+
+
+def _has_size(digits: str, region: str) -> bool:
+    """Whether digits without any prefix, of one's country or of a call abroad, are as many as a number of the region has."""
+    code, prefix, sizes = _sizes(region)
+    if not digits.isascii() or digits[0] in "01" or digits.startswith(code) or (prefix and re.match(prefix, digits)):
+        return True
+    return len(digits) in sizes
+
+
 @lru_cache(maxsize=50_000)
 def _valid_phone(digits: str, region: str | None) -> bool:
+    if region is not None and not _has_size(digits, region):  # parsing takes 20 times as long
+        return False
     try:
         number = phonenumbers.parse(digits, region)
     except phonenumbers.NumberParseException:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import polars as pl
 
-from finetune_assets.corpus.personal_data import KINDS, may_ask, may_hold, needs_look, pseudonym, scrub_conversation, scrub_id
+from finetune_assets.corpus.personal_data import KINDS, may_ask, may_hold, plain_ids, pseudonym, scrub_conversation, scrub_id
 
 BUCKETS = 10_000
 _SALT = b"finetune_assets/bucket/1:"  # never changes: a new salt would move people between train and test
@@ -131,17 +131,16 @@ def _replaced(table: str, frame: pl.DataFrame, changed: pl.DataFrame) -> pl.Data
 
 def clean_ids(ids: pl.Series, users: pl.Series, key: bytes) -> pl.Series:
     """Ids in which a recogniser finds something, or which hold their (raw) user's id, as keyed hashes; the others as they are."""
-    spaced = ids.str.replace_all("_", " ", literal=True)
     frame = pl.DataFrame({"id": ids.alias("id"), "user": users.alias("user")})
     holds = (pl.col("user").str.len_chars() >= MIN_USER_ID) & pl.col("id").str.contains(pl.col("user"), literal=True)
     inside = frame.select(holds.fill_null(False).alias("inside"))["inside"]
-    digits = ids.str.contains(r"\d{8}").fill_null(False)
-    doubtful = needs_look(ids) | needs_look(spaced) | digits | inside
+    doubtful = inside | ~plain_ids(ids).fill_null(True)
     if not doubtful.any():
         return ids
     values, own = ids.filter(doubtful).to_list(), inside.filter(doubtful).to_list()
     hashed = {value: _hashed(value, held, key) for value, held in sorted(set(zip(values, own, strict=True)))}
-    return ids.replace(list(hashed), list(hashed.values())) if hashed else ids
+    changed = {value: clean for value, clean in hashed.items() if clean != value}
+    return ids.replace(list(changed), list(changed.values())) if changed else ids
 
 
 def _hashed(value: str, holds_user: bool, key: bytes) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.corpus.index import look, marks, stored_weeks, unmark
@@ -30,7 +31,7 @@ ASSETS = {"conversations": "raw_conversations", "feedback": "rlhf_feedback", "ex
 
 ERASED = "erased"
 """Stands for the digest of the source in a week from which rows were taken: the week is stale, and is made again."""
-GROUP_SHARE = 0.06  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
+GROUP_SHARE = 0.04  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,19 @@ def _bytes(column: pl.Series) -> bytes:
     name = column.name.encode() + b":"
     if column.dtype == pl.String:
         lengths = column.str.len_bytes().cast(pl.Int64).fill_null(-1)
-        return name + lengths.to_numpy().tobytes() + "".join(column.drop_nulls()).encode()
+        return name + lengths.to_numpy().tobytes() + _text_bytes(column)
     return name + column.to_physical().cast(pl.Int64).fill_null(-(2**62)).to_numpy().tobytes()
+
+
+def _text_bytes(column: pl.Series) -> bytes:
+    """UTF-8 of all texts, one after the other: Arrow holds them so."""
+    texts = column.drop_nulls().rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, offsets, content = texts.buffers()
+    if offsets is None or content is None:
+        return b""
+    places = np.frombuffer(offsets, dtype=np.int64)
+    first, last = places[texts.offset], places[texts.offset + len(texts)]
+    return memoryview(content)[first:last].tobytes()
 
 
 def _digest(lines: Iterable[str]) -> str:

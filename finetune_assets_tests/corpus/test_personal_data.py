@@ -1,5 +1,6 @@
 """What the recognisers find and leave alone, placeholders of a conversation, ids, speed, and recall on the planted values."""
 
+import random
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import privacy
 from finetune_assets.corpus import personal_data as pd
+from finetune_assets.corpus.recognisers import has_phone
 
 SGD = Path(__file__).parents[3] / "shared" / "data" / "sgd"
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
@@ -247,6 +249,31 @@ def test_ids() -> None:
         assert pd.scrub_id(hashed, KEY) == hashed != pd.scrub_id(personal, b"another key")
     assert pd.pseudonym("59170123456", KEY) == pd.pseudonym("59170123456", KEY) != pd.pseudonym("59170123456", b"")
     assert pd.pseudonym("\ud800", KEY).startswith("u_")
+
+
+def test_counted_ids_are_judged_as_all_recognisers_would() -> None:
+    draw = random.Random(1)
+    words = ["msg", "conv", "tel", "token", "pin", "sk", "rut", "ci", "call", "order", "es", "AKIA"]
+    starts = ["", "34", "591", "00", "000", "1", "6", "41"]
+
+    def group() -> str:
+        return draw.choice(starts) + "".join(draw.choices("0123456789", k=draw.randint(1, 14)))
+
+    ids = [draw.choice(words) + "".join(draw.choice("_-") + group() for _ in range(draw.randint(1, 3))) for _ in range(1500)]
+    ids += [
+        "x_4111111111111111",
+        "x_4111_1111_1111_1111",
+        "x_12345678-5",
+        "123e4567-e89b-12d3-a456-426614174000",
+        "2026-10-25T10:30",
+    ]
+    whole = [bool(has_phone(i, pd.DEFAULT_REGIONS) or pd.find(i) or pd.find(i.replace("_", " "))) for i in ids[:-2]]
+    hashed = [pd.scrub_id(i, KEY) != i for i in ids]
+    assert hashed == [*whole, False, False]
+    assert 100 < sum(hashed) < 1400
+    plain = pd.plain_ids(pl.Series(ids)).to_list()
+    assert not any(form and personal for form, personal in zip(plain, hashed, strict=True))
+    assert plain[-2:] == [True, True]
 
 
 @pytest.mark.parametrize(
