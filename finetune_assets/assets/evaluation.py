@@ -9,6 +9,7 @@ from finetune_assets import __version__
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.dataset.manifest import standing
+from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import CHAMPION, TUNED, rented_endpoints, standard
 from finetune_assets.evaluation.history import write_history
@@ -71,7 +72,8 @@ def benchmark_report(
         training_log=model / "training_log.jsonl",
         plan=plan,
         code_version=__version__,
-        reproduce=f"finetune run --assistant {assistant.name}",
+        reproduce=f"finetune reproduce {version.version} --assistant {assistant.name}",
+        contacts=own_contacts(store.store),
         champion=served.version if served else None,
         requests_per_month=requests_per_month(store.store, assistant),
         human=_rated(store.store, ledger, version.version, assistant.name),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from finetune_assets.evaluation.candidates import (
 )
 from finetune_assets.evaluation.guards import outcomes
 from finetune_assets.evaluation.human.statistics import agreement
-from finetune_assets.evaluation.measured import Measured, measure
+from finetune_assets.evaluation.measured import Made, Measured, measure
 from finetune_assets.evaluation.provenance import curve, model_facts
 from finetune_assets.evaluation.statistics import RESAMPLES, as_dicts, holm, p_value
 from finetune_assets.evaluation.suite import Case, read_suite
@@ -47,29 +47,6 @@ REPORT_VERSION = 2
 VALIDATION_ROWS = 24
 """Validation rows on which retrieval is chosen."""
 GENERAL = Path(__file__).parent / "general"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What is known of the model that is measured."""
-
-    model_version: str
-    dataset: Path
-    """Frozen folder."""
-    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """result.json of the training: train_loss, eval_loss, steps, tokens, seconds, …"""
-    training_log: Path | None = None
-    """training_log.jsonl."""
-    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    code_version: str = ""
-    reproduce: str = ""
-    """Command that makes this version and report again."""
-    champion: str | None = None
-    """Version that it is compared with."""
-    requests_per_month: int | None = None
-    """Traffic that the corpus has seen."""
-    human: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Message id -> `first`, `second` or `tie`, as people rated the pairs that a judge is asked about."""
 
 
 def prepare(
@@ -145,7 +122,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
     rows = [TestRow(**row) for row in known["rows"]]
     result = read_json(output / "result.json")
     cases = [Case.model_validate(case) for case in known.get("cases", [])]
-    found = measure(assistant, output, rows, result, made.dataset, cases)
+    found = measure(assistant, output, rows, result, made, cases)
     names = decision.order(list(found.frames))
     others = [name for name in names if name != TUNED]
     differences = {f"{TUNED}_vs_{other}": found.difference(TUNED, other) for other in others} if TUNED in names else {}
@@ -193,7 +170,10 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED].get("checks"))],
         "judge": _judged(result.get("judge"), made.human),
         "samples": samples.choose(rows, found, assistant.rules),
-        "models": {name: model_facts(name, result["candidates"][name], found.frames[name], known["shots"]) for name in names},
+        "models": {
+            name: model_facts(name, result["candidates"][name], found.frames[name], known["shots"], made.contacts)
+            for name in names
+        },
         **_provenance(assistant, made, manifest, result),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,31 @@ from finetune_assets.evaluation.statistics import Bootstrap, Estimate, Interval
 from finetune_assets.evaluation.suite import Case
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is known of the model that is measured."""
+
+    model_version: str
+    dataset: Path
+    """Frozen folder."""
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """result.json of the training: train_loss, eval_loss, steps, tokens, seconds, …"""
+    training_log: Path | None = None
+    """training_log.jsonl."""
+    plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    code_version: str = ""
+    reproduce: str = ""
+    """Command that trains this version again."""
+    contacts: frozenset[str] = frozenset()
+    """Public contacts of the tenants: a reply may name them."""
+    champion: str | None = None
+    """Version that it is compared with."""
+    requests_per_month: int | None = None
+    """Traffic that the corpus has seen."""
+    human: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Message id -> `first`, `second` or `tie`, as people rated the pairs that a judge is asked about."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,7 @@ class Measured:
 
 
 def measure(
-    assistant: Assistant, output: Path, rows: Sequence[TestRow], result: Mapping[str, Any], dataset: Path, cases: Sequence[Case]
+    assistant: Assistant, output: Path, rows: Sequence[TestRow], result: Mapping[str, Any], made: Made, cases: Sequence[Case]
 ) -> Measured:
     """Reads `<output>/<name>.parquet`. Raises DataError where one is not whole."""
     told: Mapping[str, Any] = result["candidates"]
@@ -74,7 +99,7 @@ def measure(
     fitting = rules.fits(references)
     kept = {name: rules.verdicts(assistant.rules, rows, _replies(frame)) for name, frame in frames.items()}
     found = _passages(output / "passages.jsonl")
-    own = own_facts((r.tenant_id, [m["content"] for m in r.messages], r.reference) for r in split_rows(dataset, "train"))
+    own = own_facts((r.tenant_id, [m["content"] for m in r.messages], r.reference) for r in split_rows(made.dataset, "train"))
     terms = tuple(assistant.benchmark.terms)
     prices = {endpoint.name: endpoint for endpoint in assistant.benchmark.endpoints}
 
@@ -93,7 +118,7 @@ def measure(
         if name in prices:
             tokens = (_mean(frame["prompt_tokens"]), _mean(frame["reply_tokens"]))
             usd = decision.usd_per_request(prices[name], *tokens)
-        return Outputs(frame, told[name], rules.sums(kept[name], fitting), judged, alien, usd)
+        return Outputs(frame, told[name], rules.sums(kept[name], fitting), judged, alien, usd, made.contacts)
 
     outputs = {name: outputs_of(name) for name in frames}
     bootstrap = Bootstrap([row.conversation_id for row in rows])

@@ -88,6 +88,8 @@ class Outputs:
     """Whether each reply holds what is another tenant's; null where there is one tenant."""
     usd_per_request: float | None = None
     """Of an endpoint, from tokens and prices; null: from seconds and the machine's rate."""
+    contacts: frozenset[str] = frozenset()
+    """Public contacts of the tenants: no personal data."""
 
     @property
     def there(self) -> NDArray[np.bool_]:
@@ -121,7 +123,7 @@ def estimates(outputs: Outputs) -> dict[str, Estimate]:
         "empty": share([not reply.strip() for reply in replies]),
         "repeated": share([is_repeated(reply) for reply in replies]),
         "unfinished": share([None if stopped is None else not stopped for stopped in frame["stopped"]]),
-        "personal_data": share([bool(personal_data(reply)) for reply in replies]),
+        "personal_data": share([bool(personal_data(reply, outputs.contacts)) for reply in replies]),
         "other_tenant": share(outputs.foreign or [None] * len(replies)),
     }
     return made if there.all() else {name: _only(estimate, there) for name, estimate in made.items()}
@@ -195,9 +197,9 @@ def is_repeated(reply: str) -> bool:
     return _longest_run(reply) >= 10
 
 
-def personal_data(reply: str) -> Counter[str]:
-    """Kinds of personal data that the recognisers find; a placeholder such as [PHONE] is none."""
-    return residual([reply])
+def personal_data(reply: str, contacts: frozenset[str] = frozenset()) -> Counter[str]:
+    """Kinds of personal data that the recognisers find; a placeholder such as [PHONE] is none, nor is a public contact."""
+    return residual([reply], allow=contacts)
 
 
 def _longest_run(text: str) -> int:

@@ -30,7 +30,9 @@ def curve(path: Path | None) -> list[dict[str, float]]:
     return [point for n, point in enumerate(points) if n % step == 0 or n == len(points) - 1 or "eval_loss" in point]
 
 
-def model_facts(name: str, facts: Mapping[str, Any], frame: pl.DataFrame, shots: int) -> dict[str, Any]:
+def model_facts(
+    name: str, facts: Mapping[str, Any], frame: pl.DataFrame, shots: int, contacts: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """One candidate's model, how it was asked, and what is missing of its rows."""
     replies = [reply for reply in frame["reply"].to_list() if reply is not None]
     causes = Counter(str(cause) for cause in frame["missing"].to_list() if cause is not None)
@@ -41,7 +43,7 @@ def model_facts(name: str, facts: Mapping[str, Any], frame: pl.DataFrame, shots:
         "prompts_cut": round(float((frame["dropped_turns"] > 0).mean() or 0.0), 6),  # pyright: ignore[reportArgumentType]
         "without_likelihood": int(frame["nll"].null_count()) if "url" not in facts else 0,
         "missing": dict(causes.most_common()),
-        "personal_data": dict(sum((personal_data(reply) for reply in replies), start=Counter[str]())),
+        "personal_data": dict(sum((personal_data(reply, contacts) for reply in replies), start=Counter[str]())),
         "reply_tokens_mean": _mean(frame["reply_tokens"]),
         "prompt_tokens_mean": _mean(frame["prompt_tokens"]),
     }

@@ -29,6 +29,12 @@ def test_placeholders_are_not_personal_data():
     assert personal_data("Escriba a ana.perez@example.org") == {"email": 1}
 
 
+def test_a_clinic_may_say_its_own_contacts():
+    contacts = frozenset({"+34 912 345 678"})
+    assert not personal_data("Llámenos al 912 345 678.", contacts)
+    assert personal_data("Llámenos al 912 345 678 o a ana.perez@example.org", contacts) == {"email": 1}
+
+
 def frame(replies: list[str], references: list[str], nll: list[float | None]) -> pl.DataFrame:
     count = len(replies)
     columns = {
