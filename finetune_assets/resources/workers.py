@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError  # not exported at the top
 
 from finetune_assets.assistants import Assistant
 from finetune_assets.errors import LaunchError
@@ -30,7 +31,7 @@ class LauncherResource(dg.ConfigurableResource):
                 command=[sys.executable, "-m", "finetune_assets.worker", str(spec_file)],
                 env={"FINETUNE_DIE_WITH_PARENT": str(os.getpid())},
             )
-        except dg.DagsterPipesExecutionError as failed:
+        except DagsterPipesExecutionError as failed:
             error = output / "error.json"
             if error.exists():
                 raise LaunchError(str(read_json(error)["message"])) from None
