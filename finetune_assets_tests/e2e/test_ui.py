@@ -23,6 +23,7 @@ import pytest
 
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger
+from finetune_assets_tests.test_definitions import BLOCKING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -202,7 +203,7 @@ def test_the_gates_are_checks_of_the_registered_model(ui: Ui, page: Any) -> None
     page.get_by_text("verdict_is_serve").first.wait_for(timeout=60_000)
     page.wait_for_timeout(1500)
     assert page.get_by_text("This is a blocking asset check").count()
-    assert page.get_by_text("Checks (10)").count()
+    assert page.get_by_text(f"Checks ({len(BLOCKING['registered_model'])})").count()
     picture(page, "gates")
 
 
