@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Balance
+from finetune_assets.assistants.settings.data import Balance
 from finetune_assets.corpus.near_duplicates import exact_keys
 from finetune_assets.dataset.selection import SOURCES, matches
 from finetune_assets.dataset.splits import TRAIN

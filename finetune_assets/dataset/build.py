@@ -17,7 +17,8 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Assistant, Filters
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.augment import augment, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note

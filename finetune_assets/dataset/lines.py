@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Layout
+from finetune_assets.assistants.settings.data import Layout
 from finetune_assets.dataset.formats import digest
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.splits import TEST, TRAIN

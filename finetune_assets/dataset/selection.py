@@ -20,7 +20,8 @@ from pathlib import Path
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Assistant, Filters
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.personal_data import needs_look, residual
 from finetune_assets.corpus.schema import FEEDBACK
 from finetune_assets.errors import NothingSelected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Split
+from finetune_assets.assistants.settings.data import Split
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS: tuple[str, ...] = (TRAIN, VALIDATION, TEST)

@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Assistant, Minimum
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.data import Minimum
 from finetune_assets.dataset.manifest import tally
 from finetune_assets.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
 from finetune_assets.errors import TooFewExamples

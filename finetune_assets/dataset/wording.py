@@ -16,7 +16,8 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Assistant, VariationModel
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.data import VariationModel
 from finetune_assets.dataset.variations import keeps_slots
 from finetune_assets.errors import SettingsError, SourceError
 from finetune_assets.storage import write_parquet

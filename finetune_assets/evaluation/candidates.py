@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from finetune_assets.assistants.settings import Benchmark, EndpointSettings
+from finetune_assets.assistants.settings.evaluation import Benchmark, EndpointSettings
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.rented import address

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_assets.assistants.settings import EndpointSettings
+from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.evaluation.candidates import BASE, FEW_SHOT, ORDER, RAG, TUNED, TUNED_RAG
 from finetune_assets.evaluation.measures import improvement
 from finetune_assets.evaluation.statistics import Interval

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune_assets.assistants.settings import Gates
+from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.evaluation.measures import MEASURES, improvement
 from finetune_assets.evaluation.statistics import MIN_CONVERSATIONS, NOTHING, Interval, rows_needed
 from finetune_assets.evaluation.texts import Finding, Texts

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from finetune_assets.assistants.settings import Comparable
+from finetune_assets.assistants.settings.evaluation import Comparable
 from finetune_assets.corpus.personal_data import residual
 from finetune_assets.evaluation import text_scores
 from finetune_assets.evaluation.facts import Judged

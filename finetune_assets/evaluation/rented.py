@@ -9,7 +9,8 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_assets.assistants.settings import Assistant, EndpointSettings
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.errors import TrainingError
 from finetune_assets.training.remote import RemoteModel
 

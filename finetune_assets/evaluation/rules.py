@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_assets.assistants.settings import Rule
+from finetune_assets.assistants.settings.evaluation import Rule
 from finetune_assets.evaluation.candidates import TestRow
 
 FIT = 0.5

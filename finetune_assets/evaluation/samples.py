@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_assets.assistants.settings import Rule
+from finetune_assets.assistants.settings.evaluation import Rule
 from finetune_assets.evaluation import facts, text_scores
 from finetune_assets.evaluation.candidates import TUNED, TestRow
 from finetune_assets.evaluation.measured import Measured

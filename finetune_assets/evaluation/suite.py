@@ -23,7 +23,7 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from finetune_assets.assistants.settings import check_pattern
+from finetune_assets.assistants.settings.group import check_pattern
 from finetune_assets.errors import SettingsError
 
 Message = dict[str, str]

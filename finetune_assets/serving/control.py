@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from finetune_assets.assistants.settings import RolloutSettings
+from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import LedgerError, RolloutRefused
 from finetune_assets.registry import Ledger, Rollout, rollouts
 from finetune_assets.serving.judge import Judgement, judge

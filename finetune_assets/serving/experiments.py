@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from finetune_assets.assistants.settings import RolloutSettings
+from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry import Ledger, Rollout
 from finetune_assets.registry.rollouts import BASE

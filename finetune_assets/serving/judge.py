@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_assets.assistants.settings import RolloutSettings
+from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.registry import Ledger, Rollout
 from finetune_assets.registry.rollouts import SHADOW, Outcome
 from finetune_assets.serving import guards

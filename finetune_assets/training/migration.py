@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_assets.assistants.settings import Assistant, split_target
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.training import split_target
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, SettingsError
 from finetune_assets.storage import Store

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_assets.assistants.settings import Split
+from finetune_assets.assistants.settings.data import Split
 from finetune_assets.dataset import Choice, choose
 from finetune_assets.dataset.splits import assign
 from finetune_assets_tests.dataset.small_corpus import START, Corpus, dental

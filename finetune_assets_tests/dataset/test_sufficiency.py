@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_assets.assistants.settings import Minimum
+from finetune_assets.assistants.settings.data import Minimum
 from finetune_assets.dataset import check_objectives, choose, freeze
 from finetune_assets.dataset.coverage import coverage, divergence, diversity, words
 from finetune_assets.errors import TooFewExamples

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_assets.assistants.settings import Benchmark
+from finetune_assets.assistants.settings.evaluation import Benchmark
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.candidates import FewShot, choose_shots, standard
 from finetune_assets.evaluation.candidates import test_rows as rows_of

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from finetune_assets.assistants.settings import EndpointSettings
+from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.evaluation.decision import Money, break_even, decide, order, usd_per_request
 from finetune_assets.evaluation.measures import MEASURES
 from finetune_assets.evaluation.statistics import NOTHING, Interval

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from finetune_assets.assistants.settings import Gates, Rule
+from finetune_assets.assistants.settings.evaluation import Gates, Rule
 from finetune_assets.evaluation import gates, rules
 from finetune_assets.evaluation.candidates import TestRow as Row
 from finetune_assets.evaluation.measures import COMPARABLE, MEASURES

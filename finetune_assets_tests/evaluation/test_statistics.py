@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from finetune_assets.assistants.settings import Gates
+from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.evaluation import gates, text_scores
 from finetune_assets.evaluation.statistics import Bootstrap, Estimate, Interval, holm, mean, p_value, ratio, rows_needed, share
 from finetune_assets.evaluation.texts import Texts

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from finetune_assets.assistants.settings import RolloutSettings
+from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving import control, experiments

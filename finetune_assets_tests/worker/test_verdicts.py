@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 
 from finetune_assets.assistants import load_assistant
-from finetune_assets.assistants.settings import Assistant, Canary
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.evaluation import Canary
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.sources import read_source
