@@ -11,7 +11,15 @@ from finetune_assets.assistants.settings.data import Augment, Balance, Filters, 
 from finetune_assets.assistants.settings.evaluation import Benchmark, Gates, Rule
 from finetune_assets.assistants.settings.group import Group
 from finetune_assets.assistants.settings.serving import RolloutSettings, Serving
-from finetune_assets.assistants.settings.training import DEFAULT_REMOTE_MODEL, Budget, Hyperparameters, Objective, Remote, Retrain
+from finetune_assets.assistants.settings.training import (
+    DEFAULT_REMOTE_MODEL,
+    Budget,
+    Hyperparameters,
+    Objective,
+    Remote,
+    Retrain,
+    TrainerName,
+)
 
 
 class Assistant(Group):
@@ -25,7 +33,7 @@ class Assistant(Group):
     language: Literal["es", "en", "pt"] = "es"
     system_prompt: str = Field(default="", description="First message of every example; empty: none.")
     base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
-    trainer: Literal["local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker"] = Field(
+    trainer: TrainerName = Field(
         default="local", description="Who trains: this machine, or a provider; `base_model` is then the provider's name."
     )
     remote: Remote = Remote()

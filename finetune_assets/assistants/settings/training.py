@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from finetune_assets.assistants.settings.group import Group
 
-TRAINERS = ("local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker")
+TrainerName = Literal["local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker"]
+TRAINERS: tuple[TrainerName, ...] = get_args(TrainerName)
 
 
 DEFAULT_REMOTE_MODEL = "gpt-4o-mini-2024-07-18"
