@@ -18,10 +18,15 @@ SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
 @click.option("--tenant", required=True)
 @click.option("--vertical", required=True)
 @click.option(
-    "--date", "day", required=True, type=click.DateTime(["%Y-%m-%d"]), help="Day of the rows; its week is their partition."
+    "--date",
+    "day",
+    required=True,
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Day of rows without a `timestamp`; its week is their partition.",
 )
 @click.option(
-    "--form", help="messages, prompt/completion, user/assistant or instruction/input/output; default: by each row's keys."
+    "--form",
+    help="messages, prompt/completion, user/assistant, instruction/input/output, sharegpt or request/response; default: by keys.",
 )
 @click.option("--include", multiple=True, metavar="GLOB", help="Of a repository: files to read; default **/*.py and **/*.md.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Of a repository: files to leave out.")

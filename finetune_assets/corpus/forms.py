@@ -4,6 +4,8 @@
     prompt/completion           {"prompt": text or messages, "completion": text or messages}
     user/assistant              {"user": text, "assistant": text}
     instruction/input/output    {"instruction": text, "input"?: text, "output": text, or JSON tool calls}
+    sharegpt                    {"conversations": [{"from", "value"}, …]}
+    request/response            {"request": a chat-completions request, "response": its answer, "timestamp"?: seconds}: a log
 
 Beside them a row may have `user_id` and `intent`. Left aside are system messages and `tools` (an assistant's settings say both).
 A tool call is the text `{"tool_calls":[{"name":…,"arguments":{…}},…]}` of the reply, a tool's answer the user's text
@@ -22,13 +24,16 @@ FORMS: dict[str, tuple[str, ...]] = {
     "prompt/completion": ("prompt", "completion"),
     "user/assistant": ("user", "assistant"),
     "instruction/input/output": ("instruction", "output"),
+    "sharegpt": ("conversations",),
+    "request/response": ("request", "response"),
 }
 """The keys that a row of each form must have."""
 REASONS: tuple[str, ...] = (
     *("json_invalid", "not_an_object", "form_unknown", "role_unknown", "content_missing", "content_unsupported"),
-    *("tool_call_invalid", "weight_zero", "no_user_turn", "no_reply", "row_repeated"),
+    *("tool_call_invalid", "weight_zero", "no_user_turn", "no_reply", "row_repeated", "row_continued"),
 )
 """Why a row is unusable."""
+LAST_SECOND = 4_102_444_800  # the year 2100: a larger timestamp counts something other than seconds
 LONG_NUMBER = 10**6  # whole numbers from here on become texts in arguments: a placeholder in their place leaves the JSON whole
 
 
@@ -49,6 +54,7 @@ class Record:
     user_id: str | None
     intent: str | None
     left_aside: tuple[str, ...]  # "system", "tools"
+    seconds: float | None = None  # since 1970, where the row said it
 
 
 def record_of(row: Any, form: str | None = None) -> Record:
@@ -57,7 +63,10 @@ def record_of(row: Any, form: str | None = None) -> Record:
         raise Unusable("not_an_object", f"it is a {type(row).__name__}, not an object with keys")
     keys = cast("Mapping[str, Any]", row)
     cells = {key: value for key, value in keys.items() if value is not None and value != ""}
-    messages = _messages(cells, form or form_of(cells, keys))
+    form = form or form_of(cells, keys)
+    if form == "request/response":
+        cells, form = _logged(cells), "messages"
+    messages = _messages(cells, form)
     left_aside = {"tools"} if cells.get("tools") else set[str]()
     turns: list[tuple[str, str]] = []
     for number, message in enumerate(messages, start=1):
@@ -71,7 +80,14 @@ def record_of(row: Any, form: str | None = None) -> Record:
         raise Unusable("no_user_turn", "it holds no message of a user")
     if "assistant" not in roles[roles.index("user") :]:
         raise Unusable("no_reply", "it holds no message of the assistant after one of the user")
-    return Record(tuple(turns), _label(cells.get("user_id")), _label(cells.get("intent")), tuple(sorted(left_aside)))
+    seconds = cells.get("timestamp")
+    return Record(
+        tuple(turns),
+        _label(cells.get("user_id")),
+        _label(cells.get("intent")),
+        tuple(sorted(left_aside)),
+        float(seconds) if isinstance(seconds, int | float) and 0 < seconds < LAST_SECOND else None,
+    )
 
 
 def form_of(*rows: Mapping[str, Any]) -> str:
@@ -101,6 +117,8 @@ def _messages(row: Mapping[str, Any], form: str) -> list[Any]:
         raise Unusable("content_missing", f"{' and '.join(missing)} of the form {form} is missing or empty")
     if form == "messages":
         return _listed(row["messages"])
+    if form == "sharegpt":
+        return [_from_value(message) for message in _listed(row["conversations"])]
     if form == "prompt/completion":
         return [*_said("user", row["prompt"]), *_said("assistant", row["completion"])]
     if form == "user/assistant":
@@ -114,6 +132,44 @@ def _messages(row: Mapping[str, Any], form: str) -> list[Any]:
         {"role": "user", "content": asked},
         {"role": "assistant", "content": None, "tool_calls": calls} if calls else {"role": "assistant", "content": output},
     ]
+
+
+def _from_value(message: Any) -> Any:
+    """A message of ShareGPT as one of `messages`; a function call is a reply made of tool calls."""
+    if not isinstance(message, Mapping) or "from" not in message:
+        return message
+    cells = cast("Mapping[str, Any]", message)
+    if cells["from"] == "function_call":
+        return {"role": "assistant", "content": None, "tool_calls": cells.get("value")}
+    return {"role": cells["from"], "content": cells.get("value")}
+
+
+def _logged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged call as a row of `messages`: what was asked, and the answer's first choice. Raises Unusable."""
+    request, response = _object(row, "request"), _object(row, "response")
+    choices = response.get("choices")
+    choice: Any = cast("Sequence[Any]", choices)[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, Mapping) or not isinstance(cast("Mapping[str, Any]", choice).get("message"), Mapping):
+        raise Unusable("content_missing", "its response holds no choice with a message (a stream has to be put together first)")
+    return {
+        "user_id": request.get("user"),
+        **{key: value for key, value in row.items() if key not in ("request", "response")},
+        "messages": [*_listed(request.get("messages")), cast("Mapping[str, Any]", choice)["message"]],
+        "tools": request.get("tools"),
+    }
+
+
+def _object(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object, also as the JSON of a cell. Raises Unusable."""
+    value = row.get(key)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise Unusable("json_invalid", f"its {key} is a text that is no JSON") from None
+    if not isinstance(value, Mapping):
+        raise Unusable("content_missing", f"its {key} is missing or no object")
+    return cast("Mapping[str, Any]", value)
 
 
 def _said(role: str, value: Any) -> list[Any]:
@@ -136,10 +192,12 @@ _ROLES = {
     "user": "user",
     "human": "user",
     "assistant": "assistant",
+    "gpt": "assistant",
     "system": None,
     "developer": None,
     "tool": "tool",
     "function": "tool",
+    "observation": "tool",
 }
 
 

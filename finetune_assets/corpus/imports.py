@@ -4,7 +4,7 @@
 
     tenant: clinic_aurora
     vertical: dental
-    date: 2026-10-19             # all rows count in this week
+    date: 2026-10-19             # rows without a `timestamp` count in this week
     form: user/assistant         # default: found by each row's keys
     files: ["*.jsonl"]           # default: every .jsonl, .ndjson, .json, .csv and .parquet, sub-folders included
     repository: {path: ../app}   # instead of files: rows made of a code repository (see `repositories`)
@@ -16,7 +16,6 @@ text, `<file>:<line>` its id and `<reason>: <detail>` its problem, so it ends in
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
 import hashlib
 import json
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 import yaml
@@ -34,12 +33,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_assets.corpus.forms import FORMS, Record, Unusable, record_of
 from finetune_assets.corpus.repositories import Chosen, Repository, choose_files, named_files, rows
+from finetune_assets.corpus.row_files import SUFFIXES, read_rows
 from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES, TIME
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import write_parquet
 
 SETTINGS = "source.yaml"
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _KINDS: dict[str, Any] = {"text": pl.String, "time": TIME, "score": pl.Int8, "flag": pl.Boolean}
 COLUMNS: dict[str, dict[str, Any]] = {
     table: {name: _KINDS[column.kind] for name, column in columns.items() if name != "training_consent"}
@@ -55,7 +54,7 @@ class Origin(BaseModel):
 
     tenant: str = Field(min_length=1, max_length=100, description="Tenant of every row.")
     vertical: str = Field(min_length=1, max_length=100, description="Vertical of every row.")
-    date: dt.date = Field(description="Day of every row; its week is the corpus partition.")
+    date: dt.date = Field(description="Day of rows without a `timestamp`; its week is the corpus partition.")
     form: str | None = Field(default=None, description="One of the forms; default: found by each row's keys.")
     files: list[str] = Field(
         default_factory=lambda: [f"**/*{suffix}" for suffix in SUFFIXES],
@@ -101,66 +100,6 @@ class Imported:
         return self.converted.rows - self.added
 
 
-# --- rows of files
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line or row number from 1 on, row) of a file; a line that is no JSON comes as an Unusable. Raises SourceError."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise SourceError(f"{path} is of no known kind; supported are {', '.join(SUFFIXES)}.")
-    try:
-        yield from _READERS[path.suffix.lower()](path)
-    except OSError as error:
-        cause = error.strerror or type(error).__name__
-        raise SourceError(f"{path} cannot be read: {cause}. Check that it exists and that this user may read it.") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parsed(line)
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return Unusable("json_invalid", f"{type(error).__name__}{where}")
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    value = _parsed(path.read_text(encoding="utf-8-sig", errors="replace"))
-    if not isinstance(value, list):
-        raise SourceError(f"{path} is no JSON list of rows. Give a list of objects, or one object a line as .jsonl.")
-    yield from enumerate(cast("list[Any]", value), start=1)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            for row in reader:
-                broken = None in row or None in row.values()
-                problem = Unusable("not_an_object", "it has another number of fields than the header")
-                yield reader.line_num, problem if broken else row
-        except csv.Error as error:
-            raise SourceError(f"{path}:{reader.line_num} is no well-formed CSV ({error}). Export it again.") from None
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        frame = pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        raise SourceError(f"{path} is a damaged Parquet file ({type(error).__name__}). Copy or export it again.") from None
-    yield from enumerate(frame.iter_rows(named=True), start=1)
-
-
-_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
 # --- rows as tables
 
 
@@ -178,6 +117,7 @@ def convert_repository(chosen: Chosen, origin: Origin) -> Converted:
 def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
     """Named rows as conversations."""
     found: dict[str, Record] = {}
+    places: dict[str, str] = {}
     problems: list[Problem] = []
     left_aside: Counter[str] = Counter()
     read = 0
@@ -187,17 +127,27 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
             if isinstance(row, Unusable):
                 raise row
             record = record_of(row, origin.form)
-            name = conversation_id(record, origin)
-            if name in found:
-                raise Unusable("row_repeated", "an earlier row has the same turns")
         except Unusable as unusable:
             problems.append(Problem(place, unusable.reason, unusable.detail))
             continue
-        found[name] = record
+        name = conversation_id(record, origin)
+        if name not in found:
+            found[name], places[name] = record, place
+            continue
+        found[name], places[name], repeated = _first((found[name], places[name]), (record, place))
+        problems.append(Problem(repeated, "row_repeated", "another row has the same turns"))
+    for name in _continued(found):
+        del found[name]
+        problems.append(Problem(places[name], "row_continued", "another row begins with all of its turns, and goes on"))
+    for record in found.values():
         left_aside.update(record.left_aside)
     start = dt.datetime(origin.date.year, origin.date.month, origin.date.day, tzinfo=dt.UTC)
-    conversations = [_conversation(name, record, origin, start) for name, record in found.items()]
-    messages = [message for name, record in found.items() for message in _messages(name, record, start)]
+    begun = {
+        name: start if record.seconds is None else dt.datetime.fromtimestamp(record.seconds, dt.UTC)
+        for name, record in found.items()
+    }
+    conversations = [_conversation(name, record, origin, begun[name]) for name, record in found.items()]
+    messages = [message for name, record in found.items() for message in _messages(name, record, begun[name])]
     messages += [_unread(problem, start) for problem in problems]
     tables = {
         "conversations": _table("conversations", conversations),
@@ -205,6 +155,30 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
         "feedback": _table("feedback", []),
     }
     return Converted(tables, read, problems, dict(sorted(left_aside.items())))
+
+
+def _first(one: tuple[Record, str], other: tuple[Record, str]) -> tuple[Record, str, str]:
+    """Of two rows with the same turns the earlier one and its place, and the other's place, whatever their order."""
+    keys = [(given[0].seconds or 0.0, given[0].user_id or "", given[0].intent or "") for given in (one, other)]
+    (kept, place), (_, repeated) = (one, other) if keys[0] <= keys[1] else (other, one)
+    return kept, place, repeated
+
+
+def _continued(found: Mapping[str, Record]) -> list[str]:
+    """Rows whose turns are the beginning of another's, as logs of single requests have them: nothing of theirs is lost there.
+
+    Kept, they would be conversations of their own, and the same talk could stand in both train and test.
+    """
+    beginnings: set[bytes] = set()
+    whole: dict[str, bytes] = {}
+    for name, record in found.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for number, turn in enumerate(record.turns, start=1):
+            digest.update(json.dumps(turn).encode())
+            if number < len(record.turns):
+                beginnings.add(digest.digest())
+        whole[name] = digest.digest()
+    return [name for name, digest in whole.items() if digest in beginnings]
 
 
 def conversation_id(record: Record, origin: Origin) -> str:

@@ -19,6 +19,7 @@ from finetune_assets.corpus import imports
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.forms import REASONS, Unusable, calls_of, record_of
 from finetune_assets.corpus.ingest import ingest_conversations, stale_weeks
+from finetune_assets.corpus.row_files import SUFFIXES
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
@@ -36,6 +37,20 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "pair": {"user": TURNS[0][1], "assistant": TURNS[1][1]},
     "instruction": {"instruction": TURNS[0][1], "input": "", "output": TURNS[1][1]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "system", "value": "Eres"},
+            {"from": "human", "value": TURNS[0][1]},
+            {"from": "gpt", "value": TURNS[1][1]},
+        ]
+    },
+    "log": {
+        "timestamp": 1760000000,
+        "workload_id": "chat",
+        "client_id": "app",
+        "request": {"model": "m", "messages": [{"role": "system", "content": "Eres"}, {"role": "user", "content": TURNS[0][1]}]},
+        "response": {"choices": [{"message": {"role": "assistant", "content": TURNS[1][1]}, "finish_reason": "stop"}]},
+    },
 }
 
 
@@ -56,6 +71,36 @@ def test_tool_calls_of_every_writing_are_one(output: Any) -> None:
     said = record_of({"instruction": "Reserva", "output": output}).turns[1][1]
     assert said == '{"tool_calls":[{"name":"book","arguments":{"people":2,"phone":"34612345678"}}]}'
     assert calls_of(said) == [{"name": "book", "arguments": {"people": 2, "phone": "34612345678"}}]
+
+
+def test_a_function_call_of_sharegpt_is_a_tool_call() -> None:
+    turns = [
+        {"from": "human", "value": "Reserva"},
+        {"from": "function_call", "value": '{"name":"book","arguments":{"people":2}}'},
+        {"from": "observation", "value": "ok"},
+    ]
+    assert [role for role, _ in record_of({"conversations": turns}).turns] == ["user", "assistant", "user"]
+    assert calls_of(record_of({"conversations": turns}).turns[1][1]) == [{"name": "book", "arguments": {"people": 2}}]
+
+
+def test_a_log_of_requests_is_whole_conversations_of_their_own_week() -> None:
+    said = ["Hola", "Buenas, ¿qué necesita?", "Una cita el lunes", "¿A las 10?", "Sí", "Hecho."]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+
+    def logged(turns: int, at: int, user: str) -> dict[str, Any]:
+        return {
+            "timestamp": at,
+            "request": {"messages": messages[: turns - 1], "user": user},
+            "response": {"choices": [{"message": messages[turns - 1]}]},
+        }
+
+    rows = [logged(2, 1760000000, "ana"), logged(4, 1760000060, "ana"), logged(6, 1760000120, "ana"), logged(6, 1760009999, "b")]
+    for order in (rows, rows[::-1]):
+        made = imports.tables_of(((str(row["timestamp"]), row) for row in order), ORIGIN)
+        assert made.tables["conversations"]["user_id"].to_list() == ["ana"]
+        assert made.tables["conversations"]["started_at"].dt.epoch("s").to_list() == [1760000120]
+        assert made.tables["messages"].drop_nulls("content")["content"].to_list() == said
+        assert sorted(problem.reason for problem in made.problems) == ["row_continued", "row_continued", "row_repeated"]
 
 
 def test_json_that_is_no_call_stays_a_text() -> None:
@@ -82,6 +127,9 @@ def test_json_that_is_no_call_stays_a_text() -> None:
             "weight_zero",
         ),
         ({"instruction": "x", "output": {"tool_calls": [{"arguments": {}}]}}, "tool_call_invalid"),
+        ({"conversations": [{"from": "alien", "value": "hola"}]}, "role_unknown"),
+        ({"request": {"messages": [{"role": "user", "content": "hola"}]}, "response": {"choices": []}}, "content_missing"),
+        ({"request": "{", "response": {}}, "json_invalid"),
     ],
 )
 def test_reasons(row: Any, reason: str) -> None:
@@ -95,7 +143,12 @@ words = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_si
 json_values = st.recursive(
     words, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
-keys = st.sampled_from(["messages", "prompt", "completion", "user", "assistant", "instruction", "input", "output", "tools", "x"])
+keys = st.sampled_from(
+    [
+        *("messages", "prompt", "completion", "user", "assistant", "instruction", "input", "output", "tools", "x"),
+        *("conversations", "request", "response", "timestamp"),
+    ]
+)
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool", "?"]), "content": words | st.lists(json_values, max_size=2)},
     optional={"tool_calls": json_values, "weight": st.integers(0, 1)},
@@ -142,7 +195,7 @@ def stored(tmp_path: Path, source: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     return pl.read_parquet(store.corpus("examples", weeks[0]) / "part.parquet"), counts[weeks[0]]
 
 
-@pytest.mark.parametrize("suffix", imports.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_any_kind_is_a_source(tmp_path: Path, suffix: str) -> None:
     rows = [{"user": f"Pregunta {n}\nde dos líneas", "assistant": f"Respuesta {n}"} for n in range(5)]
     rows.append({"user": "Mi correo es ana@example.org", "assistant": "Gracias, Ana."})
