@@ -24,10 +24,7 @@ SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
     type=click.DateTime(["%Y-%m-%d"]),
     help="Day of rows without a `timestamp`; its week is their partition.",
 )
-@click.option(
-    "--form",
-    help="messages, prompt/completion, user/assistant, instruction/input/output, sharegpt or request/response; default: by keys.",
-)
+@click.option("--form", help="One of the forms of docs/data.md; default: found by each row's keys.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Of a repository: files to read; default **/*.py and **/*.md.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Of a repository: files to leave out.")
 @click.option("--texts", is_flag=True, help="Of a repository: write plain texts for the objective continued_pretraining.")

@@ -6,8 +6,10 @@
     instruction/input/output    {"instruction": text, "input"?: text, "output": text, or JSON tool calls}
     sharegpt                    {"conversations": [{"from", "value"}, …]}
     request/response            {"request": a chat-completions request, "response": its answer, "timestamp"?: seconds}: a log
+    chosen/rejected             {"prompt"?: text or messages, "chosen": text or messages, "rejected": …}: a reply corrected
 
-Beside them a row may have `user_id` and `intent`. Left aside are system messages and `tools` (an assistant's settings say both).
+Beside them a row may have `user_id`, `intent` and `label` (true or false: a thumb for its last reply). Left aside are system
+messages and `tools` (an assistant's settings say both).
 A tool call is the text `{"tool_calls":[{"name":…,"arguments":{…}},…]}` of the reply, a tool's answer the user's text
 `{"tool_result":…}`: so every rule for texts (personal data, lengths, near-duplicates) holds for them too.
 """
@@ -26,11 +28,21 @@ FORMS: dict[str, tuple[str, ...]] = {
     "instruction/input/output": ("instruction", "output"),
     "sharegpt": ("conversations",),
     "request/response": ("request", "response"),
+    "chosen/rejected": ("chosen", "rejected"),
 }
 """The keys that a row of each form must have."""
 REASONS: tuple[str, ...] = (
     *("json_invalid", "not_an_object", "form_unknown", "role_unknown", "content_missing", "content_unsupported"),
-    *("tool_call_invalid", "weight_zero", "no_user_turn", "no_reply", "row_repeated", "row_continued"),
+    *(
+        "tool_call_invalid",
+        "weight_zero",
+        "no_user_turn",
+        "no_reply",
+        "row_repeated",
+        "row_continued",
+        "pair_equal",
+        "pair_unlike",
+    ),
 )
 """Why a row is unusable."""
 LAST_SECOND = 4_102_444_800  # the year 2100: a larger timestamp counts something other than seconds
@@ -55,6 +67,8 @@ class Record:
     intent: str | None
     left_aside: tuple[str, ...]  # "system", "tools"
     seconds: float | None = None  # since 1970, where the row said it
+    correction: str | None = None  # what the last reply should have been
+    good: bool | None = None  # the thumb for the last reply
 
 
 def record_of(row: Any, form: str | None = None) -> Record:
@@ -64,8 +78,15 @@ def record_of(row: Any, form: str | None = None) -> Record:
     keys = cast("Mapping[str, Any]", row)
     cells = {key: value for key, value in keys.items() if value is not None and value != ""}
     form = form or form_of(cells, keys)
+    missing = [key for key in FORMS[form] if key not in cells]
+    if missing:
+        raise Unusable("content_missing", f"{' and '.join(missing)} of the form {form} is missing or empty")
     if form == "request/response":
         cells, form = _logged(cells), "messages"
+    correction: str | None = None
+    if form == "chosen/rejected":
+        cells, correction = _pair(cells)
+        form = "messages"
     messages = _messages(cells, form)
     left_aside = {"tools"} if cells.get("tools") else set[str]()
     turns: list[tuple[str, str]] = []
@@ -87,6 +108,8 @@ def record_of(row: Any, form: str | None = None) -> Record:
         _label(cells.get("intent")),
         tuple(sorted(left_aside)),
         float(seconds) if isinstance(seconds, int | float) and 0 < seconds < LAST_SECOND else None,
+        correction,
+        _thumb(cells.get("label")),
     )
 
 
@@ -112,9 +135,6 @@ def calls_of(text: str) -> list[dict[str, Any]] | None:
 
 
 def _messages(row: Mapping[str, Any], form: str) -> list[Any]:
-    missing = [key for key in FORMS[form] if key not in row]
-    if missing:
-        raise Unusable("content_missing", f"{' and '.join(missing)} of the form {form} is missing or empty")
     if form == "messages":
         return _listed(row["messages"])
     if form == "sharegpt":
@@ -157,6 +177,25 @@ def _logged(row: Mapping[str, Any]) -> dict[str, Any]:
         "messages": [*_listed(request.get("messages")), cast("Mapping[str, Any]", choice)["message"]],
         "tools": request.get("tools"),
     }
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """A preference as a row of `messages` with its rejected reply, and the chosen one. Raises Unusable."""
+    prompt = _said("user", row["prompt"]) if "prompt" in row else []
+    chosen, rejected = ([*prompt, *_said("assistant", row[key])] for key in ("chosen", "rejected"))
+    better, worse = _turn(chosen[-1], "the last message of chosen"), _turn(rejected[-1], "the last message of rejected")
+    if better is None or worse is None or better[0] != "assistant" or worse[0] != "assistant":
+        raise Unusable("no_reply", "chosen and rejected must end with a message of the assistant")
+    if better == worse:
+        raise Unusable("pair_equal", "chosen and rejected are the same reply")
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("pair_unlike", "chosen and rejected answer different conversations")
+    return {**{key: value for key, value in row.items() if key not in ("chosen", "rejected")}, "messages": rejected}, better[1]
+
+
+def _thumb(label: Any) -> bool | None:
+    """A KTO label, also as the text of a CSV cell."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(label).strip().lower())
 
 
 def _object(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:

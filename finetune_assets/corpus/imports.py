@@ -148,24 +148,28 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
     }
     conversations = [_conversation(name, record, origin, begun[name]) for name, record in found.items()]
     messages = [message for name, record in found.items() for message in _messages(name, record, begun[name])]
+    feedback = [row for name, record in found.items() for row in _feedback(name, record, origin, begun[name])]
     messages += [_unread(problem, start) for problem in problems]
     tables = {
         "conversations": _table("conversations", conversations),
         "messages": _table("messages", messages),
-        "feedback": _table("feedback", []),
+        "feedback": _table("feedback", feedback),
     }
     return Converted(tables, read, problems, dict(sorted(left_aside.items())))
 
 
 def _first(one: tuple[Record, str], other: tuple[Record, str]) -> tuple[Record, str, str]:
     """Of two rows with the same turns the earlier one and its place, and the other's place, whatever their order."""
-    keys = [(given[0].seconds or 0.0, given[0].user_id or "", given[0].intent or "") for given in (one, other)]
+    keys = [
+        (record.seconds or 0.0, *(text or "" for text in (record.correction, record.user_id, record.intent)), record.good is None)
+        for record, _ in (one, other)
+    ]
     (kept, place), (_, repeated) = (one, other) if keys[0] <= keys[1] else (other, one)
     return kept, place, repeated
 
 
 def _continued(found: Mapping[str, Record]) -> list[str]:
-    """Rows whose turns are the beginning of another's, as logs of single requests have them: nothing of theirs is lost there.
+    """Rows without feedback whose turns begin another's, as logs of single requests have them: nothing of theirs is lost there.
 
     Kept, they would be conversations of their own, and the same talk could stand in both train and test.
     """
@@ -178,7 +182,8 @@ def _continued(found: Mapping[str, Record]) -> list[str]:
             if number < len(record.turns):
                 beginnings.add(digest.digest())
         whole[name] = digest.digest()
-    return [name for name, digest in whole.items() if digest in beginnings]
+    judged = {name for name, record in found.items() if record.correction is not None or record.good is not None}
+    return [name for name, digest in whole.items() if digest in beginnings and name not in judged]
 
 
 def conversation_id(record: Record, origin: Origin) -> str:
@@ -210,6 +215,22 @@ def _messages(name: str, record: Record, start: dt.datetime) -> Iterator[dict[st
             "intent": _clean(record.intent) if role == "user" else None,
             "created_at": start + dt.timedelta(seconds=number),
         }
+
+
+def _feedback(name: str, record: Record, origin: Origin, start: dt.datetime) -> Iterator[dict[str, Any]]:
+    """What a row said of its last reply: a thumb, or the better reply."""
+    if record.correction is None and record.good is None:
+        return
+    place = max(number for number, (role, _) in enumerate(record.turns, start=1) if role == "assistant")
+    yield {
+        "feedback_id": f"{name}_feedback",
+        "tenant_id": origin.tenant,
+        "conversation_id": name,
+        "message_id": f"{name}_{place}",
+        "feedback_type": "positive" if record.good and record.correction is None else "negative",
+        "expected_response": _clean(record.correction),
+        "created_at": start + dt.timedelta(seconds=len(record.turns) + 1),
+    }
 
 
 def _unread(problem: Problem, start: dt.datetime) -> dict[str, Any]:

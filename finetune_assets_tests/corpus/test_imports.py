@@ -18,7 +18,7 @@ from finetune_assets.cli import main
 from finetune_assets.corpus import imports
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.forms import REASONS, Unusable, calls_of, record_of
-from finetune_assets.corpus.ingest import ingest_conversations, stale_weeks
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.row_files import SUFFIXES
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.errors import SourceError
@@ -103,6 +103,29 @@ def test_a_log_of_requests_is_whole_conversations_of_their_own_week() -> None:
         assert sorted(problem.reason for problem in made.problems) == ["row_continued", "row_continued", "row_repeated"]
 
 
+def test_preferences_and_labels_are_feedback(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "¿Abren los sábados por la mañana?"}]
+    chosen, rejected = "Sí, los sábados abrimos de nueve a dos.", "No sabría decirle, llame otro día."
+    rows = [
+        {"prompt": "¿Tienen parking?", "chosen": "Sí, en la planta baja.", "rejected": "Eso no lo sé."},
+        {
+            "chosen": [*talk, {"role": "assistant", "content": chosen}],
+            "rejected": [*talk, {"role": "assistant", "content": rejected}],
+        },
+        {"prompt": "¿Aceptan tarjeta?", "completion": "Claro que sí, todas.", "label": True},
+        {"prompt": "¿Hacen descuento?", "completion": "Pregunte por ahí.", "label": "false"},
+    ]
+    made = imports.import_files([write_rows(tmp_path / "in", ".jsonl", rows)], tmp_path / "out", ORIGIN)
+    assert made.added == 4
+    store = Store(tmp_path / "home")
+    source = read_source([str(tmp_path / "out")])
+    ingest_conversations(store, source, ["2026-10-19"], KEY)
+    ingest_feedback(store, source, ["2026-10-19"], KEY)
+    given = pl.read_parquet(store.corpus("feedback", "2026-10-19") / "part.parquet").sort("expected_response", nulls_last=True)
+    assert given["expected_response"].to_list() == ["Sí, en la planta baja.", chosen, None, None]
+    assert sorted(given["feedback_type"].to_list()) == ["negative", "negative", "negative", "positive"]
+
+
 def test_json_that_is_no_call_stays_a_text() -> None:
     assert record_of({"instruction": "Datos", "output": '{"name": "Ana"}'}).turns[1][1] == '{"name": "Ana"}'
     assert calls_of('{"tool_calls": broken') is None
@@ -130,6 +153,8 @@ def test_json_that_is_no_call_stays_a_text() -> None:
         ({"conversations": [{"from": "alien", "value": "hola"}]}, "role_unknown"),
         ({"request": {"messages": [{"role": "user", "content": "hola"}]}, "response": {"choices": []}}, "content_missing"),
         ({"request": "{", "response": {}}, "json_invalid"),
+        ({"prompt": "hola", "chosen": "a", "rejected": "a"}, "pair_equal"),
+        ({"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "a"}]}, "no_reply"),
     ],
 )
 def test_reasons(row: Any, reason: str) -> None:
@@ -146,7 +171,7 @@ json_values = st.recursive(
 keys = st.sampled_from(
     [
         *("messages", "prompt", "completion", "user", "assistant", "instruction", "input", "output", "tools", "x"),
-        *("conversations", "request", "response", "timestamp"),
+        *("conversations", "request", "response", "timestamp", "chosen", "rejected", "label"),
     ]
 )
 message = st.fixed_dictionaries(
