@@ -26,6 +26,7 @@ from finetune_assets.dataset.manifest import CODE_VERSION
 from finetune_assets.dataset.residual import personal_data_left
 from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.dataset.semantic import embedding
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.dataset.views import vocabulary_rows
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 
@@ -118,7 +119,7 @@ def jsonl_splits(
         context.log.info(f"Removed the data set {name}: `keep_datasets` is {assistant.keep_datasets}, and nothing uses it.")
     split = manifest["counts"]["split"]
     lines = [line["messages"] for line in islice(read_lines(folder / "train.jsonl"), 3)]
-    sample = [{"context": [turn for turn in row[:-1] if turn["role"] != "system"], "reply": row[-1]["content"]} for row in lines]
+    sample = [{"context": [turn for turn in row[:-1] if turn["role"] != "system"], "reply": said(row[-1])} for row in lines]
     return Result(
         metadata={
             "train": split.get("train", 0),

@@ -227,9 +227,9 @@ def freeze(store: Store, assistant: Assistant, choice: Choice) -> Manifest:
     """
     system = assistant.system_prompt.strip()
     frames = {
-        "examples": lines_of("examples", choice.kept, system, assistant.rows),
-        "preferences": lines_of("preferences", choice.preferences, system),
-        "kto": lines_of("kto", choice.kto, system),
+        "examples": lines_of("examples", choice.kept, system, assistant.rows, assistant.tools),
+        "preferences": lines_of("preferences", choice.preferences, system, tools=assistant.tools),
+        "kto": lines_of("kto", choice.kto, system, tools=assistant.tools),
     }
     mark = manifests.fingerprint(data_settings(assistant), frames)
     folder = store.dataset(assistant.name, mark)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from finetune_assets.cli import main
 from finetune_assets.corpus import imports
 from finetune_assets.corpus.examples import build_examples
-from finetune_assets.corpus.forms import REASONS, Unusable, calls_of, record_of
+from finetune_assets.corpus.forms import REASONS, Unusable, parsed_call, record_of
 from finetune_assets.corpus.ingest import ingest_conversations, stale_weeks
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.errors import SourceError
@@ -55,12 +55,12 @@ def test_every_form_says_the_same(form: str) -> None:
 def test_tool_calls_of_every_writing_are_one(output: Any) -> None:
     said = record_of({"instruction": "Reserva", "output": output}).turns[1][1]
     assert said == '{"tool_calls":[{"name":"book","arguments":{"people":2,"phone":"34612345678"}}]}'
-    assert calls_of(said) == [{"name": "book", "arguments": {"people": 2, "phone": "34612345678"}}]
+    assert parsed_call(said) == {"tool_calls": [{"name": "book", "arguments": {"people": 2, "phone": "34612345678"}}]}
 
 
 def test_json_that_is_no_call_stays_a_text() -> None:
     assert record_of({"instruction": "Datos", "output": '{"name": "Ana"}'}).turns[1][1] == '{"name": "Ana"}'
-    assert calls_of('{"tool_calls": broken') is None
+    assert parsed_call('{"tool_calls": broken') is None
 
 
 @pytest.mark.parametrize(
