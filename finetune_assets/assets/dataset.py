@@ -28,6 +28,7 @@ from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.dataset.semantic import embedding
 from finetune_assets.dataset.tool_calls import said
 from finetune_assets.dataset.views import vocabulary_rows
+from finetune_assets.evaluation.human.training import ratings_of
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 
 Result = dg.MaterializeResult[Any]
@@ -44,7 +45,11 @@ VOCABULARY = ["side", "texts", "words", "vocabulary", "distinct_1", "distinct_2"
     code_version=CODE_VERSION,
 )
 def training_examples(
-    context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, launcher: LauncherResource
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    launcher: LauncherResource,
+    ledger: LedgerResource,
 ) -> Result:
     """The examples that this assistant learns from and is tested on: corrections first, then praised, then satisfied replies.
 
@@ -56,7 +61,9 @@ def training_examples(
         store.store.datasets(assistant.name),
         assistant.filters.semantic_model,
     )
-    choice = choose(store.store, assistant, embed)
+    with ledger.open() as book:
+        ratings = ratings_of(store.store, book.engine, assistant.name)
+    choice = choose(store.store, assistant, embed, ratings)
     folder = stage(store.store, assistant, choice)
     notes = choice.notes
     for warning in notes["warnings"]:
