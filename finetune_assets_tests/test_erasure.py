@@ -187,7 +187,13 @@ def test_what_is_left_is_what_a_build_without_the_person_makes(world: World, tmp
     assert without.conversations.height == world.tables.conversations.height - 3
     fresh = Store(tmp_path / "fresh")
     assert rewritten is not None
+    pairs = read_manifest(rewritten)["pairs"]
     assert build(fresh, without) == rewritten.name
+    made = read_manifest(fresh.dataset("dental", rewritten.name))["pairs"]
+    assert made["kto_labels"]["good"] > 0
+    assert {name: pairs[name] for name in ("preferences", "kto", "kto_labels")} == {
+        name: made[name] for name in ("preferences", "kto", "kto_labels")
+    }
     stale = stale_weeks(world.store, without)
     assert set(stale.conversations) == {exports.at().date().isoformat(), exports.at(1).date().isoformat()}
     assert build(world.store, without) == rewritten.name  # the source still holds the rows

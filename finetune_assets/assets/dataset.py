@@ -26,7 +26,9 @@ from finetune_assets.dataset.manifest import CODE_VERSION
 from finetune_assets.dataset.residual import personal_data_left
 from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.dataset.semantic import embedding
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.dataset.views import vocabulary_rows
+from finetune_assets.evaluation.human.training import ratings_of
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 
 Result = dg.MaterializeResult[Any]
@@ -43,7 +45,11 @@ VOCABULARY = ["side", "texts", "words", "vocabulary", "distinct_1", "distinct_2"
     code_version=CODE_VERSION,
 )
 def training_examples(
-    context: dg.AssetExecutionContext, store: StoreResource, assistants: AssistantsResource, launcher: LauncherResource
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    launcher: LauncherResource,
+    ledger: LedgerResource,
 ) -> Result:
     """The examples that this assistant learns from and is tested on: corrections first, then praised, then satisfied replies.
 
@@ -55,7 +61,9 @@ def training_examples(
         store.store.datasets(assistant.name),
         assistant.filters.semantic_model,
     )
-    choice = choose(store.store, assistant, embed)
+    with ledger.open() as book:
+        ratings = ratings_of(store.store, book.engine, assistant.name)
+    choice = choose(store.store, assistant, embed, ratings)
     folder = stage(store.store, assistant, choice)
     notes = choice.notes
     for warning in notes["warnings"]:
@@ -118,7 +126,7 @@ def jsonl_splits(
         context.log.info(f"Removed the data set {name}: `keep_datasets` is {assistant.keep_datasets}, and nothing uses it.")
     split = manifest["counts"]["split"]
     lines = [line["messages"] for line in islice(read_lines(folder / "train.jsonl"), 3)]
-    sample = [{"context": [turn for turn in row[:-1] if turn["role"] != "system"], "reply": row[-1]["content"]} for row in lines]
+    sample = [{"context": [turn for turn in row[:-1] if turn["role"] != "system"], "reply": said(row[-1])} for row in lines]
     return Result(
         metadata={
             "train": split.get("train", 0),

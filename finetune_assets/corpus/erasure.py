@@ -21,7 +21,6 @@ from finetune_assets.corpus.staleness import ERASED, counts_of, part_digest, sta
 from finetune_assets.errors import SettingsError
 from finetune_assets.storage import Store, write_json, write_parquet
 
-USER, CONVERSATION = "user", "conversation"
 _HASHED = re.compile(r"[up]_[0-9a-f]{16}")
 ID_COLUMNS = ("conversation_id", "message_id", "feedback_id", "id")
 """Columns of made tables that tell whose a row is, beside `user`."""

@@ -90,8 +90,9 @@ def record_of(row: Any, form: str | None = None) -> Record:
     messages = _messages(cells, form)
     left_aside = {"tools"} if cells.get("tools") else set[str]()
     turns: list[tuple[str, str]] = []
+    names = _call_names(messages)
     for number, message in enumerate(messages, start=1):
-        turn = _turn(message, f"message {number}")
+        turn = _turn(message, f"message {number}", names)
         if turn is None:
             left_aside.add("system")
         else:
@@ -124,13 +125,30 @@ def form_of(*rows: Mapping[str, Any]) -> str:
     return found[0]
 
 
-def calls_of(text: str) -> list[dict[str, Any]] | None:
-    """The tool calls (name, arguments) of a reply that is made of them, else null."""
-    if not text.startswith('{"tool_calls":'):
-        return None
+CALLS, RESULT = '{"tool_calls":', '{"tool_result":'
+"""How the text of a reply that calls tools begins, and that of a tool's answer."""
+
+
+def calls_text(calls: Sequence[Mapping[str, Any]], content: str = "") -> str:
+    """The text of a reply that calls tools (name, arguments), with what it says beside them."""
+    return _json({"tool_calls": list(calls), **({"content": content} if content else {})})
+
+
+def result_text(name: str, content: str) -> str:
+    """The text of a tool's answer."""
+    return _json({"tool_result": {"name": name, "content": content}})
+
+
+def parsed_call(text: str) -> dict[str, Any] | None:
+    """What `calls_text` (tool_calls, content) or `result_text` (tool_result) was made of; null for any other text."""
     try:
-        return _calls(json.loads(text))
-    except (ValueError, Unusable):
+        value: Any = json.loads(text)
+        if isinstance(value, dict) and set(cast("dict[str, Any]", value)) == {"tool_result"}:
+            return value if set(cast("Any", value)["tool_result"]) == {"name", "content"} else None
+        if not isinstance(value, dict) or not {"tool_calls"} <= set(cast("dict[str, Any]", value)) <= {"tool_calls", "content"}:
+            return None
+        return {**value, "tool_calls": _calls(value)}
+    except (ValueError, RecursionError, TypeError, Unusable):
         return None
 
 
@@ -240,8 +258,22 @@ _ROLES = {
 }
 
 
-def _turn(message: Any, where: str) -> tuple[str, str] | None:
-    """(role, text) of a message, null for the system's. Raises Unusable."""
+def _call_names(messages: Sequence[Any]) -> dict[str, str]:
+    """The name of each call that has an id: a tool's answer has only the id."""
+    names: dict[str, str] = {}
+    for message in messages:
+        calls: Any = cast("Mapping[str, Any]", message).get("tool_calls") if isinstance(message, Mapping) else None
+        for call in cast("list[Any]", calls) if isinstance(calls, list) else []:
+            cells = cast("Mapping[str, Any]", call) if isinstance(call, Mapping) else {}
+            function = cells.get("function")
+            name: Any = cast("Mapping[str, Any]", function).get("name") if isinstance(function, Mapping) else cells.get("name")
+            if isinstance(cells.get("id"), str) and isinstance(name, str):
+                names[cells["id"]] = name
+    return names
+
+
+def _turn(message: Any, where: str, names: Mapping[str, str]) -> tuple[str, str] | None:
+    """(role, text) of a message, null for the system's. `names`: of calls by their id. Raises Unusable."""
     if not isinstance(message, Mapping):
         raise Unusable("not_an_object", f"{where} is no object")
     cells = cast("Mapping[str, Any]", message)
@@ -257,11 +289,10 @@ def _turn(message: Any, where: str) -> tuple[str, str] | None:
         )
     content = _text(cells.get("content"), where)
     if role == "tool":
-        return "user", _json({"tool_result": {"name": str(cells.get("name") or ""), "content": content or ""}})
+        return "user", result_text(str(cells.get("name") or names.get(str(cells.get("tool_call_id"))) or ""), content)
     calls = cells.get("tool_calls") or cells.get("function_call")
     if role == "assistant" and calls:
-        made = {"tool_calls": _calls(calls)}
-        return role, _json({**made, "content": content} if content else made)
+        return role, calls_text(_calls(calls), content)
     if not content:
         raise Unusable("content_missing", f"{where} has no text")
     return role, content

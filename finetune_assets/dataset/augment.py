@@ -79,12 +79,12 @@ def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
 
 
 def augment(
-    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations
+    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations, allow: frozenset[str] = frozenset()
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
 
     `frame` holds every example of the assistant with its final reason, split and source; `hidden` are the normalised texts of the
-    held-out preferences and KTO rows, which no training row may resemble either.
+    held-out preferences and KTO rows, which no training row may resemble either; `allow`: public contacts of the tenants.
     """
     settings = assistant.augment
     kept = frame.filter(pl.col("reason").is_null())
@@ -101,7 +101,7 @@ def augment(
     rows = pl.concat([frame.head(0), *made])
     left_out: dict[str, int] = {}
     if not rows.is_empty():
-        rows, left_out = _filtered(rows, frame, hidden, assistant)
+        rows, left_out = _filtered(rows, frame, hidden, assistant, allow)
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
     by_intent = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
@@ -134,7 +134,7 @@ def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
 
 
 def _filtered(
-    rows: pl.DataFrame, frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant
+    rows: pl.DataFrame, frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, allow: frozenset[str]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     threshold = assistant.filters.near_duplicate
     rows = with_text(content(rows, assistant.filters), "reply")
@@ -143,10 +143,7 @@ def _filtered(
     trained = with_text(kept.filter(pl.col("split") == TRAIN), "reply")["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (
-        (
-            "personal_data_residual",
-            holds_personal(rows, ["reply"], allow=frozenset(one for own in assistant.contacts.values() for one in own)),
-        ),
+        ("personal_data_residual", holds_personal(rows, ["reply"], allow=allow)),
         ("twin_held_out", pl.Series(twins_in(rows["text"], heldout, threshold) >= 0)),
         ("same_as_negative", pl.Series(twins_in(rows["text"], blocking_negatives(frame)["text"], threshold) >= 0)),
         ("exact_duplicate", rows.select(equal).to_series()),

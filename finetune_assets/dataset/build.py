@@ -28,7 +28,8 @@ from finetune_assets.dataset.formats import trim_context, write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.lines import layout_note, lines_of
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
-from finetune_assets.dataset.preferences import make_pairs
+from finetune_assets.dataset.preferences import label_counts, make_pairs
+from finetune_assets.dataset.ratings import Ratings, mark_rejected
 from finetune_assets.dataset.selection import (
     judge,
     mark_personal,
@@ -39,7 +40,7 @@ from finetune_assets.dataset.selection import (
     verdicts,
 )
 from finetune_assets.dataset.semantic import Embed, drop_same_meaning
-from finetune_assets.dataset.splits import TRAIN, assign
+from finetune_assets.dataset.splits import assign
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
 from finetune_assets.dataset.views import twin_rows
 from finetune_assets.errors import DataError, LeakError
@@ -47,7 +48,8 @@ from finetune_assets.storage import Store, point, read_json, replacing_folder, w
 
 REASONS: tuple[str, ...] = (
     *("tenant_excluded", "no_consent", "negative_feedback", "not_satisfied", "reply_empty", "reply_too_long", "user_too_short"),
-    *("user_too_long", "reply_too_short", "error_reply", "excluded_pattern", "required_pattern_missing", "user_in_test"),
+    *("user_too_long", "reply_too_short", "error_reply", "excluded_pattern", "required_pattern_missing"),
+    *("rejected_in_review", "user_in_test"),
     *("personal_data_residual", "same_as_negative", "exact_duplicate", "near_duplicate", "semantic_duplicate"),
     *("intent_cap", "tenant_cap", "negative_share"),
 )
@@ -87,10 +89,11 @@ class Choice:
     notes: dict[str, Any]
 
 
-def choose(store: Store, assistant: Assistant, embed: Embed | None = None) -> Choice:
+def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratings: Ratings | None = None) -> Choice:
     """Decides for each example of the assistant's weeks; every one of them is in `kept` or `dropped`.
 
-    `embed` is used where the setting `filters.semantic_duplicate` asks for it.
+    `ratings`: what people said on the rating page (none: nothing). `embed` is used where the setting
+    `filters.semantic_duplicate` asks for it.
     Raises NothingSelected where none is the assistant's, TooFewExamples where too few are left.
     """
     filters = assistant.filters
@@ -98,8 +101,9 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None) -> Ch
     examples = rows.unique("message_id", keep="last", maintain_order=True)
     tenants = sorted({*tenants_of(store, assistant), *examples["tenant_id"].unique()} - set(filters.exclude_tenants))
     feedback = read_feedback(store)
-    judged = judge(examples, feedback, tenants)
+    judged, rated = judge(examples, feedback, tenants), ratings or Ratings()
     frame = verdicts(trim_context(examples, filters.context_turns, filters.context_chars), judged, filters)
+    frame = mark_rejected(frame, rated)
     allow = own_contacts(store)
     frame = mark_personal(assign(frame, assistant.split), allow)
     frame = even_out(_without_twins(frame, filters, embed), assistant.balance)
@@ -107,16 +111,15 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None) -> Ch
     kept = frame.filter(pl.col("reason").is_null())
     rejected = tally(frame["reason"].drop_nulls())
     check_enough(assistant, frame.height, kept, rejected)
-    pairs = make_pairs(frame, filters.near_duplicate, allow)
-    labels = pairs.kto.filter(pl.col("split") == TRAIN)["label"]
+    pairs = make_pairs(frame, filters.near_duplicate, allow, rated)
     made = {
         "preferences": tally(pairs.preferences["split"]),
         "kto": tally(pairs.kto["split"]),
-        "kto_labels": {"good": int(labels.sum()), "bad": int((~labels).sum())},
+        "kto_labels": label_counts(pairs.kto),
         "left_out": pairs.left_out,
     }
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant))
+    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), allow)
     columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
     whole = pl.concat([kept.select(columns), synthetic.select(columns)])
     notes: dict[str, Any] = {
@@ -227,9 +230,9 @@ def freeze(store: Store, assistant: Assistant, choice: Choice) -> Manifest:
     """
     system = assistant.system_prompt.strip()
     frames = {
-        "examples": lines_of("examples", choice.kept, system, assistant.rows),
-        "preferences": lines_of("preferences", choice.preferences, system),
-        "kto": lines_of("kto", choice.kto, system),
+        "examples": lines_of("examples", choice.kept, system, assistant.rows, assistant.tools),
+        "preferences": lines_of("preferences", choice.preferences, system, tools=assistant.tools),
+        "kto": lines_of("kto", choice.kto, system, tools=assistant.tools),
     }
     mark = manifests.fingerprint(data_settings(assistant), frames)
     folder = store.dataset(assistant.name, mark)

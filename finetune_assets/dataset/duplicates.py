@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from finetune_assets.corpus.near_duplicates import drop_near_duplicates, normalise, pairs_between, signatures
+from finetune_assets.dataset.ratings import REJECTED
 from finetune_assets.dataset.selection import CORRECTED, SOURCES, UNUSABLE
 from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
 
@@ -25,10 +26,13 @@ def with_text(frame: pl.DataFrame, reply: str) -> pl.DataFrame:
 
 
 def blocking_negatives(frame: pl.DataFrame) -> pl.DataFrame:
-    """message_id, created_at and text of the replies (as said) that no other reply may repeat: rated badly, or corrected."""
+    """message_id, created_at and text of the replies (as said) that no other reply may repeat: rated badly, or corrected,
+    and targets that a reviewer refused."""
     rated = (pl.col("verdict") == "negative").fill_null(False) | (pl.col("source") == CORRECTED).fill_null(False)
     usable = ~pl.col("reason").is_in(UNUSABLE).fill_null(False)
-    return with_text(frame.filter(rated & usable), "original").select("message_id", "created_at", "text")
+    refused = with_text(frame.filter(pl.col("reason") == REJECTED), "reply")
+    said = with_text(frame.filter(rated & usable), "original")
+    return pl.concat([said, refused]).select("message_id", "created_at", "text")
 
 
 def twins_in(some: pl.Series, others: pl.Series, threshold: float) -> Indices:

@@ -19,6 +19,7 @@ from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.formats import FILES, read_frames, write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.manifest import TOMBSTONE, counts, read_tombstone, tally
+from finetune_assets.dataset.preferences import label_counts
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.wording import FILE as WORDINGS
 from finetune_assets.storage import Store, point, replacing_folder, write_json, write_parquet
@@ -118,7 +119,11 @@ def _manifest(before: manifests.Manifest, mark: str, frames: dict[str, pl.DataFr
         "fingerprint": mark,
         "counts": made,
         **_drops(draft, made),
-        "pairs": {**before["pairs"], **{kind: tally(frames[kind]["split"]) for kind in ("preferences", "kto")}},
+        "pairs": {
+            **before["pairs"],
+            **{kind: tally(frames[kind]["split"]) for kind in ("preferences", "kto")},
+            "kto_labels": label_counts(frames["kto"]),
+        },
         "leaks": {**before["leaks"], "found": problems, "compared": compared},
         "parents": [before["fingerprint"]],
         "created_at": _now(),

@@ -17,6 +17,7 @@ import polars as pl
 
 from finetune_assets.corpus.schema import TIME
 from finetune_assets.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
+from finetune_assets.dataset.tool_calls import WRITTEN, as_texts
 from finetune_assets.storage import replacing, write_parquet
 
 LINEAGE: dict[str, Any] = {
@@ -141,9 +142,16 @@ def _blocks(path: Path, kind: str) -> Iterator[pl.DataFrame]:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             block += file.readline()
+            if WRITTEN in block:
+                block = b"".join(_as_texts(line) for line in block.splitlines(keepends=True))
             whole = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
             read = pyarrow.json.read_json(io.BytesIO(block), read_options=whole, parse_options=options)
             yield cast("pl.DataFrame", pl.from_arrow(read))
+
+
+def _as_texts(line: bytes) -> bytes:
+    """A line with texts in the place of tool calls and of their results; one without them as it is."""
+    return json.dumps(as_texts(json.loads(line))).encode() + b"\n" if WRITTEN in line else line
 
 
 def _targets(kind: str, rows: pl.DataFrame) -> pl.DataFrame:

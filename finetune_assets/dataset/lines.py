@@ -5,6 +5,9 @@
     preferences                  {"prompt": […], "chosen": [assistant], "rejected": [assistant]}     TRL conversational
     kto                          {"prompt": […], "completion": [assistant], "label": true | false}   TRL conversational
 
+With the setting `tools` each line has them as `"tools"`. Rows that call a tool have the messages of `tool_calls`, and always
+one line a reply.
+
 `per_conversation` holds the same (context, target) pairs as `per_reply`, in fewer rows: a reply goes on with the row of the
 reply before it if, and only if, that row so far is the beginning of its own context. So a row ends at a corrected reply (what
 was said next answered the original, which stands in the context of the rows that follow), where the context has lost its oldest
@@ -13,11 +16,15 @@ turns to `context_turns` or `context_chars`, and at the first of several message
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
 from finetune_assets.assistants.settings.data import Layout
+from finetune_assets.corpus.forms import CALLS
+from finetune_assets.dataset import tool_calls
 from finetune_assets.dataset.formats import digest
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.splits import TEST, TRAIN
@@ -41,7 +48,10 @@ def escaped(text: pl.Expr) -> pl.Expr:
     return text.str.replace_many(list(_ESCAPES), list(_ESCAPES.values()))
 
 
-def lines_of(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_reply") -> pl.DataFrame:
+Tools = Sequence[dict[str, Any]]
+
+
+def lines_of(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_reply", tools: Tools = ()) -> pl.DataFrame:
     """One row a target, in the order of the files, with three columns more.
 
     `digest` of its line; `jsonl`, the line, for the first target of a line (null for the others); `turn`, its place among the
@@ -49,25 +59,65 @@ def lines_of(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_
     The test set is always `per_reply`: a benchmark asks for one reply at a time.
     """
     if kind == "examples" and layout == "per_conversation":
-        many = frame.filter(pl.col("split") != TEST)
-        parts = [_per_conversation(many, system), _single(kind, frame.filter(pl.col("split") == TEST), system)]
+        alone = (pl.col("split") == TEST) | _calls()
+        parts = [_per_conversation(frame.filter(~alone), system, tools), _single(kind, frame.filter(alone), system, tools)]
         return _ordered(pl.concat(parts))
-    return _ordered(_single(kind, frame, system))
+    return _ordered(_single(kind, frame, system, tools))
+
+
+def _calls() -> pl.Expr:
+    """Whether the context or the reply calls a tool."""
+    before = pl.col("context").list.eval(pl.element().struct.field("content").str.contains(CALLS, literal=True)).list.any()
+    return before | pl.col("reply").str.starts_with(CALLS)
 
 
 def _ordered(made: pl.DataFrame) -> pl.DataFrame:
     return made.sort("digest", "split", "group", "turn").drop("group")
 
 
-def _single(kind: str, frame: pl.DataFrame, system: str) -> pl.DataFrame:
+def _single(kind: str, frame: pl.DataFrame, system: str, tools: Tools) -> pl.DataFrame:
     """One line a row; `group` is the message id."""
     jsonl = texts_of(kind, frame, system)
-    return frame.with_columns(
-        jsonl.alias("jsonl"),
-        pl.Series("digest", [digest(line) for line in jsonl], dtype=pl.String),
-        turn=pl.col("context").list.len().cast(pl.Int64) + bool(system),
-        group="message_id",
-    ).drop(_HELD, strict=False)
+    made = frame.with_columns(
+        jsonl.alias("jsonl"), turn=pl.col("context").list.len().cast(pl.Int64) + bool(system), group="message_id"
+    )
+    calling = jsonl.str.contains(tool_calls.IN_LINE, literal=True)
+    if calling.any():
+        rows = frame.with_row_index("row").filter(calling)
+        called = [(row["row"], *_calling(kind, row, system)) for row in rows.iter_rows(named=True)]
+        lines = pl.DataFrame(called, schema={"row": pl.UInt32, "line": pl.String, "at": pl.Int64}, orient="row")
+        made = made.with_row_index("row").join(lines, on="row", how="left", maintain_order="left")
+        made = made.with_columns(jsonl=pl.coalesce("line", "jsonl"), turn=pl.coalesce("at", "turn")).drop("row", "line", "at")
+    if tools:
+        made = made.with_columns(jsonl=_with_tools(pl.col("jsonl"), tools))
+    digests = pl.Series("digest", [digest(line) for line in made["jsonl"]], dtype=pl.String)
+    order = [name for name in frame.columns if name not in _HELD]
+    return made.with_columns(digests).select(*order, "jsonl", "digest", "turn", "group")
+
+
+def _calling(kind: str, row: dict[str, Any], system: str) -> tuple[str, int]:
+    """The line of a row that calls tools, and how many messages stand before its reply."""
+    context = [(turn["role"], turn["content"]) for turn in row["context"]]
+    before = tool_calls.messages_of(context)
+    prompt = [*([{"role": "system", "content": system}] if system else []), *before]
+    said: dict[str, list[tool_calls.Message]] = {}
+    for name in COLUMNS[kind]:
+        more = tool_calls.messages_of([*context, ("assistant", row[name])])[len(before) :]
+        said[name] = more if len(more) == 1 else [{"role": "assistant", "content": row[name]}]
+    if kind == "examples":
+        return _json({"messages": [*prompt, *said["reply"]]}), len(prompt)
+    return _json({"prompt": prompt, **said, **({"label": row["label"]} if kind == "kto" else {})}), len(prompt)
+
+
+def _with_tools(lines: pl.Expr, tools: Tools) -> pl.Expr:
+    return pl.concat_str(lines.str.strip_suffix("}"), pl.lit(f',"tools":{_json(list(tools))}}}'))
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for end in ("\u2028", "\u2029", "\x85"):
+        text = text.replace(end, _ESCAPES[end])
+    return text
 
 
 def texts_of(kind: str, frame: pl.DataFrame, system: str) -> pl.Series:
@@ -108,7 +158,7 @@ def _stitched(frame: pl.DataFrame) -> pl.DataFrame:
 
     `before` is the context with weight 0 on the assistant's messages, `previous` what the line holds up to here if it goes on.
     """
-    alone = pl.when(pl.col("source") == SYNTHETIC).then(pl.int_range(pl.len())).otherwise(-1)
+    alone = pl.when((pl.col("source") == SYNTHETIC) | _calls()).then(pl.int_range(pl.len())).otherwise(-1)
     rows = frame.with_columns(alone=alone, size=pl.col("context").list.len()).sort(
         "conversation_id", "split", "alone", "size", "created_at", "message_id"
     )
@@ -141,17 +191,18 @@ def layout_note(kept: pl.DataFrame, system: str) -> dict[str, Any]:
     }
 
 
-def _per_conversation(frame: pl.DataFrame, system: str) -> pl.DataFrame:
+def _per_conversation(frame: pl.DataFrame, system: str, tools: Tools) -> pl.DataFrame:
     """`group` is the message id of the line's first target."""
     if frame.is_empty():
-        return _single("examples", frame, system)
+        return _single("examples", frame, system, tools)
     rows = _stitched(frame)
     new = pl.when("goes_on").then(pl.col("before").str.strip_prefix(pl.col("previous"))).otherwise("before")
     piece = pl.concat_str(new, pl.lit(f",{_REPLY}"), "said", pl.lit(f'"{_TRAINED}}}'))
     rows = rows.with_columns(line=(~pl.col("goes_on")).cum_sum(), piece=piece)
     whole = rows.group_by("line", maintain_order=True).agg(pl.col("piece").str.join(","), group=pl.col("message_id").first())
     start = f'{{"messages":[{_system(system)}'
-    texts = whole.select(jsonl=pl.concat_str(pl.lit(start), "piece", pl.lit("]}"))).to_series()
+    written = pl.concat_str(pl.lit(start), "piece", pl.lit("]}"))
+    texts = whole.select(jsonl=_with_tools(written, tools) if tools else written).to_series()
     digests = pl.Series([digest(text) for text in texts], dtype=pl.String)
     lines = whole.select("line", "group", texts, digests.alias("digest"))
     return rows.join(lines, on="line", how="left", maintain_order="left").select(

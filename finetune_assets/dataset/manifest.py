@@ -31,6 +31,8 @@ def data_settings(assistant: Assistant) -> dict[str, Any]:
     """The settings that decide what is in the data set, as JSON; the others (model, trainer, gates, …) do not change it."""
     settings = assistant.model_dump(mode="json", include=DATA_SETTINGS)
     settings["filters"]["exclude_tenants"] = sorted(settings["filters"]["exclude_tenants"])
+    if assistant.tools:  # a data set without tools keeps the fingerprint that it had before there were any
+        settings["tools"] = assistant.tools
     if llm := assistant.augment.llm:  # what it said is in the rows; where it runs and what it may cost is not
         settings["augment"]["llm"] = {"model": llm.model}
     return settings

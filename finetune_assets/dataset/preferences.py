@@ -1,4 +1,4 @@
-"""Preference pairs (correction over original reply) for DPO, and thumbs as labels for KTO.
+"""Preference pairs (correction over original reply, a rater's choice over the other reply) for DPO, and thumbs for KTO.
 
 Who is in training and who is held out is the split of the examples. A row whose target is a twin of one on the other side is left
 out: held-out rows that repeat a training example first, then training rows that repeat anything held out. A correction that is no
@@ -17,6 +17,7 @@ import polars as pl
 
 from finetune_assets.dataset.duplicates import twins_in, with_text
 from finetune_assets.dataset.lines import turns
+from finetune_assets.dataset.ratings import Ratings, rated_pairs
 from finetune_assets.dataset.selection import CORRECTED, POSITIVE, UNUSABLE, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 
@@ -35,11 +36,14 @@ class Pairs:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
-def make_pairs(frame: pl.DataFrame, threshold: float, allow: frozenset[str] = frozenset()) -> Pairs:
-    """`frame` holds every example of the assistant with its final `reason` (null: kept), `split`, `source` and both replies."""
+def make_pairs(
+    frame: pl.DataFrame, threshold: float, allow: frozenset[str] = frozenset(), ratings: Ratings | None = None
+) -> Pairs:
+    """`frame` holds every example of the assistant with its final `reason` (null: kept), `split`, `source` and both replies;
+    `ratings` adds the pairs of which raters chose one."""
     counts: dict[str, dict[str, int]] = {}
     heldout, train = pl.col("split") != TRAIN, pl.col("split") == TRAIN
-    rows = {"preferences": _preferences(frame), "kto": _thumbs(frame)}
+    rows = {"preferences": _preferences(frame, ratings or Ratings()), "kto": _thumbs(frame)}
     texts = {"preferences": "chosen", "kto": "completion"}
     for kind, made in rows.items():
         counts[kind] = {}
@@ -54,6 +58,13 @@ def make_pairs(frame: pl.DataFrame, threshold: float, allow: frozenset[str] = fr
     rows = _apart(rows, train, hidden, "twin_held_out", threshold, counts)
     hidden = pl.concat([made.filter(heldout)["text"] for made in rows.values()])
     return Pairs(rows["preferences"].drop("text"), rows["kto"].drop("text"), hidden, {k: v for k, v in counts.items() if v})
+
+
+def label_counts(kto: pl.DataFrame) -> dict[str, int]:
+    """Good and bad training rows of KTO, by their split and source."""
+    sources = kto.filter(pl.col("split") == TRAIN)["source"]
+    bad = int((sources == NEGATIVE).sum())
+    return {"good": len(sources) - bad, "bad": bad}
 
 
 def _apart(
@@ -73,11 +84,11 @@ def _apart(
     return rows
 
 
-def _preferences(frame: pl.DataFrame) -> pl.DataFrame:
-    """One pair for each correction that may be used, also where its example is a twin of another correction."""
+def _preferences(frame: pl.DataFrame, ratings: Ratings) -> pl.DataFrame:
+    """One pair for each correction that may be used, also where its example is a twin of another one; and those of raters."""
     fit = pl.col("reason").is_null() | pl.col("reason").is_in([*DUPLICATE, "user_in_test"])
     rows = frame.filter((pl.col("source") == CORRECTED) & fit)
-    return _stable(rows.with_columns(chosen="reply", rejected="original"))
+    return _stable(pl.concat([rows.with_columns(chosen="reply", rejected="original"), rated_pairs(frame, ratings)]))
 
 
 def _thumbs(frame: pl.DataFrame) -> pl.DataFrame:

@@ -16,7 +16,8 @@ from finetune_assets.dataset.formats import FILES
 def personal_data_left(folder: Path, allow: frozenset[str] = frozenset()) -> tuple[list[str], int]:
     """Places (file:line kind) where a value is left, never the value; and how many lines were looked at.
 
-    `allow`: values that may be there. System messages are the assistant's settings, not what people said: they are left out.
+    `allow`: values that may be there. System messages and `tools` are left out: they are the assistant's settings, not what
+    people said.
     """
     found, looked = list[str](), 0
     for spec in FILES:
@@ -32,8 +33,9 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         turn = cast("dict[str, Any]", value)
         if turn.get("role") != "system":
-            for inner in turn.values():
-                yield from _texts(inner)
+            for key, inner in turn.items():
+                if key != "tools":
+                    yield from _texts(inner)
     elif isinstance(value, list):
         for inner in cast("list[Any]", value):
             yield from _texts(inner)

@@ -13,6 +13,7 @@ import polars as pl
 
 from finetune_assets.assistants.settings.evaluation import Benchmark, EndpointSettings
 from finetune_assets.dataset.formats import read_lines
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.rented import address
 
@@ -217,7 +218,7 @@ def split_rows(dataset: Path, split: str) -> list[TestRow]:
         of = where[line]
         *prompt, reply = example["messages"]
         ids = (str(of["conversation_id"]), str(of["message_id"]), str(of["tenant_id"]), str(of["intent"] or "unknown"))
-        rows.append(TestRow(prompt, reply["content"], *ids))
+        rows.append(TestRow(prompt, said(reply), *ids))
     return rows
 
 

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 from finetune_assets.cli import main
 from finetune_assets.corpus import imports
 from finetune_assets.corpus.examples import build_examples
+<<<<<<< HEAD
 from finetune_assets.corpus.forms import REASONS, Unusable, calls_of, record_of
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.row_files import SUFFIXES
+=======
+from finetune_assets.corpus.forms import REASONS, Unusable, parsed_call, record_of
+from finetune_assets.corpus.ingest import ingest_conversations, stale_weeks
+>>>>>>> wt-sources
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
@@ -70,7 +75,7 @@ def test_every_form_says_the_same(form: str) -> None:
 def test_tool_calls_of_every_writing_are_one(output: Any) -> None:
     said = record_of({"instruction": "Reserva", "output": output}).turns[1][1]
     assert said == '{"tool_calls":[{"name":"book","arguments":{"people":2,"phone":"34612345678"}}]}'
-    assert calls_of(said) == [{"name": "book", "arguments": {"people": 2, "phone": "34612345678"}}]
+    assert parsed_call(said) == {"tool_calls": [{"name": "book", "arguments": {"people": 2, "phone": "34612345678"}}]}
 
 
 def test_a_function_call_of_sharegpt_is_a_tool_call() -> None:
@@ -128,7 +133,7 @@ def test_preferences_and_labels_are_feedback(tmp_path: Path) -> None:
 
 def test_json_that_is_no_call_stays_a_text() -> None:
     assert record_of({"instruction": "Datos", "output": '{"name": "Ana"}'}).turns[1][1] == '{"name": "Ana"}'
-    assert calls_of('{"tool_calls": broken') is None
+    assert parsed_call('{"tool_calls": broken') is None
 
 
 @pytest.mark.parametrize(

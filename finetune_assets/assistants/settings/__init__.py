@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune_assets.assistants.settings.data import Augment, Balance, Filters, Layout, Minimum, Select, Split
+from finetune_assets.assistants.settings.data import Augment, Balance, Filters, Layout, Minimum, Select, Split, as_function
 from finetune_assets.assistants.settings.evaluation import Benchmark, Gates, Rule
 from finetune_assets.assistants.settings.group import Group
 from finetune_assets.assistants.settings.serving import RolloutSettings, Serving
@@ -70,6 +70,10 @@ class Assistant(Group):
         default_factory=dict[str, list[str]],
         description="Tenant to its own public phone numbers and addresses: they stay in the texts of its conversations.",
     )
+    tools: list[dict[str, Any]] = Field(
+        default_factory=list[dict[str, Any]],
+        description="Functions that it may call, as OpenAI's API takes them; they stand in every row of the data set.",
+    )
     gates: Gates = Gates()
     benchmark: Benchmark = Benchmark()
     budget: Budget = Budget()
@@ -103,6 +107,11 @@ class Assistant(Group):
         if "continued_pretraining" in self.objective and not self.text:
             raise ValueError("`continued_pretraining` needs `text`, a folder of .txt and .md files")
         return self
+
+    @field_validator("tools")
+    @classmethod
+    def _functions(cls, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [as_function(tool) for tool in tools]
 
     @field_validator("name")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -179,3 +179,11 @@ class Augment(Group):
     llm: VariationModel | None = Field(
         default=None, description="Who rewords; default: light variations (spelling, greetings, accents, tú and vos) made here."
     )
+
+
+def as_function(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as OpenAI writes it, with or without the envelope `type: function`. Raises ValueError."""
+    function: Any = tool.get("function") if "function" in tool else tool
+    if not isinstance(function, dict) or not isinstance(cast("dict[str, Any]", function).get("name"), str):
+        raise ValueError("each tool is a function with a `name`, and mostly `description` and `parameters` (a JSON schema)")
+    return {"type": "function", "function": function}
