@@ -9,16 +9,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
-import yaml
-
-from finetune_assets.errors import ModelUnavailable, SettingsError
-from finetune_assets.training.prices import base_name
+from finetune_assets.errors import ModelUnavailable
+from finetune_assets.training import tables as dated
 
 WARN_DAYS = (90, 30, 7)
+RULES = "provider, model, source, noted, and last_job and shutdown as YYYY-MM-DD"
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,8 @@ class Ending:
 
 
 def find(provider: str, model: str, tables: Path | None = None) -> Lifecycle | None:
-    """The entry with the longest fitting beginning; a user's table goes before the shipped one."""
-    name = base_name(model)
-    for entries in _tables(tables):
-        fitting = [entry for entry in entries if entry.provider == provider and name.startswith(entry.model)]
-        if fitting:
-            return max(fitting, key=lambda entry: len(entry.model))
-    return None
+    """What the tables know of a model's end. Raises SettingsError where a table is none."""
+    return dated.find("lifecycle.yaml", Lifecycle, RULES, provider, model, tables)
 
 
 def endings(
@@ -141,23 +134,6 @@ def check_life(provider: str, model: str, least_days: int, today: datetime.date,
             f"{provider} switches {model} off on {known.shutdown}, in {(known.shutdown - today).days} days "
             f"({known.source}, noted {known.noted}); remote.min_model_life_days is {least_days}. {instead}"
         )
-
-
-def _tables(folder: Path | None) -> list[list[Lifecycle]]:
-    files = [*([folder / "lifecycle.yaml"] if folder else []), Path(__file__).with_name("lifecycle.yaml")]
-    return [_read(file, file.stat().st_mtime_ns) for file in files if file.exists()]
-
-
-@lru_cache(maxsize=8)
-def _read(file: Path, _modified: int) -> list[Lifecycle]:
-    try:
-        entries = cast("list[dict[str, Any]]", yaml.safe_load(file.read_text(encoding="utf-8")) or [])
-        return [Lifecycle(**entry) for entry in entries]
-    except (yaml.YAMLError, TypeError) as error:
-        raise SettingsError(
-            f"{file} is no table of days ({str(error).splitlines()[0]}); an entry has provider, model, source, noted, and "
-            "last_job and shutdown as YYYY-MM-DD."
-        ) from None
 
 
 def today() -> datetime.date:

@@ -7,14 +7,13 @@ a maintained table of training prices, so every entry says where it comes from a
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
 
-import yaml
+from finetune_assets.training import tables as dated
 
-from finetune_assets.errors import SettingsError
+RULES = "provider, model, source, date, and training, input and output in US dollars a million tokens"
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,14 @@ class Price:
     training: float | None = None
     input: float | None = None
     output: float | None = None
-    per_training: tuple[float, float] | None = None
-    hosting_month: tuple[float, float] | None = None
+    per_training: Sequence[float] | None = None
+    hosting_month: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """A number that is none is told where the table is read."""
+        for value in (self.training, self.input, self.output, *(self.per_training or ()), *(self.hosting_month or ())):
+            if value is not None and not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"{value!r} is no price")
 
     def of_training(self, tokens: int) -> float | None:
         """Dollars of a training of that many tokens, epochs included; the upper end where only a range is known."""
@@ -50,18 +55,8 @@ def machine_usd(seconds: float, usd_per_hour: float | None) -> float | None:
 
 
 def find(provider: str, model: str, tables: Path | None = None) -> Price | None:
-    """The entry whose model name is the longest beginning of this one's; a user's table goes before the shipped one."""
-    name = base_name(model)
-    for prices in _tables(tables):
-        fitting = [price for price in prices if price.provider == provider and name.startswith(price.model)]
-        if fitting:
-            return max(fitting, key=lambda price: len(price.model))
-    return None
-
-
-def base_name(model: str) -> str:
-    """The base model in a tuned model's name: `ft:BASE:org:suffix:id` was made from BASE."""
-    return model.split(":")[1] if model.startswith("ft:") and model.count(":") >= 1 else model
+    """The price of a model, tuned or not. Raises SettingsError where a table is none."""
+    return dated.find("prices.yaml", Price, RULES, provider, model, tables)
 
 
 def missing(provider: str, model: str) -> str:
@@ -70,24 +65,3 @@ def missing(provider: str, model: str) -> str:
         f"No price is known for {provider} {model}. Add an entry with provider, model, training, source and date to "
         "prices.yaml in the folder that FINETUNE_TABLES names, or remove the budget."
     )
-
-
-def _tables(folder: Path | None) -> list[list[Price]]:
-    files = [*([folder / "prices.yaml"] if folder else []), Path(__file__).with_name("prices.yaml")]
-    return [_read(file, file.stat().st_mtime_ns) for file in files if file.exists()]
-
-
-@lru_cache(maxsize=8)
-def _read(file: Path, _modified: int) -> list[Price]:
-    try:
-        entries = cast("list[dict[str, Any]]", yaml.safe_load(file.read_text(encoding="utf-8")) or [])
-        return [Price(**{key: _pair(value) for key, value in entry.items()}) for entry in entries]
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
-        raise SettingsError(
-            f"{file} is no table of prices ({str(error).splitlines()[0]}); an entry has provider, model, source, date, "
-            "and training, input and output in US dollars a million tokens."
-        ) from None
-
-
-def _pair(value: Any) -> Any:
-    return (float(value[0]), float(value[1])) if isinstance(value, list) else value

@@ -26,7 +26,6 @@ class Profile:
 
     key_env: str
     base_url: str | None = None
-    needs_url: bool = False
     shape: provider_formats.Shape = "weighted"
     dpo: bool = True
     bom: bool = False
@@ -39,7 +38,7 @@ class Profile:
 
 PROFILES: dict[str, Profile] = {
     "openai": Profile("OPENAI_API_KEY", strict_models=True),
-    "azure": Profile("AZURE_OPENAI_API_KEY", needs_url=True, bom=True),
+    "azure": Profile("AZURE_OPENAI_API_KEY", bom=True),
     "nebius": Profile(
         "NEBIUS_API_KEY",
         "https://api.tokenfactory.nebius.com/v1/",
@@ -49,7 +48,7 @@ PROFILES: dict[str, Profile] = {
         expires=False,
         absolute_rate=True,
     ),
-    "openai_compatible": Profile("OPENAI_COMPATIBLE_API_KEY", needs_url=True, shape="messages", metadata=False, expires=False),
+    "openai_compatible": Profile("OPENAI_COMPATIBLE_API_KEY", shape="messages", metadata=False, expires=False),
 }
 
 
