@@ -14,7 +14,7 @@ from finetune_assets.registry import Version
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
 from finetune_assets.serving.control import offer
-from finetune_assets.serving.health import digest, health
+from finetune_assets.serving.health import digest, health, health_file
 from finetune_assets.serving.notify import notify
 from finetune_assets.storage import Store, read_json, write_json, write_text
 from finetune_assets.training import base_model
@@ -145,7 +145,7 @@ def serving_health(
     with ledger.open() as book:
         seen = health(book, store.store, settings)
         state = book.rollout(context.partition_key)
-    write_json(store.store.home / "serving" / "health" / f"{context.partition_key}.json", seen.as_dict())
+    write_json(health_file(store.store, context.partition_key), seen.as_dict())
     numbers = {key: float(value) for key, value in seen.numbers.items() if value is not None}
     return Result(
         metadata={
@@ -160,7 +160,7 @@ def serving_health(
 
 
 def _health(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dict[str, Any]:
-    return read_json(store.store.home / "serving" / "health" / f"{context.partition_key}.json")
+    return read_json(health_file(store.store, context.partition_key))
 
 
 @dg.asset_check(asset=serving_health, partitions_def=assistants)

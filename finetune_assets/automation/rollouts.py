@@ -11,6 +11,7 @@ from finetune_assets.errors import FinetuneError
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 from finetune_assets.resources.tags import REASON
 from finetune_assets.serving import control
+from finetune_assets.serving.health import health_file
 from finetune_assets.storage import read_json
 
 health_job = dg.define_asset_job("watch_serving", selection=["serving_health"], description="Health and drift of an assistant.")
@@ -88,7 +89,7 @@ def drifted(context: dg.SensorEvaluationContext, store: StoreResource) -> Iterat
     week = f"{datetime.datetime.now(datetime.UTC):%G-W%V}"
     asked = False
     for name in enrolled(context.instance):
-        file = store.store.home / "serving" / "health" / f"{name}.json"
+        file = health_file(store.store, name)
         measures = read_json(file)["drifted"] if file.exists() else []
         if measures and not is_training(context.instance, name):
             asked = True

@@ -207,26 +207,32 @@ def experiment_begin(  # noqa: PLR0913, PLR0917
     with _ledger() as ledger:
         experiments.begin(ledger, assistant, (first, second), share, people, (reason, who))
     click.echo(
-        f"{assistant}: {first} (A) against {second} (B), {share:.0%} get B; result: finetune experiment result {assistant}"
+        f"{assistant}: {first} (A) against {second} (B), {share:.0%} get B; result: /dashboard/{assistant}/experiment, or "
+        f"finetune experiment result {assistant}"
     )
 
 
 @experiment.command("result")
 @ASSISTANT
-def experiment_result(assistant: str) -> None:
-    """What was observed so far, and what the guards say of B against A."""
+@JSON
+def experiment_result(assistant: str, as_json: bool) -> None:
+    """What was observed so far, and what the guards say of B against A; the dashboard has it as a page."""
     from finetune_assets.serving import experiments
 
     with _ledger() as ledger:
         found = experiments.result(ledger, assistant, _assistant(assistant).rollout)
-    if found is None:
-        click.echo(f"{assistant} has no experiment.")
+    if as_json:
+        print(json.dumps({"experiment": found.as_dict() if found else None}))
         return
-    for name, arm in (("A", found["seen"].champion), ("B", found["seen"].candidate)):
-        click.echo(
-            f"{name} {found[name.lower()]}: {arm.requests} requests, {arm.users} people, {len(arm.negative)} gave feedback"
-        )
-    for guard in found["judged"].guards:
+    if found is None:
+        click.echo(f"{assistant} has no experiment; those that are over: finetune rollout history {assistant}")
+        return
+    for name, side in (("A", found.a), ("B", found.b)):
+        negative = "" if side.negative is None else f", {side.negative:.1%} negative"
+        said = f"{side.judged_by} gave feedback{negative}"
+        click.echo(f"{name} {side.version}: {side.requests} requests, {side.users} people, {side.failed} failed, {said}")
+    click.echo(found.text)
+    for guard in found.judged.guards:
         click.echo(f"  {guard.name:<18} {guard.outcome.replace('_', ' '):<15} {guard.text}")
 
 
@@ -235,12 +241,12 @@ def experiment_result(assistant: str) -> None:
 @REASON
 @WHO
 def experiment_end(assistant: str, reason: str, who: str) -> None:
-    """End it; its requests stay."""
+    """End it; its result stays in the history."""
     from finetune_assets.serving import experiments
 
     with _ledger() as ledger:
-        experiments.end(ledger, assistant, (reason, who))
-    click.echo(f"{assistant}: the experiment is over.")
+        found = experiments.end(ledger, assistant, _assistant(assistant).rollout, (reason, who))
+    click.echo(f"{assistant}: the experiment is over. {found.text}")
 
 
 @click.group()

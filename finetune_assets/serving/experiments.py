@@ -1,10 +1,14 @@
 """A/B in staging: two versions side by side for chosen tenants or users, at any split, with the guards' statistics.
 
-Nobody else ever gets either version, and nothing is promoted: an experiment ends when a person ends it.
+Nobody else ever gets either version, and nothing is promoted: an experiment ends when a person ends it. Its result then stays
+in the history, as the evidence of the event.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,10 +18,78 @@ from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry import Ledger, Rollout
 from finetune_assets.registry.rollouts import BASE
 from finetune_assets.registry.tables import now, rollout_events, rollouts
+from finetune_assets.serving.guards import percentile
 from finetune_assets.serving.judge import Judgement, weigh
-from finetune_assets.serving.observed import Observed, observe
+from finetune_assets.serving.observed import Arm, observe
 
 STEP = "a/b"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One version in an experiment. Feedback is per user: mean share of negative, mean stars; null where nobody gave any."""
+
+    version: str
+    requests: int
+    users: int
+    failed: int
+    judged_by: int
+    negative: float | None
+    rating: float | None
+    seconds: float | None
+    slowest_seconds: float | None
+    """95th percentile."""
+    usd: float | None
+
+    @classmethod
+    def of(cls, version: str, arm: Arm) -> Side:
+        """What was observed of an arm."""
+        seconds = arm.seconds.values
+        return cls(
+            version=version,
+            requests=arm.requests,
+            users=arm.users,
+            failed=sum(arm.last),
+            judged_by=len(arm.negative),
+            negative=_mean(arm.negative),
+            rating=_mean(arm.rating),
+            seconds=_mean(seconds),
+            slowest_seconds=percentile(seconds)[0] if seconds else None,
+            usd=_mean(arm.usd.values),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Both sides, who takes part, and what the guards say of B against A."""
+
+    a: Side
+    b: Side
+    share: float
+    tenants: list[str]
+    users: int
+    judged: Judgement
+
+    @property
+    def text(self) -> str:
+        """What can be said so far, in a sentence."""
+        worse = [guard.name.replace("_", " ") for guard in self.judged.guards if guard.outcome == "failed"]
+        if worse:
+            return f"B is certainly worse than allowed: {', '.join(worse)}."
+        if self.judged.outcome == "passed":
+            return "B is certainly not worse than A by more than the limits."
+        if any(guard.name == "assignment" and guard.outcome != "passed" for guard in self.judged.guards):
+            return "People were not split as planned: the comparison is void."
+        return "Not settled yet: more people have to take part, or say what they think."
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the event that ends the experiment, and for `--json`."""
+        people = {"share": self.share, "tenants": self.tenants, "users": self.users}
+        return {"a": asdict(self.a), "b": asdict(self.b), **people, "said": self.text, **self.judged.as_dict()}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def begin(
@@ -32,6 +104,8 @@ def begin(
             ledger.version(assistant, version)
     if versions[0] == versions[1]:
         raise RolloutRefused(f"An experiment of {assistant} needs two versions, not {versions[0]} twice.")
+    if versions[1] == BASE:
+        raise RolloutRefused("The base model can be A, not B; name the version that is tried as B.")
     if not 0 < share < 1:
         raise RolloutRefused(f"The share of version B is {share:g}; it must lie between 0 and 1.")
     if not any(who.values()):
@@ -57,11 +131,20 @@ def _store(
     _write(ledger, state, value, ("experiment_began", f"{first} against {second} at {share:.0%}: {why[0]}", why[1]))
 
 
-def end(ledger: Ledger, assistant: str, why: tuple[str, str]) -> None:
-    """Ends the experiment. Raises RolloutRefused where there is none."""
-    if not _current(ledger, assistant):
+def end(ledger: Ledger, assistant: str, settings: RolloutSettings, why: tuple[str, str]) -> Result:
+    """Ends the experiment; its result becomes the event's evidence. Raises RolloutRefused where there is none."""
+    found = result(ledger, assistant, settings)
+    if found is None:
         raise RolloutRefused(f"{assistant} has no experiment.")
-    _write(ledger, ledger.rollout(assistant), None, ("experiment_ended", why[0], why[1]))
+    if not why[0].strip():
+        raise RolloutRefused("Say why: the reason stays in the history (--reason).")
+    _write(ledger, ledger.rollout(assistant), None, ("experiment_ended", why[0], why[1]), found.as_dict())
+    return found
+
+
+def ended(ledger: Ledger, assistant: str) -> list[dict[str, Any]]:
+    """Events of the experiments that are over, newest first; `evidence` is the result."""
+    return [event for event in reversed(ledger.events(assistant)) if event["event"] == "experiment_ended"]
 
 
 def _current(ledger: Ledger, assistant: str) -> dict[str, Any] | None:
@@ -69,7 +152,13 @@ def _current(ledger: Ledger, assistant: str) -> dict[str, Any] | None:
         return connection.execute(sa.select(rollouts.c.experiment).where(rollouts.c.assistant == assistant)).scalar()
 
 
-def _write(ledger: Ledger, state: Rollout, value: dict[str, Any] | None, event: tuple[str, str, str]) -> None:
+def _write(
+    ledger: Ledger,
+    state: Rollout,
+    value: dict[str, Any] | None,
+    event: tuple[str, str, str],
+    evidence: dict[str, Any] | None = None,
+) -> None:
     values = {"experiment": value if value is not None else sa.null(), "generation": state.generation + 1, "updated_at": now()}
     row = {
         "assistant": state.assistant,
@@ -77,6 +166,7 @@ def _write(ledger: Ledger, state: Rollout, value: dict[str, Any] | None, event: 
         "event": event[0],
         "reason": event[1],
         "actor": event[2],
+        "evidence": evidence,
     }
     with ledger.engine.begin() as connection:
         if state.generation == 0:
@@ -88,24 +178,15 @@ def _write(ledger: Ledger, state: Rollout, value: dict[str, Any] | None, event: 
         connection.execute(sa.insert(rollout_events).values(**row, created_at=now()))
 
 
-def result(
-    ledger: Ledger, assistant: str, settings: RolloutSettings, experiment: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """The experiment, what was observed of A (champion) and B (candidate), and what the guards say of B against A."""
-    value = experiment or _current(ledger, assistant)
+def result(ledger: Ledger, assistant: str, settings: RolloutSettings) -> Result | None:
+    """What was observed of A (champion) and B (candidate) so far; null where there is no experiment."""
+    value = _current(ledger, assistant)
     if not value:
         return None
-    state = Rollout(
-        assistant,
-        value["a"],
-        0,
-        None,
-        candidate=value["b"] or BASE,
-        step=STEP,
-        status="running",
-        share=value["share"],
-        salt=value["salt"],
+    a, b = value["a"] or BASE, value["b"] or BASE
+    state = Rollout(assistant, a, 0, None, candidate=b, step=STEP, status="running", share=value["share"], salt=value["salt"])
+    seen = observe(ledger, state)
+    judged = weigh(seen, state, settings)
+    return Result(
+        Side.of(a, seen.champion), Side.of(b, seen.candidate), value["share"], value["tenants"], len(value["users"]), judged
     )
-    seen: Observed = observe(ledger, state)
-    judged: Judgement = weigh(seen, state, settings)
-    return {**value, "a": value["a"] or BASE, "b": value["b"] or BASE, "seen": seen, "judged": judged}

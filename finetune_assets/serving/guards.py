@@ -7,15 +7,21 @@ errors      Wald (1945), sequential probability ratio test of `usual` against `m
 feedback    Johari, Pekelis & Walsh (2022), Always valid inference: the mixture sequential ratio test, inverted to a confidence
             sequence of the difference of two means. The unit is the user: several ratings of one person are one number.
 assignment  Lindon & Malek (2022), Anytime-valid inference for multinomial count data: Bayes factor of the split of users.
-latency     Order statistics: distribution-free interval of the 95th percentile.
+latency     The same Bayes factor of the replies below the true 95th percentile, which are a fixed share of all, inverted: a
+            confidence sequence of the percentile from order statistics, for any distribution. By Ville's inequality a sequence
+            misses the truth at any look with at most its alpha; the ratio fails only where both arms' ends say so.
+cost        The feedback's sequence of the difference of two means, in parts of the champion's cost.
+            Latency and cost can change late, so a sequence begins every FIRST replies, and the one before the newest is looked
+            at (`observed`): it holds FIRST to 2 FIRST of the newest replies. The k-th has 6/(pi k)² of alpha: alpha in all.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, variance
 from typing import Any
 
 from finetune_assets.registry.rollouts import Outcome
@@ -28,9 +34,10 @@ ALPHA_FEEDBACK = 0.01
 MIN_RATERS = 10  # users with feedback in each arm, below which nothing is said
 MIXING = 0.1  # standard deviation of the differences that the sequence is sharpest at
 ALPHA_ASSIGNMENT = 0.001
-PRIOR_ASSIGNMENT = 100.0  # weight of the planned split, in users
+PRIOR_SHARE = 100.0  # weight of the planned share before anything is seen, in users or replies
 MIN_LATENCIES = 100
-Z_LATENCY = NormalDist().inv_cdf(0.999)
+ALPHA_LATENCY = 0.001
+ALPHA_COST = 0.001
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,14 @@ class Guard:
     def as_dict(self) -> dict[str, Any]:
         """For the ledger's events, rounded."""
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Values of one arm, oldest first, of the sequence with this number; sequences begin every FIRST requests."""
+
+    values: Sequence[float]
+    sequence: int = 0
 
 
 # errors
@@ -119,8 +134,8 @@ def difference(candidate: Sequence[float], champion: Sequence[float]) -> tuple[f
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Variance of a mean, with half an event on either side: a sample without an event has a variance too."""
-    return variance([*values, 0.0, 1.0]) / len(values)
+    """Variance of a mean with two events on either side, as Agresti & Coull (1998): a small sample without one varies too."""
+    return variance([*values, 0.0, 0.0, 1.0, 1.0]) / len(values)
 
 
 def non_inferior(name: str, candidate: Sequence[float], champion: Sequence[float], margin: float, what: str) -> Guard:
@@ -149,13 +164,17 @@ def assignment(candidate: int, champion: int, share: float) -> Guard:
     text = f"{candidate} of {total} users have the candidate, planned are {share:.0%}"
     if share in (0.0, 1.0) or total == 0:
         return Guard("assignment", "passed", None, None, None, share, total, text)
-    a, b = PRIOR_ASSIGNMENT * share, PRIOR_ASSIGNMENT * (1 - share)
-    log_odds = _log_beta(a + candidate, b + champion) - _log_beta(a, b)
-    log_odds -= candidate * math.log(share) + champion * math.log(1 - share)
-    off = log_odds > math.log(1 / ALPHA_ASSIGNMENT)
+    off = _log_odds(candidate, total, share) > math.log(1 / ALPHA_ASSIGNMENT)
     if off:
         text += ": the split is not the planned one, which makes the comparison void"
     return Guard("assignment", "not_measurable" if off else "passed", candidate / total, None, None, share, total, text)
+
+
+def _log_odds(hits: int, total: int, share: float) -> float:
+    """Log Bayes factor of "the share is another one" (Beta, around it) against `share`: a martingale while `share` is true."""
+    a, b = PRIOR_SHARE * share, PRIOR_SHARE * (1 - share)
+    seen = _log_beta(a + hits, b + total - hits) - _log_beta(a, b)
+    return seen - hits * math.log(share) - (total - hits) * math.log(1 - share)
 
 
 def _log_beta(a: float, b: float) -> float:
@@ -165,45 +184,55 @@ def _log_beta(a: float, b: float) -> float:
 # latency and cost
 
 
-def latency(candidate: Sequence[float], champion: Sequence[float], ratio: float) -> Guard:
+def spent(alpha: float, sequence: int) -> float:
+    """What the sequence with this number, from 0, has of `alpha`; all of them together have all of it."""
+    return alpha * 6 / (math.pi * (sequence + 1)) ** 2
+
+
+def latency(candidate: Timed, champion: Timed, ratio: float) -> Guard:
     """95th percentiles of the seconds of a reply: the candidate's against `ratio` times the champion's."""
-    seen = len(candidate) + len(champion)
-    if min(len(candidate), len(champion)) < MIN_LATENCIES:
-        text = f"{len(candidate)} and {len(champion)} replies, {MIN_LATENCIES} of each are needed"
+    seen = len(candidate.values) + len(champion.values)
+    if min(len(candidate.values), len(champion.values)) < MIN_LATENCIES:
+        text = f"{len(candidate.values)} and {len(champion.values)} replies, {MIN_LATENCIES} of each are needed"
         return Guard("latency", "inconclusive", None, None, None, ratio, seen, text)
-    mine, theirs = percentile(candidate), percentile(champion)
+    mine, theirs = (percentile(arm.values, alpha=spent(ALPHA_LATENCY, arm.sequence)) for arm in (candidate, champion))
     value, low, high = mine[0] / theirs[0], mine[1] / theirs[2], mine[2] / theirs[1]
     outcome: Outcome = "failed" if low > ratio else "passed" if value <= ratio else "inconclusive"
     text = f"95 % of replies within {mine[0]:.3f} s, the champion's within {theirs[0]:.3f} s: {value:.2f} times, limit {ratio:g}"
     return Guard("latency", outcome, value, low, high if math.isfinite(high) else None, ratio, seen, text)
 
 
-def percentile(values: Sequence[float], share: float = 0.95) -> tuple[float, float, float]:
-    """A percentile and its interval from order statistics; infinite where the sample is too small for an upper end."""
+def percentile(values: Sequence[float], share: float = 0.95, alpha: float = ALPHA_LATENCY) -> tuple[float, float, float]:
+    """A percentile and its always-valid interval; infinite where there is too little for an upper end (about 250 values)."""
     ordered = sorted(max(value, 1e-6) for value in values)
-    count = len(ordered)
-    half = Z_LATENCY * math.sqrt(count * share * (1 - share))
-    low, high = math.floor(count * share - half), math.ceil(count * share + half)
-    return (
-        ordered[min(count - 1, math.ceil(count * share) - 1)],
-        ordered[max(0, low)],
-        ordered[high] if high < count else math.inf,
-    )
+    count, most = len(ordered), math.log(1 / alpha)
+    middle = math.ceil(count * share)
+
+    def possible(below: int) -> bool:
+        return _log_odds(below, count, share) <= most
+
+    # Counts that can be are neighbours: the first and the last of them by bisection.
+    first = bisect.bisect_left(range(middle), True, key=possible)
+    last = middle + bisect.bisect_left(range(middle, count + 1), True, key=lambda below: not possible(below)) - 1
+    return ordered[middle - 1], ordered[first - 1] if first else 0.0, ordered[last] if last < count else math.inf
 
 
-def cost(candidate: Sequence[float], champion: Sequence[float], ratio: float) -> Guard | None:
+def cost(candidate: Timed, champion: Timed, ratio: float) -> Guard | None:
     """Mean cost of a request against `ratio` times the champion's; null where no cost is known."""
-    if not candidate or not champion or fmean(champion) <= 0:
+    mine, theirs = candidate.values, champion.values
+    if not mine or not theirs or fmean(theirs) <= 0:
         return None
-    seen = len(candidate) + len(champion)
-    value = fmean(candidate) / fmean(champion)
-    if min(len(candidate), len(champion)) < MIN_LATENCIES:
-        return Guard("cost", "inconclusive", value, None, None, ratio, seen, f"{len(candidate)} and {len(champion)} requests")
-    spread = variance(candidate) / len(candidate) + ratio**2 * variance(champion) / len(champion)
-    clear = fmean(candidate) - ratio * fmean(champion) > Z_LATENCY * math.sqrt(spread)
-    outcome: Outcome = "failed" if clear else "passed" if value <= ratio else "inconclusive"
+    seen, usual = len(mine) + len(theirs), fmean(theirs)
+    value = fmean(mine) / usual
+    if min(len(mine), len(theirs)) < MIN_LATENCIES:
+        return Guard("cost", "inconclusive", value, None, None, ratio, seen, f"{len(mine)} and {len(theirs)} requests")
+    spread = (variance(mine) / len(mine) + ratio**2 * variance(theirs) / len(theirs)) / usual**2
+    alpha = spent(spent(ALPHA_COST, candidate.sequence), champion.sequence)
+    half = radius(spread, alpha) if spread > 0 else 0.0
+    low, high = value - half, value + half
+    outcome: Outcome = "failed" if low > ratio else "passed" if value <= ratio else "inconclusive"
     text = f"a request costs {value:.2f} times the champion's, limit {ratio:g}"
-    return Guard("cost", outcome, value, None, None, ratio, seen, text)
+    return Guard("cost", outcome, value, low, high, ratio, seen, text)
 
 
 def together(guards: Sequence[Guard]) -> Outcome:

@@ -90,6 +90,11 @@ class Health:
         }
 
 
+def health_file(store: Store, assistant: str) -> Path:
+    """Where the newest `Health` of an assistant is, as JSON."""
+    return store.home / "serving" / "health" / f"{assistant}.json"
+
+
 def health(ledger: Ledger, store: Store, assistant: Assistant) -> Health:
     """The last seven days of an assistant."""
     until = now() + datetime.timedelta(minutes=1)

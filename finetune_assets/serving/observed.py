@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from finetune_assets.registry import Ledger, Rollout
 from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.registry.traffic import feedback, requests
-from finetune_assets.serving.guards import FIRST
+from finetune_assets.serving.guards import FIRST, Timed
 
 BAD = ("error", "timeout", "policy")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm in one step: requests in all, users, seconds and cost of the newest replies, each user's feedback.
+    """One arm in one step: requests in all, users, seconds and cost of the newest replies (`guards`), each user's feedback.
 
     `negative`: share of negative feedback of each user who gave any, 0..1; `rating`: mean stars of each user who gave any, 1..5.
     """
@@ -31,8 +31,8 @@ class Arm:
     users: int
     first: list[bool]
     last: list[bool]
-    seconds: list[float]
-    usd: list[float]
+    seconds: Timed
+    usd: Timed
     negative: list[float]
     rating: list[float]
 
@@ -77,10 +77,10 @@ def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
     count, people = connection.execute(sa.select(sa.func.count(), users).select_from(requests).where(where)).one()
     outcomes = sa.select(requests.c.outcome, requests.c.seconds, requests.c.usd).where(where)
     order = (requests.c.created_at, requests.c.request_id)
-    first = connection.execute(outcomes.order_by(*order).limit(FIRST)).all()
-    last = first
-    if count > FIRST:
-        last = connection.execute(outcomes.order_by(*(column.desc() for column in order)).limit(FIRST)).all()[::-1]
+    sequence = max(0, count // FIRST - 1)
+    newest = outcomes.order_by(*(column.desc() for column in order)).limit(count - sequence * FIRST)
+    last = connection.execute(newest).all()[::-1]
+    first = last if sequence == 0 else connection.execute(outcomes.order_by(*order).limit(FIRST)).all()
     said = (
         sa.select(
             sa.func.avg(sa.case((feedback.c.feedback_type == "negative", 1.0), else_=0.0)),
@@ -94,10 +94,10 @@ def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
     return Arm(
         requests=count,
         users=people,
-        first=[row.outcome in BAD for row in first],
-        last=[row.outcome in BAD for row in last],
-        seconds=[row.seconds for row in last if row.outcome == "ok" and row.seconds is not None],
-        usd=[row.usd for row in last if row.usd is not None],
+        first=[row.outcome in BAD for row in first[:FIRST]],
+        last=[row.outcome in BAD for row in last[-FIRST:]],
+        seconds=Timed([row.seconds for row in last if row.outcome == "ok" and row.seconds is not None], sequence),
+        usd=Timed([row.usd for row in last if row.usd is not None], sequence),
         negative=[float(negative) for negative, _ in people_said if negative is not None],
         rating=[float(rating) for _, rating in people_said if rating is not None],
     )

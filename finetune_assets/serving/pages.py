@@ -10,9 +10,10 @@ import asyncio
 import base64
 import binascii
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import jinja2
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,8 +25,10 @@ from finetune_assets.errors import FinetuneError
 from finetune_assets.registry.tables import now
 from finetune_assets.serving import control, experiments
 from finetune_assets.serving.directory import ADMIN
+from finetune_assets.serving.health import health_file
 from finetune_assets.serving.judge import judge
 from finetune_assets.serving.observed import exposed, totals
+from finetune_assets.storage import read_json
 
 if TYPE_CHECKING:
     from finetune_assets.serving.router import Router
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
 )
-ACTIONS = {"advance", "hold", "release", "rollback"}
+ACTIONS = {"advance", "hold", "release", "rollback", "end"}
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 EVENTS = 12
 
@@ -45,6 +48,7 @@ def routes(router: Router) -> list[Route]:
         Route("/", page.home),
         Route("/dashboard", page.show),
         Route("/dashboard/body", page.show_body),
+        Route("/dashboard/{assistant}/experiment", page.experiment),
         Route("/dashboard/{assistant}/{action}", page.act, methods=["POST"]),
     ]
 
@@ -61,18 +65,25 @@ class Dashboard:
 
     async def show(self, request: Request) -> Response:
         """The whole page."""
-        return await self._render(request, "dashboard.html.j2")
+        return await self._render(request, "dashboard.html.j2", self._data)
 
     async def show_body(self, request: Request) -> Response:
         """The part that is renewed."""
-        return await self._render(request, "dashboard_body.html.j2")
+        return await self._render(request, "dashboard_body.html.j2", self._data)
 
-    async def _render(self, request: Request, template: str) -> Response:
+    async def experiment(self, request: Request) -> Response:
+        """The result of an A/B in staging so far, and of those that are over."""
+        name = request.path_params["assistant"]
+        if name not in self.router.directory.assistants:
+            return HTMLResponse("There is no such assistant.", status_code=404)
+        return await self._render(request, "experiment.html.j2", lambda: self._experiment(name))
+
+    async def _render(self, request: Request, template: str, read: Callable[[], dict[str, Any]]) -> Response:
         actor = self._actor(request)
         if actor is None:
             return _who_are_you()
         try:
-            data = await asyncio.get_running_loop().run_in_executor(None, self._data)
+            data = await asyncio.get_running_loop().run_in_executor(None, read)
         except SQLAlchemyError as error:
             return HTMLResponse(f"<p>The ledger cannot be read right now ({type(error).__name__}).</p>", status_code=503)
         notice = request.query_params.get("notice", "")[:500]
@@ -82,7 +93,7 @@ class Dashboard:
         )
 
     async def act(self, request: Request) -> Response:
-        """A button: advance, hold, release, rollback, with a reason."""
+        """A button: advance, hold, release, rollback, or the end of an experiment, with a reason."""
         actor = self._actor(request)
         if actor is None:
             return _who_are_you()
@@ -103,6 +114,8 @@ class Dashboard:
                     done = control.advance(ledger, name, settings, reason, who)
                 elif action == "rollback":
                     done = control.rollback(ledger, name, reason, who)
+                elif action == "end":
+                    return f"{name}: {experiments.end(ledger, name, settings, (reason, who)).text}"
                 else:
                     done = (control.hold if action == "hold" else control.release)(ledger, name, reason, who)
                 return f"{name}: {done.event.replace('_', ' ')}"
@@ -110,7 +123,8 @@ class Dashboard:
                 return str(error)
 
         notice = await asyncio.get_running_loop().run_in_executor(None, move)
-        return RedirectResponse(f"/dashboard?{urlencode({'notice': notice})}", status_code=303)
+        page = f"/dashboard/{quote(name)}/experiment" if action == "end" else "/dashboard"
+        return RedirectResponse(f"{page}?{urlencode({'notice': notice})}", status_code=303)
 
     def _actor(self, request: Request) -> str | None:
         """Who looks; null: nobody who may."""
@@ -139,6 +153,20 @@ class Dashboard:
             "at": datetime.datetime.now(datetime.UTC),
         }
 
+    def _experiment(self, name: str) -> dict[str, Any]:
+        ledger, settings = self.router.ledger, self.router.directory.assistants[name].rollout
+        now_ = experiments.result(ledger, name, settings)
+        at = datetime.datetime.now(datetime.UTC)
+        return {"name": name, "at": at, "now": now_, "ended": experiments.ended(ledger, name)[:EVENTS]}
+
+    def _drift(self, name: str) -> dict[str, Any] | None:
+        """What `serving_health` measured last; null where it never did."""
+        file = health_file(self.router.store, name)
+        if not file.exists():
+            return None
+        at = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC)
+        return {"at": f"{at:%Y-%m-%d %H:%M}", "rows": read_json(file)["drift"]}
+
     def _assistant(self, name: str, until: datetime.datetime) -> dict[str, Any]:
         ledger, settings = self.router.ledger, self.router.directory.assistants[name].rollout
         state = ledger.rollout(name)
@@ -152,7 +180,9 @@ class Dashboard:
             "week": totals(ledger, name, until - datetime.timedelta(days=7), until),
             "events": events[::-1][:EVENTS],
             "steps": ["shadow", *(str(step) for step in settings.steps)],
-            "experiment": experiments.result(ledger, name, settings, experiment) if experiment else None,
+            "experiment": experiments.result(ledger, name, settings) if experiment else None,
+            "versions": ledger.versions(name)[:EVENTS],
+            "drift": self._drift(name),
         }
 
 

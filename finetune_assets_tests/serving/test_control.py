@@ -218,8 +218,8 @@ def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> 
             experiments.begin(book, "aurora", (first, second), 0.5, {"tenants": ["staging"], "users": []}, ("try", "ana"))
         found = experiments.result(book, "aurora", QUICK)
         assert found is not None
-        assert (found["a"], found["b"], found["seen"].candidate.requests) == (first, second, 0)
-        experiments.end(book, "aurora", ("done", "ana"))
+        assert (found.a.version, found.b.version, found.b.requests) == (first, second, 0)
+        experiments.end(book, "aurora", QUICK, ("done", "ana"))
         assert experiments.result(book, "aurora", QUICK) is None
         assert book.rollout("aurora").champion == first
 
