@@ -201,7 +201,9 @@ def _pair(row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """A preference as a row of `messages` with its rejected reply, and the chosen one. Raises Unusable."""
     prompt = _said("user", row["prompt"]) if "prompt" in row else []
     chosen, rejected = ([*prompt, *_said("assistant", row[key])] for key in ("chosen", "rejected"))
-    better, worse = _turn(chosen[-1], "the last message of chosen"), _turn(rejected[-1], "the last message of rejected")
+    better, worse = (
+        _turn(messages[-1], f"the last message of {key}", {}) for key, messages in (("chosen", chosen), ("rejected", rejected))
+    )
     if better is None or worse is None or better[0] != "assistant" or worse[0] != "assistant":
         raise Unusable("no_reply", "chosen and rejected must end with a message of the assistant")
     if better == worse:

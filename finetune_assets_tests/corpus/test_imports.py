@@ -17,14 +17,9 @@ from hypothesis import strategies as st
 from finetune_assets.cli import main
 from finetune_assets.corpus import imports
 from finetune_assets.corpus.examples import build_examples
-<<<<<<< HEAD
-from finetune_assets.corpus.forms import REASONS, Unusable, calls_of, record_of
+from finetune_assets.corpus.forms import REASONS, Unusable, parsed_call, record_of
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.row_files import SUFFIXES
-=======
-from finetune_assets.corpus.forms import REASONS, Unusable, parsed_call, record_of
-from finetune_assets.corpus.ingest import ingest_conversations, stale_weeks
->>>>>>> wt-sources
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
@@ -85,7 +80,8 @@ def test_a_function_call_of_sharegpt_is_a_tool_call() -> None:
         {"from": "observation", "value": "ok"},
     ]
     assert [role for role, _ in record_of({"conversations": turns}).turns] == ["user", "assistant", "user"]
-    assert calls_of(record_of({"conversations": turns}).turns[1][1]) == [{"name": "book", "arguments": {"people": 2}}]
+    said = record_of({"conversations": turns}).turns[1][1]
+    assert parsed_call(said) == {"tool_calls": [{"name": "book", "arguments": {"people": 2}}]}
 
 
 def test_a_log_of_requests_is_whole_conversations_of_their_own_week() -> None:
