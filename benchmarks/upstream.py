@@ -1,4 +1,4 @@
-"""An OpenAI-compatible upstream that costs next to nothing: `python -m benchmarks.upstream PORT`. What is added to it is the router's."""
+"""The upstream that the router is measured with: it answers every chat at once. `python -m benchmarks.upstream PORT`."""
 
 from __future__ import annotations
 
