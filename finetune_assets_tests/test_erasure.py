@@ -27,7 +27,7 @@ from finetune_assets.dataset import choose, freeze, latest, stage
 from finetune_assets.dataset.leaks import check_leaks
 from finetune_assets.dataset.manifest import TOMBSTONE, new_feedback, read_manifest, standing
 from finetune_assets.environment import ROOT
-from finetune_assets.errors import DataError, LedgerError
+from finetune_assets.errors import DataError, LedgerError, SourceError
 from finetune_assets.registry import Ledger, erasures
 from finetune_assets.resources import LedgerResource, SourceResource
 from finetune_assets.resources.history import forget
@@ -342,11 +342,11 @@ def test_the_source_resource_leaves_out_who_was_erased(world: World, tmp_path: P
     assert GONE not in tables.conversations["user_id"]
 
 
-def _finetune(home: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def _finetune(home: Path, *words: str, extra: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "finetune_assets.cli", "erase", *words],
         cwd=ROOT,
-        env={**os.environ, "FINETUNE_HOME": str(home), "FINETUNE_USER_KEY": KEY.decode()},
+        env={**os.environ, "FINETUNE_HOME": str(home), "FINETUNE_USER_KEY": KEY.decode(), **(extra or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -380,3 +380,58 @@ def test_the_command(world: World) -> None:
     assert done["state"] == "erased"
     assert not [one for one in needles(world.tables) for text in world.texts().values() if one in text]
     assert json.loads(_finetune(home, "--json").stdout)["erasures"][0]["removed"]["conversations"] == 3
+
+
+def ask(source: Path, *rows: dict[str, str | None]) -> None:
+    """The table of requests in a folder of exports."""
+    names = ("user_id", "conversation_id", "requested_at")
+    pl.DataFrame([{name: row.get(name) for name in names} for row in rows], schema=dict.fromkeys(names, pl.String)).write_parquet(
+        source / "erasure_requests.parquet"
+    )
+
+
+def test_requests_of_a_source_are_left_out_of_builds_recorded_once_and_applied(world: World, tmp_path: Path) -> None:
+    source, book = SourceResource(urls=[str(tmp_path / "source")]), LedgerResource(url=f"sqlite:///{tmp_path / 'ledger.db'}")
+    assert book.erased(KEY, source.requests()).subjects == frozenset()  # a source without the table asks for nothing
+    conversation = world.tables.conversations["conversation_id"][20]
+    ask(tmp_path / "source", {"user_id": f" {GONE} "}, {"user_id": GONE}, {"conversation_id": conversation})
+    for _ in range(2):
+        tables = source.read(book.erased(KEY, source.requests()))
+        assert GONE not in tables.conversations["user_id"]
+        assert conversation not in tables.conversations["conversation_id"]
+    waiting = erasures.all_erasures(world.ledger)
+    assert len(waiting) == 2
+    assert all(one.waits and one.origin == "source" for one in waiting)
+
+    done = world.erase()
+    assert done["rows"]["conversations"] == 3
+    applied = erasures.find(world.ledger, user_subject(GONE, KEY))
+    assert applied is not None
+    assert not applied.waits
+    assert applied.completed_at is not None
+    assert applied.removed["conversations"] == 3  # what was removed is on record, though the request came first
+    assert book.erased(KEY, source.requests()).subjects == {one.subject for one in waiting}
+    assert erasures.find(world.ledger, applied.subject) == applied  # read again, it is not opened again
+
+
+def test_a_request_that_names_nobody_stops_the_read(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    ask(source, {"user_id": GONE}, {"user_id": "  ", "requested_at": "2026-10-01"})
+    with pytest.raises(SourceError, match="row 2 names neither"):
+        SourceResource(urls=[str(source)]).requests()
+
+
+@pytest.mark.slow
+def test_the_command_for_requests(world: World) -> None:
+    home, source = world.store.home, world.store.home.parent / "source"
+    first = world.tables.conversations["conversation_id"][20]
+    ask(source, {"user_id": GONE}, {"conversation_id": first})
+    environment = {"FINETUNE_SOURCE": str(source)}
+    refused = _finetune(home, "--requests", "--yes", "--limit", "1", "--json", extra=environment)
+    assert refused.returncode == 1
+    told = json.loads(refused.stdout)
+    assert len(told["refused"]) == len(told["erased"]) == 1  # the others are not kept waiting
+    done = json.loads(_finetune(home, "--requests", "--yes", "--json", extra=environment).stdout)
+    assert [one["rows"]["conversations"] for one in done["erased"]] == [3]
+    assert json.loads(_finetune(home, "--requests", "--yes", "--json", extra=environment).stdout) == {"erased": [], "refused": []}
+    assert not [one for one in needles(world.tables) for text in world.texts().values() if one in text]

@@ -52,7 +52,7 @@ def raw_conversations(
     One row a conversation, its messages nested. Users are keyed pseudonyms. Rows that break the schema are set aside in
     `corpus/rejected` with table, id, reason and detail.
     """
-    tables = source.read(ledger.erased(store.key), context.run.run_id)
+    tables = source.read(ledger.erased(store.key, source.requests()), context.run.run_id)
     counts = ingest_conversations(store.store, tables, context.partition_keys, store.key)
     return _result(context, store, "conversations", counts)
 
@@ -69,7 +69,7 @@ def rlhf_feedback(
     context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
 ) -> Result:
     """Thumbs, ratings and corrections that were given in the week, which may be weeks after their message."""
-    tables = source.read(ledger.erased(store.key), context.run.run_id)
+    tables = source.read(ledger.erased(store.key, source.requests()), context.run.run_id)
     counts = ingest_feedback(store.store, tables, context.partition_keys, store.key)
     let_go()
     return _result(context, store, "feedback", counts)

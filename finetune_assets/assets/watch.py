@@ -13,8 +13,11 @@ from finetune_assets.assets.corpus import raw_conversations, rlhf_feedback
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.corpus.watch import Table, Watched, age_days, live, recent_rows, watch_freshness, watch_volume
 from finetune_assets.environment import Environment
-from finetune_assets.resources import SourceResource, StoreResource
+from finetune_assets.registry import erasures
+from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
 
+LATE_DAYS = 7
+"""Days after which a request that waits is an error; the GDPR (article 12) allows a month."""
 COLUMNS = ["tenant", "what", "week", "seen", "usual", "deviations", "error"]
 
 
@@ -89,5 +92,28 @@ def feedback_fresh(store: StoreResource, source: SourceResource) -> dg.AssetChec
     return _freshness(store, source, "feedback")
 
 
+@dg.asset_check(asset=raw_conversations)
+def erasure_requests_applied(ledger: LedgerResource) -> dg.AssetCheckResult:
+    """Nobody who asked in the source to be forgotten is still in the store: `finetune erase --requests` removes them."""
+    with ledger.open() as book:
+        waiting = [one for one in erasures.all_erasures(book) if one.completed_at is None]
+    days = max(((_now() - one.requested_at).days for one in waiting), default=0)
+    told = (
+        f"{len(waiting)} wait, the first for {days} days: run `finetune erase --requests`. No build reads their rows meanwhile."
+    )
+    return dg.AssetCheckResult(
+        passed=not waiting,
+        severity=dg.AssetCheckSeverity.ERROR if days >= LATE_DAYS else dg.AssetCheckSeverity.WARN,
+        description=told if waiting else "Nobody waits.",
+        metadata={"waiting": len(waiting), "longest_days": days},
+    )
+
+
 ASSETS: list[dg.AssetsDefinition] = []
-CHECKS = [conversations_as_many_as_usual, conversations_fresh, feedback_as_much_as_usual, feedback_fresh]
+CHECKS = [
+    conversations_as_many_as_usual,
+    conversations_fresh,
+    feedback_as_much_as_usual,
+    feedback_fresh,
+    erasure_requests_applied,
+]

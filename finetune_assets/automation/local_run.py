@@ -201,8 +201,9 @@ class LocalRun:
         self.instance.add_dynamic_partitions(str(assistant_partitions.name), sorted(wanted - set(enrolled(self.instance))))
 
     def _corpus(self) -> None:
-        erased = LedgerResource().erased(StoreResource().key)
-        tables = SourceResource(urls=list(self.environment.sources)).read(erased)
+        source = SourceResource(urls=list(self.environment.sources))
+        erased = LedgerResource().erased(StoreResource().key, source.requests())
+        tables = source.read(erased)
         stale = stale_weeks(self.store, tables)
         first = self.environment.first_week.isoformat()
         early = [week for week in stale.all_weeks if week < first]

@@ -61,7 +61,8 @@ def this_week(today: datetime.date) -> str:
 def stale_range(source: SourceResource, store: StoreResource, ledger: LedgerResource, today: datetime.date) -> tuple[str, str]:
     """First and last week to rebuild: every missing or changed week that has a partition, and always the current one."""
     current = this_week(today)
-    weeks = [*partitioned(stale_weeks(store.store, source.read(ledger.erased(store.key))).stale, today), current]
+    erased = ledger.erased(store.key, source.requests())
+    weeks = [*partitioned(stale_weeks(store.store, source.read(erased)).stale, today), current]
     return min(weeks), max(weeks)
 
 
@@ -93,7 +94,7 @@ def refresh_request(
     instance: dg.DagsterInstance, source: SourceResource, store: StoreResource, ledger: LedgerResource
 ) -> dg.RunRequest | None:
     """A corpus run over the weeks that are missing or changed; null: up to date, or it failed three times for this state."""
-    staleness = stale_weeks(store.store, source.read(ledger.erased(store.key)))
+    staleness = stale_weeks(store.store, source.read(ledger.erased(store.key, source.requests())))
     stale = partitioned(staleness.stale, datetime.datetime.now(datetime.UTC).date())
     if not stale:
         return None

@@ -13,6 +13,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
+    import dagster as dg
     from rich.console import Console
 
     from finetune_assets.erasure import Plan
@@ -24,22 +25,26 @@ LIMIT = 50
 @click.command()
 @click.option("--user", help="The user's id as the source has it, or the pseudonym u_… of the store.")
 @click.option("--conversation", help="A conversation's id, as the source or the store has it.")
+@click.option("--requests", is_flag=True, help="Everyone whom the source's table erasure_requests names, and who waits.")
 @click.option("--dry-run", is_flag=True, help="Show what would be destroyed, and end.")
 @click.option("--limit", default=LIMIT, show_default=True, help="Refuse to erase more conversations than this.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; needs --yes or --dry-run.")
-def erase(user: str | None, conversation: str | None, dry_run: bool, limit: int, yes: bool, as_json: bool) -> None:
+def erase(  # noqa: PLR0913, PLR0917
+    user: str | None, conversation: str | None, requests: bool, dry_run: bool, limit: int, yes: bool, as_json: bool
+) -> None:
     """Remove a person's data for good: from the store, every data set, and every later build.
 
     Corpus rows, staged and frozen data sets, reports, caches and Dagster's sample tables lose the rows; a data set is rewritten
     under a new fingerprint and leaves a tombstone. The source may still hold them: they are never read again. Models cannot
     unlearn: those trained on the rows are named and marked, and their retrain is requested.
 
-    Without --user and --conversation: lists the erasures so far, and whose retrain is due.
+    Without --user, --conversation and --requests: lists the erasures so far, who waits, and whose retrain is due.
     """
-    listed = user is None and conversation is None
-    if user is not None and conversation is not None:
-        raise SettingsError("Give --user or --conversation, not both; a user's erasure takes all their conversations.")
+    given = [user is not None, conversation is not None, requests]
+    listed = not any(given)
+    if sum(given) > 1:
+        raise SettingsError("Give one of --user, --conversation and --requests; a user's erasure takes all their conversations.")
     if as_json and not (yes or dry_run or listed):
         raise SettingsError("--json cannot ask; add --yes to erase, or --dry-run to see what would be erased.")
     environment = Environment.read()
@@ -48,8 +53,11 @@ def erase(user: str | None, conversation: str | None, dry_run: bool, limit: int,
 
         console = Console(file=terminal, highlight=False, soft_wrap=True)
         outcome = _list(console) if listed else _erase(console, (user, conversation), dry_run, limit, yes)
+        left = outcome.get("refused", [])
         if as_json:
             print(json.dumps(outcome), file=output)
+    if left:
+        sys.exit(1)
 
 
 def _list(console: Console) -> dict[str, Any]:
@@ -63,6 +71,8 @@ def _list(console: Console) -> dict[str, Any]:
         due = sorted({one["assistant"] for one in rewritten if erasures.retrain_due(ledger, one["assistant"])})
     for one in known:
         state = f"done {one['completed_at'][:16]}" if one["completed_at"] else "[red]begun, not finished: start it again[/]"
+        if one["waits"]:
+            state = "[yellow]asked for in the source, left out of builds; what is stored waits for: finetune erase --requests[/]"
         console.print(f"{one['subject']}  {state}  " + ", ".join(f"{n} {name}" for name, n in one["removed"].items()))
     for one in versions:
         console.print(f"{one['version']} of {one['assistant']} was trained on rows that were erased since")
@@ -71,43 +81,73 @@ def _list(console: Console) -> dict[str, Any]:
 
 
 def _erase(console: Console, who: tuple[str | None, str | None], dry_run: bool, limit: int, yes: bool) -> dict[str, Any]:
+    """One subject's outcome; for the requests of the source (`who` is nobody) `erased` and `refused`, a list each."""
     import dagster as dg
 
     from finetune_assets.automation.local_run import store_lock
-    from finetune_assets.automation.retrain import ACTIVE
     from finetune_assets.erasure import erase, look, subject_of
-    from finetune_assets.resources import LedgerResource, StoreResource
+    from finetune_assets.registry import erasures
+    from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
     from finetune_assets.resources.history import forget
 
-    resource = StoreResource()
+    resource, book = StoreResource(), LedgerResource()
     store, key = resource.store, resource.key
-    with store_lock(store.home, lambda text: console.print(text, markup=False)), LedgerResource().open() as ledger:
-        subject = subject_of(*who, key)
-        plan = look(store, ledger, subject, key)
-        _show(console, plan)
-        if dry_run:
-            return {**plan.as_dict(), "state": "planned"}
-        found = len(plan.traces.conversations)
-        if found > limit:
-            raise DataError(
-                f"{subject} has {found} conversations, --limit is {limit}: is this one person, or an id that many share? "
-                f"If it is right, add --limit {found}."
-            )
-        with dg.DagsterInstance.get() as instance:
-            active = [
-                run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)) if run.job_name in ("prepare_corpus", "train")
-            ]
-            if active:
-                names = ", ".join(f"{run.run_id[:8]} ({run.job_name})" for run in active[:5])
-                raise DataError(
-                    f"{len(active)} run(s) may be writing rows now: {names}. Erase when they have ended, or cancel them."
-                )
-            if not yes and not _confirmed(console, plan):
-                console.print("Nothing was changed.")
-                sys.exit(1)
-            outcome = erase(store, ledger, plan, key, lambda needles: forget(instance, needles))
-    _told(console, outcome)
-    return outcome
+    requests = who == (None, None)
+    with store_lock(store.home, lambda text: console.print(text, markup=False)), book.open() as ledger:
+        if requests:
+            book.erased(key, SourceResource().requests())
+            subjects = [one.subject for one in erasures.all_erasures(ledger) if one.completed_at is None]
+        else:
+            subjects = [subject_of(*who, key)]
+        outcomes: list[dict[str, Any]] = []
+        refused: list[str] = []
+        for subject in subjects:
+            plan = look(store, ledger, subject, key)
+            _show(console, plan)
+            if dry_run:
+                outcomes.append({**plan.as_dict(), "state": "planned"})
+                continue
+            problem = _too_many(subject, len(plan.traces.conversations), limit)
+            if problem and not requests:
+                raise DataError(problem)
+            if problem:  # the others are not kept waiting
+                console.print(f"[red]refused[/] {problem}")
+                refused.append(subject)
+                continue
+            with dg.DagsterInstance.get() as instance:
+                _check_idle(instance)
+                if not yes and not _confirmed(console, plan):
+                    console.print("Nothing was changed.")
+                    sys.exit(1)
+                outcomes.append(erase(store, ledger, plan, key, lambda needles, into=instance: forget(into, needles)))
+            _told(console, outcomes[-1])
+    if not requests:
+        return outcomes[0]
+    if not subjects:
+        console.print("Nobody waits to be forgotten.")
+    return {"planned" if dry_run else "erased": outcomes, "refused": refused}
+
+
+def _too_many(subject: str, found: int, limit: int) -> str | None:
+    if found <= limit:
+        return None
+    return (
+        f"{subject} has {found} conversations, --limit is {limit}: is this one person, or an id that many share? "
+        f"If it is right, add --limit {found}."
+    )
+
+
+def _check_idle(instance: dg.DagsterInstance) -> None:
+    """Raises DataError while a run may write rows."""
+    import dagster as dg
+
+    from finetune_assets.automation.retrain import ACTIVE
+
+    runs = instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
+    active = [run for run in runs if run.job_name in ("prepare_corpus", "train")]
+    if active:
+        names = ", ".join(f"{run.run_id[:8]} ({run.job_name})" for run in active[:5])
+        raise DataError(f"{len(active)} run(s) may be writing rows now: {names}. Erase when they have ended, or cancel them.")
 
 
 def _show(console: Console, plan: Plan) -> None:

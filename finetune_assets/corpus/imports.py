@@ -41,8 +41,7 @@ from finetune_assets.storage import write_parquet
 SETTINGS = "source.yaml"
 _KINDS: dict[str, Any] = {"text": pl.String, "time": TIME, "score": pl.Int8, "flag": pl.Boolean}
 COLUMNS: dict[str, dict[str, Any]] = {
-    table: {name: _KINDS[column.kind] for name, column in columns.items() if name != "training_consent"}
-    for table, columns in SOURCE.items()
+    table: {name: _KINDS[column.kind] for name, column in SOURCE[table].items() if name != "training_consent"} for table in TABLES
 }
 """Columns and types of the written tables."""
 

@@ -29,7 +29,7 @@ from finetune_assets.corpus.cells import text
 from finetune_assets.corpus.schema import SOURCE
 from finetune_assets.errors import SettingsError
 
-TableName = Literal["conversations", "messages", "feedback"]
+TableName = Literal["conversations", "messages", "feedback", "erasure_requests"]
 
 
 class TableMapping(BaseModel):

@@ -23,7 +23,7 @@ from finetune_assets.corpus.databases import Columns, Database, sqlite_path, wee
 from finetune_assets.corpus.files import SUFFIXES, columns_of, read_batches
 from finetune_assets.corpus.imports import SETTINGS, files_of, read_folder, read_origin
 from finetune_assets.corpus.mapping import SourceTablesMapping, TableMapping, declared
-from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES, UNKNOWN_WEEK
+from finetune_assets.corpus.schema import FILE_NAMES, REQUESTS, SOURCE, TABLES, UNKNOWN_WEEK
 from finetune_assets.errors import SourceError
 
 TIMES = {"conversations": "started_at", "messages": "created_at", "feedback": "created_at"}
@@ -266,3 +266,16 @@ def _table_part(
         return located.database.read(located.name, wanted, where)
 
     return Part(located.table, f"{place}{label}", place, state or {}, batches, mapping, always=always, rows=rows)
+
+
+# --- requests to be forgotten
+
+
+def request_parts(source: Path | Database, mapping: SourceTablesMapping) -> list[Part]:
+    """The parts of the table of erasure requests; none where a source has no such table."""
+    names = _names(REQUESTS, mapping)
+    if isinstance(source, Path):
+        return [_file_part(REQUESTS, file, mapping.of(REQUESTS)) for file in _table_files(source, REQUESTS, names)]
+    if names[0] not in source.tables():
+        return []
+    return [_table_part(_Located(source, REQUESTS, names[0], source.columns(names[0]), mapping.of(REQUESTS)))]

@@ -22,10 +22,13 @@ CODE_VERSIONS: dict[str, str] = {
 """Version of the rules of each asset: raise it whenever a rule changes what the asset writes, and every stored week is stale."""
 
 TABLES: tuple[str, ...] = ("conversations", "messages", "feedback")
+REQUESTS = "erasure_requests"
+"""Table of a source with requests to be forgotten; see `requests`."""
 FILE_NAMES: dict[str, tuple[str, ...]] = {
     "conversations": ("conversations",),
     "messages": ("messages",),
     "feedback": ("feedback", "ai_rlhf_feedback"),
+    REQUESTS: (REQUESTS,),
 }
 """Names a table may have in a source, as a file (without suffix), a folder or a database table."""
 
@@ -81,6 +84,7 @@ SOURCE: dict[str, dict[str, Column]] = {
         "comment": _TEXT,
         "created_at": _TIME,
     },
+    REQUESTS: {name: Column("text", required=False) for name in ("user_id", "conversation_id", "requested_at")},
 }
 
 TIME = pl.Datetime("us", "UTC")

@@ -30,6 +30,12 @@ class Erasure:
     completed_at: datetime.datetime | None
     removed: dict[str, int]
     messages: frozenset[str]
+    origin: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Asked for in the source, and nothing was removed yet."""
+        return self.origin is not None and self.completed_at is None and not self.removed
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,23 @@ def request(ledger: Ledger, subject: str, key_check: str, removed: dict[str, int
             row = {"subject": subject, "key_check": key_check, "requested_at": now(), "removed": removed}
             connection.execute(sa.insert(erasures).values(row | values))
             return
-        if known.completed_at:
+        if known.waits:
+            values["removed"] = removed
+        elif known.completed_at:
             values["removed"] = {name: known.removed.get(name, 0) + removed.get(name, 0) for name in {*known.removed, *removed}}
         connection.execute(sa.update(erasures).where(erasures.c.subject == subject).values(values))
+
+
+def record_asked(ledger: Ledger, asked: Iterable[str], key_check: str) -> None:
+    """Records subjects that a source asks to forget, those that are not known yet: builds leave them out from now on."""
+    for subject in sorted(asked):
+        if find(ledger, subject) is None:
+            row = {"subject": subject, "key_check": key_check, "requested_at": now(), "origin": "source"}
+            try:
+                with ledger.engine.begin() as connection:
+                    connection.execute(sa.insert(erasures).values(row))
+            except IntegrityError:
+                pass  # another run read the same request at once
 
 
 def complete(ledger: Ledger, subject: str) -> None:
@@ -85,6 +105,7 @@ def _read(ledger: Ledger, where: sa.ColumnElement[bool]) -> list[Erasure]:
             row["completed_at"].replace(tzinfo=datetime.UTC) if row["completed_at"] else None,
             row["removed"] or {},
             frozenset(row["messages"] or ()),
+            row["origin"],
         )
         for row in rows
     ]
@@ -194,4 +215,6 @@ def summary(erasure: Erasure) -> dict[str, Any]:
         "requested_at": erasure.requested_at.isoformat(timespec="seconds"),
         "completed_at": erasure.completed_at.isoformat(timespec="seconds") if erasure.completed_at else None,
         "removed": erasure.removed,
+        "origin": erasure.origin,
+        "waits": erasure.waits,
     }

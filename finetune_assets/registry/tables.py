@@ -139,6 +139,7 @@ erasures = sa.Table(
     sa.Column("completed_at", sa.DateTime),  # null: begun, and to be gone on with
     sa.Column("removed", sa.JSON),  # what -> rows
     sa.Column("messages", sa.JSON),  # keyed hashes of the ids that were removed, by which `explain` knows them again
+    sa.Column("origin", sa.String(20)),  # source: asked for there; null: by a person on the command line
 )
 
 erased_datasets = sa.Table(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant, own_contacts
 from finetune_assets.corpus.erasure import Erased, key_check
+from finetune_assets.corpus.requests import Requests, read_requests
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.environment import Environment
 from finetune_assets.registry import Ledger, erasures
@@ -43,6 +44,10 @@ class SourceResource(dg.ConfigurableResource):
             keep_source(urls, erased, self._opened(urls, erased), run_id)
         assert _opened is not None
         return _opened[2]
+
+    def requests(self) -> Requests:
+        """Who asks to be forgotten, in the sources' own tables. Raises SourceError."""
+        return read_requests(self.addresses())
 
     def _opened(self, urls: list[str], erased: Erased) -> SourceTables:
         source = erased.leave_out(read_source(urls))
@@ -121,7 +126,10 @@ class LedgerResource(dg.ConfigurableResource):
         finally:
             ledger.close()
 
-    def erased(self, key: bytes) -> Erased:
-        """Whom no build may read. Raises LedgerError where they were recorded with another key."""
+    def erased(self, key: bytes, asked: Requests | None = None) -> Erased:
+        """Whom no build may read; what a source asks for is recorded first. Raises LedgerError where they were recorded with
+        another key."""
         with self.open() as book:
+            if asked is not None:
+                erasures.record_asked(book, asked.subjects(key), key_check(key))
             return Erased(erasures.subjects(book, key_check(key)), key)

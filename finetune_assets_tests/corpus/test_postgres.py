@@ -13,6 +13,8 @@ from finetune_assets.assistants import load_assistant
 from finetune_assets.corpus.databases import Database
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
+from finetune_assets.corpus.mapping import SourceMapping
+from finetune_assets.corpus.requests import Requests, read_requests
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.dataset import choose, freeze
 from finetune_assets.environment import ROOT
@@ -193,3 +195,18 @@ def test_a_database_and_a_folder_together(tmp_path: Path, postgres: Server) -> N
     together = build(tmp_path / "both", read_source([url, str(write(tmp_path / "rest", rest, ".csv"))]))
     alone = build(tmp_path / "alone", read_source([str(write(tmp_path / "whole", tables))]))
     assert made(together.home) == made(alone.home)
+
+
+def test_erasure_requests_of_a_database_mapped_and_read_only(tmp_path: Path, postgres: Server) -> None:
+    url = postgres.fill("asked", write(tmp_path, export()))
+    assert read_requests([url]) == Requests()
+    postgres.execute(
+        "asked",
+        "CREATE TABLE gdpr (customer bigint, conversation_id text, requested_at timestamptz)",
+        "INSERT INTO gdpr VALUES (59170123456, NULL, now()), (NULL, ' conv_0001 ', now()), (59170123456, 'conv_0002', NULL)",
+        "GRANT SELECT ON gdpr TO reader",
+    )
+    mapping = SourceMapping.model_validate(
+        {"tables": {"erasure_requests": {"table": "gdpr", "columns": {"user_id": "customer"}}}}
+    )
+    assert read_requests([url], mapping) == Requests(frozenset({"59170123456"}), frozenset({"conv_0001"}))
