@@ -29,13 +29,14 @@ SAYS = {
 
 @dataclass(frozen=True)
 class Move:
-    """What happened to a rollout: the event, the states before and after, and what was judged."""
+    """What happened to a rollout: the event, the states before and after, what was judged, and the sentence for people."""
 
     event: str
     before: Rollout
     after: Rollout
     judgement: Judgement | None
     reason: str
+    text: str = ""
 
 
 def start(ledger: Ledger, assistant: str, version: str, reason: str, actor: str) -> Move:
@@ -184,4 +185,4 @@ def _move(ledger: Ledger, move: Move, actor: str) -> Move:
     facts = {"assistant": after.assistant, "event": move.event, "version": version, "step": after.step, "actor": actor}
     for problem in notify(text, {**facts, "generation": after.generation, "reason": move.reason}):
         log.warning(problem)
-    return Move(move.event, move.before, after, move.judgement, move.reason)
+    return Move(move.event, move.before, after, move.judgement, move.reason, text)

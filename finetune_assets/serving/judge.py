@@ -27,9 +27,11 @@ class Judgement:
 
     @property
     def text(self) -> str:
-        """What decided, in one line."""
+        """What decided, in one line; where all guards passed, how much they saw."""
+        if self.outcome == "passed":
+            return f"all {len(self.guards)} guards passed: {self.requests} requests, {self.users} people, {self.hours:.1f} h"
         telling = [guard for guard in self.guards if guard.outcome == self.outcome] or list(self.guards)
-        return "; ".join(f"{guard.name}: {guard.text}" for guard in telling)
+        return "; ".join(f"{guard.name.replace('_', ' ')}: {guard.text}" for guard in telling)
 
     def as_dict(self) -> dict[str, Any]:
         """For the ledger's events and `--json`."""

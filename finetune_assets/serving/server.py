@@ -136,7 +136,7 @@ class Server:
                 if self.settings.judge:
                     move = control.step(self.ledger, name, assistant.rollout, "router")
                     if move is not None:
-                        self.say(f"{name}: {move.event.replace('_', ' ')} ({move.after.step}). {move.reason}")
+                        self.say(move.text)
             self._warm_up(wait=0.0)
         except (SQLAlchemyError, FinetuneError, OSError) as error:
             log.warning("The rollouts could not be judged: %s", str(error).splitlines()[0])

@@ -114,6 +114,10 @@ class _Week:
 
     async def run(self) -> dict[str, Any]:
         start = self.ledger.rollout(self.plan.assistant)
+        if not start.is_open:
+            name = self.plan.assistant
+            self.say(f"{name} has no rollout: everybody gets {start.champion or 'the base model'}.")
+            self.say(f"A version comes into shadow with `finetune run`, or `finetune rollout start {name} VERSION --reason …`.")
         timeout = aiohttp.ClientTimeout(total=120)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             await self._check(session)
@@ -128,7 +132,7 @@ class _Week:
         end = self.ledger.rollout(self.plan.assistant)
         events = [event for event in self.ledger.events(self.plan.assistant) if event["generation"] > start.generation]
         for event in events:
-            self.say(f"  {event['event'].replace('_', ' '):<12} {event['step'] or '':<7} {event['reason']}")
+            self.say(f"  {event['event'].replace('_', ' '):<12} {event['step'] or '':<7} {event['reason']} ({event['actor']})")
         live = end.champion or "base model"
         where = f"{end.candidate} at {end.step}, {end.status.replace('_', ' ')}" if end.is_open else "no rollout"
         self.say(f"After {self.done} people and {self.counts['requests']} requests: live {live}; {where}.")

@@ -11,7 +11,7 @@ from finetune_assets.corpus.sources import read_source
 from finetune_assets.corpus.validation import validate
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry import Job, Ledger, rollouts
-from finetune_assets.serving.journal import store
+from finetune_assets.serving.writer import store
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

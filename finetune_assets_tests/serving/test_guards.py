@@ -74,7 +74,7 @@ def users(chance: np.random.Generator, count: int, share: float) -> list[float]:
 
 
 def test_looking_all_the_time_tells_no_lies() -> None:
-    """Equal arms are told apart in 1 % of the runs at most, a percentile is missed in 0.1 %; one-look intervals do worse."""
+    """Equal arms are told apart in about 1 % of the runs, a percentile is missed in 0.1 %; one-look intervals do worse."""
     sequence, once = simulated.told_apart(400, 1000, 4)
     assert sequence <= 0.015
     assert once > 0.05
