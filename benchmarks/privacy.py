@@ -21,7 +21,7 @@ import polars as pl
 import yaml
 
 from benchmarks.measure import Row, cpu
-from finetune_assets.corpus import names, recognisers
+from finetune_assets.corpus import names, phones, recognisers
 from finetune_assets.corpus.personal_data import find, may_hold, needs_look, scrub_conversation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +190,7 @@ PATTERNS: list[re.Pattern[str]] = [
     ),
     *(recognisers._EMAIL, recognisers._IBAN, recognisers._CARD, recognisers._ES_ID, recognisers._CURP, recognisers._RUT),
     *(recognisers._CPF, recognisers._CNPJ, recognisers._RFC, recognisers._WORDED_ID, recognisers._IPV4, recognisers._IPV6),
-    *(recognisers._TIMES, recognisers._PHONE, names._INTRO, names._CALLER),
+    *(phones._TIMES, phones._PHONE, names._INTRO, names._CALLER),
 ]
 
 

@@ -30,6 +30,7 @@ from finetune_assets.corpus.names import (
     fold,
     name_patterns,
 )
+from finetune_assets.corpus.phones import find_phones, has_phone
 from finetune_assets.corpus.recognisers import (
     END,
     FIVE_DIGITS,
@@ -44,10 +45,8 @@ from finetune_assets.corpus.recognisers import (
     find_ibans,
     find_ips,
     find_national_ids,
-    find_phones,
     find_secrets,
     find_urls,
-    has_phone,
 )
 
 DEFAULT_REGIONS: tuple[str, ...] = ("ES", "MX", "AR", "BO", "CL", "US")
@@ -114,10 +113,16 @@ def _recognisers(regions: tuple[str, ...]) -> tuple[tuple[str, Callable[[str], I
 
 def find(text: str, regions: Sequence[str] = DEFAULT_REGIONS) -> list[Find]:
     """What the recognisers know in a text, in text order and without overlap; the more certain kind (the order of KINDS) wins."""
+    return list(found_in(text, tuple(regions)))
+
+
+@lru_cache(maxsize=20_000)  # once its values are placeholders, one text is often equal to another
+def found_in(text: str, regions: tuple[str, ...]) -> tuple[Find, ...]:
+    """The same; the texts that were looked at last are remembered."""
     masked = _PLACEHOLDER.sub(lambda m: "\n" * len(m[0]), text) if "[" in text else text
     numbers = FIVE_DIGITS.search(masked) is not None
     found: list[Find] = []
-    for kind, recogniser in _recognisers(tuple(regions)):
+    for kind, recogniser in _recognisers(regions):
         if kind in _NUMBERS and not numbers:
             continue
         spans = sorted(recogniser(masked), key=lambda s: (s[0], -s[1]))
@@ -130,7 +135,7 @@ def find(text: str, regions: Sequence[str] = DEFAULT_REGIONS) -> list[Find]:
                 found.append(Find(kind, span[0], span[1], text[slice(*span)]))
                 end = span[1]
         found.sort(key=lambda f: f.start)
-    return found
+    return tuple(found)
 
 
 def residual(texts: Iterable[str], regions: Sequence[str] = DEFAULT_REGIONS, allow: frozenset[str] = frozenset()) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Pattern recognisers: keys, links, addresses of mail and machines, numbers with check digits, phones.
+"""Pattern recognisers: keys, links, addresses of mail and machines, numbers with check digits. Others: `phones`, `names`.
 
 Each takes a text and yields spans (start, end). `personal_data.find` runs them all and settles which kind wins.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache, partial
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import phonenumbers
 from stdnum import iban as iban_number
 from stdnum import luhn
 from stdnum.ar import cuit
@@ -19,8 +17,6 @@ from stdnum.br import cnpj, cpf
 from stdnum.cl import rut
 from stdnum.es import dni, nie
 from stdnum.mx import curp, rfc
-
-MAX_PHONE_LOOKS = 2_000  # phone shapes checked per text (about 0.1 ms each); beyond it every shape counts as a phone
 
 Span = tuple[int, int]
 START, END = r"(?<![^\W_])", r"(?![^\W_])"  # no letter or digit before, after (an underscore may be there)
@@ -92,7 +88,7 @@ def _looks_secret(word: str, quoted: bool, value: str) -> bool:
 SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "senha", "pin", "bearer", "-----begin")
 _KEY_SIGN = re.compile(KEY_PREFIX)
 FIVE_DIGITS = re.compile(r"\d(?:[()./ \t\u00a0\u2010-\u2013-]{0,3}\d){4}", re.ASCII)
-_SEVEN_DIGITS = re.compile(r"\d(?:[ \t\u00a0().\/\u2010-\u2013-]{0,3}\d){6}", re.ASCII)
+SEVEN_DIGITS = re.compile(r"\d(?:[ \t\u00a0().\/\u2010-\u2013-]{0,3}\d){6}", re.ASCII)
 
 
 def find_secrets(text: str) -> Iterator[Span]:
@@ -168,7 +164,8 @@ _WORDED_ID = re.compile(
 )
 
 
-def _groups(pattern: str, text: str, span: Span) -> list[Span]:
+def groups_of(pattern: str, text: str, span: Span) -> list[Span]:
+    """The places of a pattern inside a span."""
     return [(span[0] + m.start(), span[0] + m.end()) for m in re.finditer(pattern, text[slice(*span)])]
 
 
@@ -180,7 +177,7 @@ def _runs(groups: list[Span]) -> Iterator[Span]:
         yield groups[cut][0], groups[-1][1]
 
 
-def _accepted(groups: list[Span], accept: Callable[[Span], bool]) -> Iterator[Span]:
+def accepted(groups: list[Span], accept: Callable[[Span], bool]) -> Iterator[Span]:
     """The longest accepted run, and then what the groups after it hold ("612345678 622345678")."""
     while groups:
         run = next(filter(accept, _runs(groups)), None)
@@ -193,7 +190,7 @@ def _accepted(groups: list[Span], accept: Callable[[Span], bool]) -> Iterator[Sp
 def find_ibans(text: str) -> Iterator[Span]:
     """The longest run of groups with valid check digits."""
     for m in _IBAN.finditer(text) if FIVE_DIGITS.search(text) else ():
-        groups = _groups(r"[A-Za-z0-9]+", text, m.span())
+        groups = groups_of(r"[A-Za-z0-9]+", text, m.span())
         for last in range(len(groups), 0, -1):
             start, end = groups[0][0], groups[last - 1][1]
             whole = end == len(text) or not text[end].isalnum()
@@ -209,8 +206,8 @@ def _is_card(text: str, span: Span) -> bool:
 
 def find_cards(text: str) -> Iterator[Span]:
     """Card numbers that pass the Luhn check."""
-    for m in _CARD.finditer(text) if _SEVEN_DIGITS.search(text) else ():
-        yield from _accepted(_groups(r"\d+", text, m.span()), partial(_is_card, text))
+    for m in _CARD.finditer(text) if SEVEN_DIGITS.search(text) else ():
+        yield from accepted(groups_of(r"\d+", text, m.span()), partial(_is_card, text))
 
 
 def find_national_ids(text: str) -> Iterator[Span]:
@@ -229,133 +226,3 @@ def find_national_ids(text: str) -> Iterator[Span]:
     for m in _WORDED_ID.finditer(text):
         if not re.match(r"(?i)cui[tl]", m[1]) or cuit.is_valid(m[2]):
             yield m.span(2)
-
-
-# --- phones
-
-_DASH = r"\u2010-\u2013-"
-_PHONE = re.compile(
-    rf"(?<![^\W_])(?<![$€£#])\(?\+?\(?\d(?:[ \t\u00a0().\/{_DASH}]{{0,3}}\d){{6,18}}(?![^\W_])(?![:,]\d|{GAP}?[%€£$])", re.ASCII
-)
-_NOT_PHONE = re.compile(
-    rf"\d{{4}}[{_DASH}./ ]\d{{1,2}}[{_DASH}./ ]\d{{1,2}}(?:[ T]\d.*)?|"
-    rf"\d{{1,2}}[{_DASH}./ ]\d{{1,2}}[{_DASH}./ ](?:19|20)\d\d(?:\D.*)?|"  # dates
-    r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?|"  # 20261025, 202610251030
-    rf"\d{{1,2}}\.\d\d{GAP}?[{_DASH}]{GAP}?\d{{1,2}}\.\d\d|(?:(?:19|20)\d\d\D{{1,3}})+(?:19|20)\d\d|"  # opening hours, years
-    rf"\d+00{GAP}?[{_DASH}]{GAP}?\d+00|\d{{1,2}}(?:\.\d{{3}})+|"
-    rf"\d{{3}}(?:\.\d{{3}}){{3,}}|\d{{1,3}}\.\d{{4,}}|\d{{5}}-\d{{4}}|000.*"  # prices, decimals, ZIP+4
-)
-_HOUR = r"(?:[01]?\d|2[0-4])[.:h][0-5]\d"
-_DAY = r"(?:0?[1-9]|[12]\d|3[01])[./-](?:0?[1-9]|1[0-2])"
-_TIMES = re.compile(  # hours and days in a row: "9.30-13.30 / 16.30-20.30", "10.30 11.15", "01.11.-30.11.2026"
-    rf"(?<![\d.+(/{_DASH}]){_HOUR}(?:{GAP}?[/aày,;{_DASH}]?{GAP}?{_HOUR})*(?![\d.]\d|[/-]\d)|"
-    rf"(?<![\d.+(/{_DASH}]){_DAY}\.?(?:[./-](?:20)?\d\d)?{GAP}?[a{_DASH}]{GAP}?{_DAY}(?:\.?(?:[./-]?(?:20)?\d\d)|\.)?(?![\d.]\d|[/-]\d)"
-)
-_MONEY = re.compile(
-    rf"{GAP}?(?:pesos|bs|bolivianos|euros?|eur|usd|d[oó]lares|dollars|clp|mxn|ars|mil|millones|km|kg|mg|ml|puntos|points)\b", _I
-)
-_MARK = r"(?:n[uú]mero|number|nro\.?|n[º°.]|no\.|num\.?|#|c[oó]digo|code|id)"
-_BOOKING = r"(?:reserva(?:ci[oó]n)?|cita|turno|reservation|appointment|booking|client[e]?|paciente|mesa|solicitud|agendamento)"
-_ORDER_WORD = re.compile(
-    r"(?:\b(?:pedido|orden(?: de (?:trabajo|compra|servicio))?|order|"
-    r"factura|invoice|boleta|ref(?:erencia|erence)?|booking|confirmation|confirmaci[oó]n|ticket|"
-    r"tracking|seguimiento|c[oó]digo|code|folio|expediente|p[oó]liza|policy|lote|serie|serial|sku|isbn|"
-    r"caso|case|cuenta|account|zip|cp|postal|ficha|historia(?: cl[ií]nica)?|hc|socio|afiliado|presupuesto|albar[aá]n|recibo|"
-    r"comprobante|operaci[oó]n|transacci[oó]n|transferencia|localizador|protocolo)\b|"
-    rf"{_MARK}\W{{0,2}}(?:d[aeo] |of )?(?:la |tu |mi |su |your |the |a |o )?{_BOOKING}\b|"
-    rf"\b{_BOOKING}\W{{0,2}}{_MARK})\W{{0,3}}"
-    r"(?:(?:n[uú]mero|number|nro|no|num|id|es|is|de|n[º°]|was|fue|[ée])\b\W{0,3}){0,3}$",
-    _I,
-)
-_PHONE_WORD = re.compile(
-    r"\b(?:tel|tel[eé]fono|cel|celular|m[oó]vil|fono|fone|whats?app|wasap|wsp|contacto|"
-    r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ring|dial|ligue|telefone)\b[^\d\n]{0,20}$",
-    _I,
-)
-
-
-@cache
-def _sizes(region: str) -> tuple[str, str | None, frozenset[int]]:
-    """Country code, the pattern of what may stand before a national number, and how many digits one has."""
-    code = phonenumbers.country_code_for_region(region)
-    rules = [phonenumbers.PhoneMetadata.metadata_for_region(each) for each in phonenumbers.region_codes_for_country_code(code)]
-    own = phonenumbers.PhoneMetadata.metadata_for_region(region)
-    sizes = frozenset(size for each in rules if each and each.general_desc for size in each.general_desc.possible_length)
-    return str(code), own.national_prefix_for_parsing if own else None, sizes
-
-
-def _has_size(digits: str, region: str) -> bool:
-    """Whether digits without any prefix, of one's country or of a call abroad, are as many as a number of the region has."""
-    code, prefix, sizes = _sizes(region)
-    if not digits.isascii() or digits[0] in "01" or digits.startswith(code) or (prefix and re.match(prefix, digits)):
-        return True
-    return len(digits) in sizes
-
-
-@lru_cache(maxsize=50_000)
-def _valid_phone(digits: str, region: str | None) -> bool:
-    if region is not None and not _has_size(digits, region):  # parsing takes 20 times as long
-        return False
-    try:
-        number = phonenumbers.parse(digits, region)
-    except phonenumbers.NumberParseException:
-        return False
-    if region is None and phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE:
-        return len(str(number.national_number)) >= 6
-    return phonenumbers.is_valid_number(number)
-
-
-def _counts(groups: list[str]) -> bool:
-    """Numbers that go up or down by one three times in a row: teeth, tables, days."""
-    steps = [int(b) - int(a) for a, b in pairwise(groups)]
-    return any(abs(a) == 1 and a == b == c for a, b, c in zip(steps, steps[1:], steps[2:], strict=False))
-
-
-def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bool:
-    shape = text[slice(*span)].strip()
-    digits = re.sub(r"\D", "", shape)
-    if len(digits) < 7 or len(set(digits)) == 1 or ("+" not in shape and _NOT_PHONE.fullmatch(shape.lstrip("("))):
-        return False
-    if digits.startswith("521") and len(digits) == 13:  # Mexican mobiles lost their 1 in 2019, people still write it
-        digits = "52" + digits[3:]
-    if shape.startswith(("+", "(+")) or (digits.startswith("00") and not digits.startswith("000")):
-        return _valid_phone("+" + digits.removeprefix("00"), None)
-    groups = re.findall(r"\d+", shape)
-    sizes = [len(g) for g in groups]
-    spelt = worded and set(sizes) == {1} and 8 <= len(sizes) <= 11
-    counted = not worded and max(sizes) <= 2 and _counts(groups)
-    if spelt or counted or sizes.count(1) > 1 or (len(sizes) > 1 and sizes[-1] == 1):
-        return spelt
-    if worded and len(digits) <= 15 and (len(sizes) == 1 or max(sizes[1:]) <= 8):
-        return True
-    return any(_valid_phone(digits, region) for region in regions)
-
-
-def find_phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
-    """Valid numbers of the regions or with a country code; after a word such as "llámame" any number of a phone's size."""
-    if not _SEVEN_DIGITS.search(text):
-        return
-    text = _TIMES.sub(lambda m: "\n" * len(m[0]), text)
-    for seen, m in enumerate(_PHONE.finditer(text)):
-        before = text[max(0, m.start() - 40) : m.start()]
-        international = "+" in m[0][:2]
-        if re.fullmatch(r"\d{4}(?:[ -]\d{4}){3}", m[0]):  # a card's shape with a wrong check digit
-            continue
-        if not international and (re.search(r"\d[.,:/-]$", before) or _MONEY.match(text, m.end()) or _ORDER_WORD.search(before)):
-            continue
-        groups = _groups(r"(?:\(?\+)?\(?\d+\)?" if "(" in m[0] else r"\+?\d+", text, m.span())
-        worded = _PHONE_WORD.search(before) is not None
-        if seen >= MAX_PHONE_LOOKS:
-            yield m.span()
-            continue
-        first = groups[0][0] if worded else -1
-        yield from _accepted(groups, lambda span, first=first: _is_phone(text, span, span[0] == first, regions))
-
-
-def has_phone(identifier: str, regions: Sequence[str]) -> bool:
-    """A valid phone glued to the letters of an id (conv_59170123456_x), but no part of a UUID or of a hexadecimal hash."""
-    digits = [m[0] for m in re.finditer(r"(?<!\d)\d{8,15}(?!\d)", identifier) if not _NOT_PHONE.fullmatch(m[0])]
-    hexadecimal = re.search(r"(?i)[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=[0-9]*[a-f])[0-9a-f]{16,}", identifier)
-    if not hexadecimal and any(_valid_phone(d, region) for d in digits for region in regions):
-        return True
-    return any(_valid_phone("+" + d, None) for d in digits if len(d) > 10)

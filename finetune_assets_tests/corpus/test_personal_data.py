@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import privacy
 from finetune_assets.corpus import personal_data as pd
-from finetune_assets.corpus.recognisers import has_phone
+from finetune_assets.corpus.phones import has_phone
 
 SGD = Path(__file__).parents[3] / "shared" / "data" / "sgd"
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
