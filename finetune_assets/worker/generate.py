@@ -24,11 +24,10 @@ from transformers import GenerationConfig
 
 from finetune_assets.storage import read_json
 from finetune_assets.training import base_model as base_models
-from finetune_assets.worker import models
+from finetune_assets.worker import decoding, models
 
 ROWS = 32  # rows of a batch
 TOKENS = 16_384  # padded prompt tokens of a batch
-FIRST = 32  # tokens after which a batch goes on without the replies that have ended
 SMALL = 100_000_000  # parameters, below which one thread a batch beats several threads on one batch
 LOGITS = 2**26  # numbers in the logits of a batch: 256 MB in float32
 
@@ -82,23 +81,9 @@ class Generator:
 
     @torch.inference_mode()
     def replies(self, prompts: Sequence[list[int]]) -> list[Reply]:
-        """Greedy replies to one batch of prompts. Those not done after FIRST tokens go on together, without the others."""
-        first = min(FIRST, self.max_new_tokens)
-        made = self._generate(prompts, first)
-        going = [n for n, row in enumerate(made) if not self.ends.intersection(row)] if first < self.max_new_tokens else []
-        if going:
-            rest = self._generate([[*prompts[n], *made[n]] for n in going], self.max_new_tokens - first)
-            for n, row in zip(going, rest, strict=True):
-                made[n] += row
-        return [self._reply(row) for row in made]
-
-    def _generate(self, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
-        """At most `most` new ids of each prompt, left-padded; what follows an end token is padding."""
-        width = max(len(prompt) for prompt in prompts)
+        """Greedy replies to one batch of prompts."""
         pad = int(self.tokenizer.pad_token_id)
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        return self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most)[:, width:].tolist()
+        return [self._reply(row) for row in decoding.greedy(self.model, prompts, self.max_new_tokens, self.ends, pad)]
 
     def _reply(self, ids: list[int]) -> Reply:
         end = next((n for n, token in enumerate(ids) if token in self.ends), None)
@@ -108,16 +93,8 @@ class Generator:
 
     @torch.inference_mode()
     def likelihoods(self, examples: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """Negative log-likelihood in nats of the targets (mask 1) of one batch of (ids, mask), right-padded."""
-        width = max(len(ids) for ids, _ in examples)
-        pad = int(self.tokenizer.pad_token_id)
-        device = self.model.device
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in examples], device=device)
-        attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in examples], device=device)
-        target = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in examples], device=device)
-        logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        return (losses.double() * target[:, 1:]).sum(dim=1).tolist()
+        """Negative log-likelihood in nats of the targets (mask 1) of one batch of (ids, mask)."""
+        return decoding.likelihoods(self.model, examples, int(self.tokenizer.pad_token_id))
 
     @property
     def small(self) -> bool:

@@ -25,7 +25,7 @@ from finetune_assets.worker.generate import Generator, batches, content, finite,
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.scores import texts
 
-VERSION = 2  # of the cache: raise it when decoding or likelihood changes
+VERSION = 3  # of the cache: raise it when decoding or likelihood changes
 Rows = list[dict[str, Any]]
 
 

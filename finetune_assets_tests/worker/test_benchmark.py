@@ -3,20 +3,25 @@
 import io
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.environment import ROOT
 from finetune_assets.evaluation import benchmark, candidates, card, report
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
-from finetune_assets.worker import chat, embed
+from finetune_assets.worker import chat, decoding, embed
 from finetune_assets.worker.generate import Generator, batches
+from finetune_assets.worker.models import encode_example, encode_prompt
 from finetune_assets.worker.progress import Progress
 from finetune_assets_tests.evaluation.frozen import make_dataset
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
@@ -108,10 +113,6 @@ def test_an_empty_cache_gives_the_same_replies(made: Path, models: tuple[str, st
 
 
 def test_likelihood_is_that_of_the_reply_and_its_end(models: tuple[str, str]):
-    import torch
-
-    from finetune_assets.worker.models import encode_example
-
     generator = Generator(models[0], 16)
     chats = dialogues(3, seed=5)
     examples = [encode_example(generator.tokenizer, chat, 192)[:2] for chat in chats]
@@ -123,15 +124,40 @@ def test_likelihood_is_that_of_the_reply_and_its_end(models: tuple[str, str]):
         assert nats == pytest.approx(expected, rel=1e-4)
 
 
-def test_replies_do_not_depend_on_their_batch_and_go_on_after_the_first_part(models: tuple[str, str]):
-    from finetune_assets.worker.models import encode_prompt
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
-    generator = Generator(models[1], 60)
-    prompts = [encode_prompt(generator.tokenizer, chat[:-1], 120)[0] for chat in dialogues(4, turns=2)]
-    together = generator.replies(prompts)
-    assert together == [generator.replies([prompt])[0] for prompt in prompts]
-    whole = generator._generate(prompts[:1], 60)[0]
-    assert together[0] == generator._reply(whole)
+
+@pytest.mark.usefixtures("one_thread")
+def test_replies_are_those_of_generate_one_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    generator = Generator(str(ROOT / "data" / "base_model"), 40)  # a trained one: its replies end, and differ
+    prompts = [encode_prompt(generator.tokenizer, chat[:-1], 120)[0] for chat in dialogues(5, turns=2)]
+    assert decoding.is_plain(generator.model)
+    alone = [decoding._generate(generator.model, [prompt], 40, 0)[0] for prompt in prompts]
+    assert len({len(row) for row in alone}) > 2  # some end earlier and leave the batch
+    chats = [encode_example(generator.tokenizer, chat, 192)[:2] for chat in dialogues(3, seed=5)]
+    for plain in (True, False):
+        monkeypatch.setattr(decoding, "is_plain", lambda _model, plain=plain: plain)
+        assert generator.replies(prompts) == [generator._reply(row) for row in alone]
+        together = generator.likelihoods(chats)
+        assert together == pytest.approx([generator.likelihoods([chat])[0] for chat in chats], rel=1e-4)
+
+
+def test_layers_with_a_window_go_through_generate():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32}
+    window = AutoConfig.for_model("mistral", **sizes, num_key_value_heads=2, sliding_window=8)
+    model = AutoModelForCausalLM.from_config(window).eval()
+    assert not decoding.is_plain(model)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
+    prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [5, 6, 3]]
+    with torch.inference_mode():
+        assert [row[:1] for row in decoding.greedy(model, prompts, 4, {1}, 0)] == [
+            [int(model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())] for prompt in prompts
+        ]
 
 
 def test_batches_hold_every_row_once_and_stay_within_their_size():
