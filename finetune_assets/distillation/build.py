@@ -56,7 +56,9 @@ class Target:
     fixed: bool
     """A correction or a tool call: it stays as it is."""
     line: Row
-    """The row it stands in, without its messages."""
+    """The row it stands in."""
+    alone: bool
+    """Whether it is the row's only target."""
 
     @property
     def ids(self) -> Row:
@@ -68,17 +70,15 @@ def targets(folder: Path) -> list[Target]:
     """Every training context of a frozen data set, in the order of its lines; a line of several targets has as many."""
     lineage = pl.read_parquet(folder / "lineage.parquet").filter(pl.col("split") == TRAIN).sort("line", "turn")
     rows = list(read_lines(folder / "train.jsonl"))
+    many = {line for line, count in lineage["line"].value_counts().rows() if count > 1}
     made: list[Target] = []
     for of in lineage.iter_rows(named=True):
         line = rows[of["line"]]
         turn = int(of["turn"]) if of.get("turn") is not None else len(line["messages"]) - 1
         prompt = [{key: value for key, value in message.items() if key != "weight"} for message in line["messages"][:turn]]
         said = line["messages"][turn]
-        tools = bool(line.get("tools")) or any(m.get("tool_calls") or m["role"] == "tool" for m in [*prompt, said])
-        rest = {key: value for key, value in line.items() if key != "messages"}
-        made.append(
-            Target(of, prompt, str(said.get("content") or ""), tools or of["source"] == CORRECTED, {**rest, "said": said})
-        )
+        fixed = of["source"] == CORRECTED or any(m.get("tool_calls") or m["role"] == "tool" for m in [*prompt, said])
+        made.append(Target(of, prompt, str(said.get("content") or ""), fixed, line, of["line"] not in many))
     return made
 
 
@@ -236,10 +236,9 @@ def _bad(path: Path, kind: str) -> Iterator[Row]:
 
 def _line(target: Target, row: Row) -> Row:
     """A row of the new file: context and reply in one line of JSON to every reader, with the lineage of the target."""
-    rest = {key: value for key, value in target.line.items() if key != "said"}
-    said = target.line["said"] if row["source"] != DISTILLED else {"role": "assistant", "content": row["reply"]}
-    said = {key: value for key, value in said.items() if key != "weight"}
-    text = json.dumps({"messages": [*target.prompt, said], **rest}, ensure_ascii=False, separators=(",", ":"))
+    said = {"role": "assistant", "content": target.reply if row["source"] != DISTILLED else row["reply"]}
+    line = target.line if target.fixed and target.alone else {**target.line, "messages": [*target.prompt, said]}
+    text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
     for raw, escaped in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
         text = text.replace(raw, escaped)
     return {**target.lineage, "source": row["source"], "turn": len(target.prompt), "jsonl": text, "digest": digest(text)}

@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("boto3", reason="the aws extra is not installed")
 
-from finetune_assets.errors import ProviderError, ProviderUnsettled  # noqa: E402
-from finetune_assets.serving.upstream import Target, Upstream, UpstreamFailed  # noqa: E402
-from finetune_assets.training import aws_calls  # noqa: E402
-from finetune_assets.worker import endpoint  # noqa: E402
+from finetune_assets.errors import ProviderError, ProviderUnsettled
+from finetune_assets.serving.upstream import Target, Upstream, UpstreamFailed
+from finetune_assets.training import aws_calls
+from finetune_assets.worker import endpoint
 
 ASKED = [{"role": "system", "content": "Eres breve."}, {"role": "user", "content": "¿Abren hoy?"}]
 
