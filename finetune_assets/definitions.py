@@ -10,7 +10,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
-from finetune_assets.assets import corpus, dataset, deployment, evaluation, training, watch  # noqa: E402
+from finetune_assets.assets import corpus, dataset, deployment, distillation, evaluation, training, watch  # noqa: E402
 from finetune_assets.automation import rollouts  # noqa: E402
 from finetune_assets.automation.jobs import JOBS  # noqa: E402
 from finetune_assets.automation.schedules import SCHEDULES  # noqa: E402
@@ -24,7 +24,7 @@ from finetune_assets.resources import (  # noqa: E402
     TrainerResource,
 )
 
-PARTS = (corpus, watch, dataset, training, evaluation, deployment)
+PARTS = (corpus, watch, dataset, distillation, training, evaluation, deployment)
 
 
 @dg.definitions

@@ -8,15 +8,18 @@ import dagster as dg
 from finetune_assets import __version__
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
-from finetune_assets.dataset.manifest import standing
+from finetune_assets.dataset.manifest import read_manifest, standing
 from finetune_assets.dataset.selection import own_contacts
+from finetune_assets.distillation.parity import FILE as PARITY
+from finetune_assets.distillation.parity import sentence as parity_sentence
+from finetune_assets.distillation.parity import with_teacher, write_parity
 from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
 from finetune_assets.evaluation.candidates import CHAMPION, TUNED, rented_endpoints, standard
 from finetune_assets.evaluation.history import write_history
 from finetune_assets.evaluation.human.book import export, of_study
 from finetune_assets.evaluation.human.statistics import choices, evaluate
 from finetune_assets.evaluation.human.study import newest
-from finetune_assets.evaluation.rented import with_rented
+from finetune_assets.evaluation.rented import reserve_replies, settle_replies, with_rented
 from finetune_assets.evaluation.report import markdown, write_report
 from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
@@ -60,10 +63,18 @@ def benchmark_report(
     output = report_folder.parent / "work" / version.version
     base = Path(version.path) / "base"  # beside a rented model's own address, its base's
     base_model = str(base) if RemoteModel.read(base) else version.base_model
+    assistant = with_teacher(assistant, read_manifest(dataset))
     candidates = standard(dataset, base_model, version.path, assistant.benchmark, served.path if served else None)
     assistant = with_rented(assistant, rented_endpoints(candidates), TUNED, CHAMPION)
     prepare(assistant, dataset, candidates, output, threads=default_threads(), cache=store.store.home / "cache" / "replies")
-    launcher.run(context, output / "spec.json", output)
+    paid, rented = f"benchmark:{version.version}:{context.run_id}", assistant.benchmark.endpoints
+    with ledger.open() as book:
+        if rented:
+            reserve_replies(book, assistant, paid)
+        try:
+            launcher.run(context, output / "spec.json", output)
+        finally:
+            spent_usd = settle_replies(book, rented, output, paid) if rented else 0.0
     model = Path(version.path)
     made = Made(
         model_version=version.version,
@@ -81,6 +92,7 @@ def benchmark_report(
     report = summarise(assistant, output, made)
     write_report(report, report_folder)
     point(report_folder.parent / "latest", version.version)
+    write_parity(output, report_folder)
     history = write_history(report_folder.parent)
     return Result(
         metadata={
@@ -88,6 +100,7 @@ def benchmark_report(
             "recommendation": report["decision"]["recommendation"],
             "summary": dg.MetadataValue.md(markdown(report)),
             "test_rows": report["test_rows"],
+            **({"spent_on_replies_usd": round(spent_usd, 6)} if rented else {}),
             **{
                 f"{name}/{measure}": float(values[measure]["value"])
                 for name, values in report["candidates"].items()
@@ -153,4 +166,24 @@ def human_evaluation(context: dg.AssetExecutionContext, store: StoreResource, le
 
 
 ASSETS = [benchmark_report, human_evaluation]
-CHECKS: list[dg.AssetChecksDefinition] = []
+
+
+@dg.asset_check(asset=benchmark_report, partitions_def=assistants)
+def parity_with_teacher(
+    context: dg.AssetCheckExecutionContext, store: StoreResource, ledger: LedgerResource
+) -> dg.AssetCheckResult:
+    """How near a distilled model comes to its teacher, on the same test rows. It blocks nothing."""
+    with ledger.open() as book:
+        version = current_version(store.store, book, context.partition_key, context.run.tags)
+    file = store.store.report(version.assistant, version.version) / PARITY
+    if not file.exists():
+        return dg.AssetCheckResult(passed=True, description="Not distilled: there is no teacher to compare with.")
+    found = read_json(file)
+    numbers = {name: found[name]["value"] for name in ("same", "chrf", "similarity", "chrf_to_reference") if found.get(name)}
+    metadata = {name: float(value) for name, value in numbers.items() if value is not None}
+    return dg.AssetCheckResult(
+        passed=bool(found["rows"]), severity=dg.AssetCheckSeverity.WARN, description=parity_sentence(found), metadata=metadata
+    )
+
+
+CHECKS: list[dg.AssetChecksDefinition] = [parity_with_teacher]

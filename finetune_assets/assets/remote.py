@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,11 +15,14 @@ from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, re
 from finetune_assets.registry.spending import month, spent
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.resources.tags import MIGRATE_TO
+from finetune_assets.training import lifecycle
+from finetune_assets.training.lifecycle import Ending, endings
 from finetune_assets.training.migration import retarget
 from finetune_assets.training.remote import Connection
 from finetune_assets.training.screening import check_permission
 from finetune_assets.training.submission import bill, check_month, estimate_of, submit
 from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
+from finetune_assets.training.uses import uses_of
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,27 @@ def check_remote(
 ) -> None:
     """Who forbids it, and whether the money is there. Raises SettingsError or BudgetExceeded before anything is sent."""
     request = plan.request
-    in_data = list(read_manifest(request.dataset)["counts"].get("tenant", {}))
-    known = set(assistants.names())
-    forbidding = [name for name in in_data if name in known and not assistants.load(name, store.tenants()).remote.allowed]
-    check_permission(assistant.name, assistant.remote.allowed, in_data, forbidding)
+    check_leaves(assistants, store, assistant, request.dataset)
     due = bill(assistant, request, plan.estimate, Environment.read().monthly_usd, "")
     with ledger.open() as book:
         same = {job.status for job in book.jobs(assistant.name) if job.spec_hash == plan.spec_hash}
         if not same - {"failed", "cancelled"}:  # else it is bought already
             check_month(book, due)
+
+
+def check_leaves(assistants: AssistantsResource, store: StoreResource, assistant: Assistant, dataset: Path) -> None:
+    """Raises SettingsError where the assistant, or a tenant whose rows are in the data set, lets nothing leave the machine."""
+    in_data = list(read_manifest(dataset)["counts"].get("tenant", {}))
+    known = set(assistants.names())
+    forbidding = [name for name in in_data if name in known and not assistants.load(name, store.tenants()).remote.allowed]
+    check_permission(assistant.name, assistant.remote.allowed, in_data, forbidding)
+
+
+def ending_models(assistants: AssistantsResource, store: StoreResource, book: Ledger, name: str) -> list[Ending]:
+    """Rented models of an assistant whose last day is known, soonest first; by the dated table, nobody is asked."""
+    uses = uses_of([assistants.load(name, store.tenants())], book).uses
+    own = [use for use in uses if use.assistant == name]
+    return endings(own, lifecycle.today(), Environment.read().tables)
 
 
 def replaced_by(ledger: LedgerResource, name: str, tags: Mapping[str, str]) -> str | None:

@@ -14,6 +14,7 @@ from finetune_assets.assets.plots import curve_plot
 from finetune_assets.assets.remote import (
     Plan,
     check_remote,
+    ending_models,
     keep_remote,
     remote_metadata,
     replaced_by,
@@ -29,6 +30,7 @@ from finetune_assets.resources.claims import claim, cli_owner, current_job
 from finetune_assets.resources.tags import APPROVED, DATASET
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training.candidates import ranked
+from finetune_assets.training.lifecycle import WARN_DAYS
 from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish
 from finetune_assets.training.spec import RECIPE, request_for
@@ -41,7 +43,8 @@ PLOTTED = 400
 """Most points of a curve on an asset page."""
 
 
-def _dataset(store: Store, assistant: str, tags: Mapping[str, str]) -> Path:
+def frozen_dataset(store: Store, assistant: str, tags: Mapping[str, str]) -> Path:
+    """The data set that a run's tag names, else the newest. Raises DataError where there is none."""
     folder = standing(store, assistant, tags[DATASET]) if DATASET in tags else latest(store, assistant)
     if folder is None:
         raise DataError(f"{assistant} has no frozen data set; materialise jsonl_splits first.")
@@ -64,7 +67,7 @@ def training_plan(
     A plan above the assistant's `budget` stops here.
     """
     assistant = settings_for(assistants, store, context.partition_key, context.run_tags)
-    folder = _dataset(store.store, assistant.name, context.run_tags)
+    folder = frozen_dataset(store.store, assistant.name, context.run_tags)
     request, warnings = request_for(assistant, folder, folder.name)
     for warning in warnings:
         context.log.warning(warning)
@@ -138,7 +141,7 @@ def training_job(
     A job that was killed goes on from its last whole checkpoint.
     """
     assistant = settings_for(assistants, store, context.partition_key, context.run_tags)
-    folder = _dataset(store.store, assistant.name, context.run_tags)
+    folder = frozen_dataset(store.store, assistant.name, context.run_tags)
     request, _ = request_for(assistant, folder, folder.name)
     plan = _plan(store.store, assistant.name, folder.name)
     if assistant.require_approval and context.run_tags.get(APPROVED) != "true":
@@ -298,4 +301,28 @@ def trained_model(
 
 
 ASSETS = [training_plan, training_job, trained_model]
-CHECKS: list[dg.AssetChecksDefinition] = []
+
+
+@dg.asset_check(asset=trained_model, partitions_def=assistants)
+def model_lives(
+    context: dg.AssetCheckExecutionContext, assistants: AssistantsResource, store: StoreResource, ledger: LedgerResource
+) -> dg.AssetCheckResult:
+    """Whether the rented models of this assistant go on answering: 90 days ahead it warns, 30 days ahead it fails."""
+    with ledger.open() as book:
+        found = ending_models(assistants, store, book, context.partition_key)
+    if not found:
+        return dg.AssetCheckResult(
+            passed=True, description="Nothing of this assistant depends on a rented model whose last day is known."
+        )
+    first = found[0]
+    days = first.days_left if first.days_left is not None else first.jobs_days_left
+    error = first.days_left is not None and first.days_left <= WARN_DAYS[1]
+    return dg.AssetCheckResult(
+        passed=not first.urgent,
+        severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
+        description=" ".join(one.text() for one in found[:3]),
+        metadata={"days_left": days if days is not None else 0, "model": first.use.model, "models": len(found)},
+    )
+
+
+CHECKS: list[dg.AssetChecksDefinition] = [model_lives]

@@ -9,6 +9,7 @@ import dagster as dg
 
 CORPUS = ("raw_conversations", "rlhf_feedback", "clean_examples")
 PHASE_ONE = ("training_examples", "jsonl_splits", "training_plan", "training_job")
+DISTILLATION = ("distilled_dataset",)
 MIGRATION = ("training_plan", "training_job")
 PHASE_TWO = ("trained_model", "benchmark_report", "registered_model", "rollout")
 
@@ -30,4 +31,11 @@ migrate = dg.define_asset_job(
     description="A frozen data set on another trainer: tags finetune/migrate_to (TRAINER/MODEL) and finetune/dataset.",
 )
 
-JOBS = [prepare_corpus, train, migrate, release]
+distil = dg.define_asset_job(
+    "distil",
+    selection=list(DISTILLATION),
+    description="The replies of a rented model as a training set: tags finetune/teacher, finetune/max_usd, finetune/said_since; "
+    "with finetune/migrate_to (TRAINER/MODEL) the training on it follows.",
+)
+
+JOBS = [prepare_corpus, train, distil, migrate, release]

@@ -23,8 +23,8 @@ from finetune_assets.assets.partitions import GPU_POOL
 from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant
 from finetune_assets.automation.failures import step_errors, stopped_by_gate
-from finetune_assets.automation.jobs import CORPUS, MIGRATION, PHASE_ONE, PHASE_TWO
-from finetune_assets.automation.rented import poll_due
+from finetune_assets.automation.jobs import CORPUS, DISTILLATION, MIGRATION, PHASE_ONE, PHASE_TWO
+from finetune_assets.automation.rented import distilled_in, poll_due
 from finetune_assets.automation.retrain import ACTIVE, enrolled
 from finetune_assets.corpus.ingest import stale_weeks
 from finetune_assets.corpus.sources import read_source
@@ -36,7 +36,7 @@ from finetune_assets.registry.tables import OPEN_STATUSES
 from finetune_assets.resources import LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job, run_lock
 from finetune_assets.resources.project import keep_source, let_go
-from finetune_assets.resources.tags import APPROVED, HOST, JOB, MIGRATE_TO, RANGE_END, RANGE_START, REASON
+from finetune_assets.resources.tags import APPROVED, DATASET, HOST, JOB, MIGRATE_TO, RANGE_END, RANGE_START, REASON, TEACHER
 from finetune_assets.storage import Store, read_json, sweep
 
 STEPS = (*CORPUS, *PHASE_ONE, *PHASE_TWO)
@@ -139,6 +139,9 @@ class LocalRun:
             return Outcome(self.request.assistant, "stopped", made=str(self.environment.home / "corpus"))
         self._enrol()
         tags = {**({APPROVED: "true"} if self.request.approved else {}), **self.request.tags}
+        if TEACHER in tags:
+            run_id = self._execute("distil", DISTILLATION, self.request.assistant, tags)
+            tags |= {DATASET: distilled_in(self.instance, run_id)}
         job, assets = ("migrate", MIGRATION) if MIGRATE_TO in tags else ("train", PHASE_ONE)
         self._execute(job, assets, self.request.assistant, tags)
         if self.request.until in PHASE_ONE:
@@ -257,7 +260,8 @@ class LocalRun:
         finally:
             ledger.close()
 
-    def _execute(self, job_name: str, assets: tuple[str, ...], partition: str | None, tags: dict[str, str]) -> None:
+    def _execute(self, job_name: str, assets: tuple[str, ...], partition: str | None, tags: dict[str, str]) -> str:
+        """Runs a job in this process; its run's id. Raises RunFailed."""
         self._say_if_pool_is_taken(assets)
         wanted = assets[: assets.index(self.request.until) + 1] if self.request.until in assets else assets
         result = self.definitions.resolve_job_def(job_name).execute_in_process(
@@ -269,7 +273,7 @@ class LocalRun:
             tags={HOST: socket.gethostname(), REASON: "command line", **tags},
         )
         if result.success or stopped_by_gate(self.instance, result.run_id):
-            return
+            return result.run_id
         causes = [f"{step}: {message or name}" for step, name, message in step_errors(self.instance, result.run_id)]
         raise RunFailed("\n".join(causes) or f"Run {result.run_id} of {job_name} failed without an event; see the log.")
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 import dagster as dg
 
 from finetune_assets.environment import Environment
-from finetune_assets.errors import FinetuneError
+from finetune_assets.errors import DataError, FinetuneError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import due, open_remote
 from finetune_assets.registry.tables import now
 from finetune_assets.resources import AssistantsResource, StoreResource, TrainerResource
-from finetune_assets.resources.tags import DATASET, MIGRATE_TO, REASON
+from finetune_assets.resources.tags import APPROVED, DATASET, MIGRATE_TO, REASON
 from finetune_assets.storage import write_json
 from finetune_assets.training import lifecycle
 from finetune_assets.training.lifecycle import Ending
@@ -108,6 +108,25 @@ def migrations(
             tags={MIGRATE_TO: use.successor, DATASET: fingerprint, REASON: reason},
         )
     return list(requests.values())
+
+
+def distilled_in(instance: dg.DagsterInstance, run_id: str) -> str:
+    """The fingerprint of what a run of `distilled_dataset` froze. Raises DataError where it made nothing."""
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    for entry in events:
+        event = entry.asset_materialization
+        if event is not None and event.asset_key == dg.AssetKey("distilled_dataset"):
+            return str(event.metadata["fingerprint"].value)
+    raise DataError(f"Run {run_id} has frozen no distilled data set; see its log.")
+
+
+def migration_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.RunRequest:
+    """The training that follows a distillation: its data set on the trainer and model that its tags name."""
+    fingerprint = distilled_in(instance, run.run_id)
+    assistant, target = run.tags["dagster/partition"], run.tags[MIGRATE_TO]
+    tags = {MIGRATE_TO: target, DATASET: fingerprint, REASON: f"distilled by run {run.run_id}"}
+    tags |= {APPROVED: run.tags[APPROVED]} if APPROVED in run.tags else {}
+    return dg.RunRequest(run_key=f"distilled:{run.run_id}", partition_key=assistant, tags=tags)
 
 
 def ending_observation(ending: Ending) -> dg.AssetObservation:

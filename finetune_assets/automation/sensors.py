@@ -11,12 +11,12 @@ import dagster as dg
 from finetune_assets.assets.partitions import assistants as assistant_partitions
 from finetune_assets.assets.remote import observation
 from finetune_assets.automation.failures import explain_failure
-from finetune_assets.automation.jobs import JOBS, migrate, prepare_corpus, release, train
-from finetune_assets.automation.rented import dying, ending_observation, migrations, poll_due, report_polled
+from finetune_assets.automation.jobs import JOBS, distil, migrate, prepare_corpus, release, train
+from finetune_assets.automation.rented import dying, ending_observation, migration_of, migrations, poll_due, report_polled
 from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, next_attempt, refresh_request
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import waiting_jobs
-from finetune_assets.resources.tags import FEEDBACK, JOB, REASON, TRAIN_AFTERWARDS
+from finetune_assets.resources.tags import FEEDBACK, HOST, JOB, MIGRATE_TO, REASON, TRAIN_AFTERWARDS
 from finetune_assets.storage import write_json
 from finetune_assets.training.lifecycle import WARN_DAYS
 
@@ -123,6 +123,15 @@ def model_lifecycle(
     return dg.SensorResult(run_requests=requests, asset_events=[ending_observation(one) for one in new], cursor=cursor)
 
 
+@dg.run_status_sensor(run_status=dg.DagsterRunStatus.SUCCESS, monitored_jobs=[distil], request_job=migrate, default_status=ON)
+def distilled(context: dg.RunStatusSensorContext) -> dg.RunRequest | dg.SkipReason:
+    """After a distillation with the tag finetune/migrate_to: a training on what it froze. The command line does this itself."""
+    tags = context.dagster_run.tags
+    if MIGRATE_TO not in tags or HOST in tags:
+        return dg.SkipReason("This distillation asks for no training.")
+    return migration_of(context.instance, context.dagster_run)
+
+
 @dg.sensor(minimum_interval_seconds=60, default_status=ON, asset_selection=dg.AssetSelection.assets("training_examples"))
 def enrol_tenants(
     context: dg.SensorEvaluationContext, store: StoreResource, assistants: AssistantsResource
@@ -146,4 +155,4 @@ def run_failure(context: dg.RunFailureSensorContext, store: StoreResource) -> No
     write_json(store.store.home / "failures" / f"{context.dagster_run.run_id}.json", notice)
 
 
-SENSORS = [corpus_ready, feedback_volume, finished_jobs, model_lifecycle, enrol_tenants, run_failure]
+SENSORS = [corpus_ready, feedback_volume, finished_jobs, model_lifecycle, distilled, enrol_tenants, run_failure]

@@ -24,6 +24,8 @@ from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.wording import FILE as WORDINGS
 from finetune_assets.storage import Store, point, replacing_folder, write_json, write_parquet
 
+MADE_OF_WORDS = (WORDINGS, "teacher_replies.parquet")
+"""Files of an assistant that hold what a language model made of people's words, one row a message."""
 _LINEAGES = {spec.lineage for spec in FILES}
 
 
@@ -169,7 +171,7 @@ def drop_staged(store: Store, traces: Traces) -> list[str]:
     What a language model made of their words goes too.
     """
     found: list[str] = []
-    for path in sorted((store.home / "datasets").glob(f"*/{WORDINGS}")):
+    for path in sorted(path for name in MADE_OF_WORDS for path in (store.home / "datasets").glob(f"*/{name}")):
         frame = pl.read_parquet(path)
         if (left := traces.without(frame)).height < frame.height:
             write_parquet(path, left)

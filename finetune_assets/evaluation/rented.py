@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
+from finetune_assets.environment import Environment
 from finetune_assets.errors import TrainingError
+from finetune_assets.registry import Ledger
+from finetune_assets.registry.spending import Limits, Purchase, release, reserve, settle
+from finetune_assets.storage import read_json
 from finetune_assets.training.remote import RemoteModel
 
 LIKELIHOODS = ("bits_per_byte", "loss", "perplexity")
@@ -21,12 +26,16 @@ INSTEAD = "similarity"
 def address(name: str, model: str) -> EndpointSettings | None:
     """Where a version answers, under a candidate's name; null for a model on this machine. Raises TrainingError without one."""
     remote = RemoteModel.read(model)
-    if remote is None:
-        return None
+    return None if remote is None else address_of(name, remote)
+
+
+def address_of(name: str, remote: RemoteModel) -> EndpointSettings:
+    """Where a rented model answers. Raises TrainingError for one that answers nowhere."""
     if remote.base_url is None:
         raise TrainingError(
-            f"{remote.model} at {remote.provider} has no address that answers like OpenAI's API, so it cannot be measured. "
-            "Deploy it behind one (a gateway will do), set remote.base_url and remote.key_env, and run the training again."
+            f"{remote.model} at {remote.provider} answers nowhere yet, so it cannot be measured. Set `remote.deploy: true` and "
+            "run the training again (nothing is trained twice), or deploy it behind an address that answers like OpenAI's API "
+            "and set remote.base_url and remote.key_env."
         )
     return EndpointSettings(
         name=name,
@@ -37,6 +46,28 @@ def address(name: str, model: str) -> EndpointSettings | None:
         usd_per_million_output=remote.usd_per_million_output,
         priced_on=datetime.date.fromisoformat(remote.priced_on) if remote.priced_on else None,
     )
+
+
+def reserve_replies(ledger: Ledger, assistant: Assistant, reference: str) -> None:
+    """Before rented candidates are asked. Raises BudgetExceeded where nothing is left of the month."""
+    limits = Limits(assistant.budget.monthly_usd, Environment.read().monthly_usd)
+    reserve(ledger, Purchase(reference, assistant.name, "benchmark", "replies", 0.0), limits)
+
+
+def settle_replies(ledger: Ledger, endpoints: Sequence[EndpointSettings], work: Path, reference: str) -> float:
+    """Writes down what the benchmark's new requests cost (cached replies were paid before); US dollars."""
+    facts = read_json(work / "result.json")["candidates"] if (work / "result.json").exists() else {}
+    usd, tokens = 0.0, 0
+    for endpoint in endpoints:
+        used = facts.get(endpoint.name, {}).get("bought") or {}
+        tokens_in, tokens_out = int(used.get("prompt_tokens", 0)), int(used.get("reply_tokens", 0))
+        usd += (tokens_in * (endpoint.usd_per_million_input or 0) + tokens_out * (endpoint.usd_per_million_output or 0)) / 1e6
+        tokens += tokens_in + tokens_out
+    if tokens:
+        settle(ledger, reference, usd, tokens)
+    else:
+        release(ledger, reference)
+    return usd
 
 
 def with_rented(assistant: Assistant, endpoints: Sequence[EndpointSettings], tuned: str, champion: str | None) -> Assistant:

@@ -98,6 +98,13 @@ def release(ledger: Ledger, reference: str) -> None:
         connection.execute(sa.delete(spending).where((spending.c.reference == reference) & ~spending.c.final))
 
 
+def unsettled(ledger: Ledger, assistant: str, beginning: str) -> list[str]:
+    """References of an assistant's reservations that begin so and were neither settled nor given back."""
+    own = (spending.c.assistant == assistant) & ~spending.c.final & spending.c.reference.startswith(beginning, autoescape=True)
+    with ledger.engine.connect() as connection:
+        return list(connection.execute(sa.select(spending.c.reference).where(own)).scalars())
+
+
 def spent(ledger: Ledger, reference: str) -> dict[str, Any] | None:
     """One row, or null."""
     with ledger.engine.connect() as connection:

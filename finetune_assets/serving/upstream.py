@@ -1,4 +1,7 @@
-"""Calls an OpenAI-compatible upstream: the embedded engine, vLLM, OpenAI, Azure. Failures are errors or timeouts."""
+"""Calls an upstream: the embedded engine, vLLM, OpenAI, Azure; Bedrock and SageMaker by their own calls, which do not stream.
+
+Failures are errors or timeouts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+from finetune_assets.errors import FinetuneError
+from finetune_assets.training import aws_calls
 
 
 class UpstreamFailed(Exception):
@@ -52,6 +58,8 @@ class Upstream:
 
     async def whole(self, target: Target, body: dict[str, Any]) -> Reply:
         """The reply to a chat. Raises UpstreamFailed."""
+        if aws_calls.is_aws(target.url):
+            return _reply(await _of_aws(target, body))
         try:
             async with asyncio.timeout(target.seconds), self._post(target, {**body, "stream": False}) as answer:
                 await _check(answer)
@@ -63,6 +71,10 @@ class Upstream:
 
     async def chunks(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The events of a streamed chat, as they come. Raises UpstreamFailed, also where the stream ends without its end."""
+        if aws_calls.is_aws(target.url):
+            for event in _as_events(await _of_aws(target, body)):
+                yield event
+            return
         ended = False
         try:
             async with asyncio.timeout(target.seconds) as limit:
@@ -95,6 +107,27 @@ class Upstream:
     def _post(self, target: Target, body: dict[str, Any]) -> Any:
         headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
         return self.session.post(f"{target.url}/chat/completions", json={**body, "model": target.model}, headers=headers)
+
+
+async def _of_aws(target: Target, body: dict[str, Any]) -> dict[str, Any]:
+    """A chat completion by AWS's own call, in a thread: boto3 knows no event loop."""
+    try:
+        call = asyncio.to_thread(aws_calls.chat, target.url, target.model, body, target.seconds)
+        return await asyncio.wait_for(call, target.seconds)
+    except TimeoutError:
+        raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
+    except FinetuneError as error:
+        busy = any(word in str(error) for word in aws_calls.BUSY)
+        raise UpstreamFailed("busy" if busy else "error", str(error)[:300]) from None
+
+
+def _as_events(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """A whole completion as the events of a stream: the text at once, the end, the usage."""
+    choice = made["choices"][0]
+    head = {"id": made.get("id", "chatcmpl-aws"), "object": "chat.completion.chunk", "model": made.get("model")}
+    said = {"index": 0, "delta": {"role": "assistant", "content": choice["message"]["content"]}, "finish_reason": None}
+    end = {"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
+    return [{**head, "choices": [said]}, {**head, "choices": [end]}, {**head, "choices": [], "usage": made.get("usage") or {}}]
 
 
 async def _check(answer: aiohttp.ClientResponse) -> None:

@@ -7,16 +7,19 @@ A job's name is the ledger's job id: a second creation of the same name attaches
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from filelock import FileLock
 
+from finetune_assets.dataset.selection import own_contacts
+from finetune_assets.environment import Environment
 from finetune_assets.errors import ProviderError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.storage import Store
-from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening
+from finetune_assets.training import aws_calls, lifecycle, prices, provider_formats, remote, screening
 from finetune_assets.training.remote import Connection, Journal
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Status, TrainedResult, TrainingRequest
 
@@ -27,7 +30,8 @@ STATUS: dict[str, Status] = {
     "Failed": "failed",
     "Stopped": "cancelled",
 }
-BUSY = ("Throttl", "TooManyRequests", "ServiceUnavailable", "InternalServer", "InternalFailure", "RequestTimeout", "SlowDown")
+UP = ("Active", "InService")
+"""A deployment that answers."""
 THERE = ("ResourceInUse", "ConflictException", "already exists")
 GONE = ("ResourceNotFound", "could not be found", "Requested resource not found", "does not exist")
 
@@ -60,8 +64,13 @@ class AwsTrainer(ABC):
         for name in self.needs:
             if not self.options.get(name):
                 raise SettingsError(f"trainer: {self.provider} needs remote.aws.{name}, which is not set.")
+        if self.answers_elsewhere and not self.deploys and self.connection.base_url is None:
+            raise SettingsError(
+                f"trainer: {self.provider}: nothing says where the tuned model will answer, so nobody could measure or serve it. "
+                "Set `remote.deploy: true` (AWS bills the deployment), or remote.base_url to a gateway that speaks OpenAI's API."
+            )
         self.parameters(request)
-        screening.check_files(path for path in self._sources(request).values() if path.exists())
+        screening.check_files((path for path in self._sources(request).values() if path.exists()), own_contacts(self._store))
         self.files(request)
         known = lifecycle.find(self.provider, request.base_model, request.tables)
         least = int(self.options.get("min_model_life_days", 0))
@@ -96,8 +105,38 @@ class AwsTrainer(ABC):
         return self._handle(request.run_key, request.fingerprint)
 
     def poll(self, handle: JobHandle) -> JobState:
-        """Where the job is."""
-        return self.state_of(self.told(handle.id))
+        """Where the job is. With `remote.deploy` it has not ended before its model answers."""
+        told = self.told(handle.id)
+        state = self.state_of(told)
+        return self._deployed(handle, told, state) if state.status == "succeeded" and self.deploys else state
+
+    @property
+    def deploys(self) -> bool:
+        """Whether this job's model gets a deployment of its own."""
+        return bool(self.options.get("deploy"))
+
+    def _deployed(self, handle: JobHandle, told: Mapping[str, Any], state: JobState) -> JobState:
+        """Makes the deployment, once, and waits for it from tick to tick. One that fails leaves the trained model as it is."""
+        why: str | None = None
+        try:
+            if not self._journal.load().get("deployment"):
+                with self.errors("creating the deployment"):
+                    self.deploy(handle.id, self.model_of(told))
+                self._journal.save(deployment=handle.id)
+            word, why = self.deployment(handle.id)
+            if word in UP:
+                return state
+            if word != "Failed":
+                return JobState("running", f"Deploying ({word})", None, state.progress)
+        except ProviderUnsettled:
+            raise
+        except ProviderError as error:
+            if any(word in str(error) for word in THERE):
+                self._journal.save(deployment=handle.id)
+                return JobState("running", "Deploying", None, state.progress)
+            why = str(error)
+        warning = f"the model is trained ({self.model_of(told)}), but its deployment failed: {why or 'no reason given'}"
+        return replace(state, progress={**state.progress, "warning": warning})
 
     def state_of(self, told: Mapping[str, Any]) -> JobState:
         """Ours of theirs; an unknown word means still running."""
@@ -177,6 +216,11 @@ class AwsTrainer(ABC):
 
     # what the services differ in
 
+    @property
+    def answers_elsewhere(self) -> bool:
+        """Whether the finished model stays at AWS."""
+        return True
+
     needs: ClassVar[tuple[str, ...]] = ("role", "bucket")
 
     @abstractmethod
@@ -211,11 +255,43 @@ class AwsTrainer(ABC):
     def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the finished model, or its address, to a job's folder."""
 
+    def deploy(self, name: str, model: str) -> None:
+        """Makes a finished model answer under a name; the same name twice is the same deployment."""
+        raise TrainingError(f"{self.provider} has nothing to deploy.")
+
+    def deployment(self, name: str) -> tuple[str, str | None]:
+        """The service's word for a deployment's state, and why it failed."""
+        raise TrainingError(f"{self.provider} has nothing to deploy.")
+
+    def address(self, name: str, answers: str) -> dict[str, Any]:
+        """Where the model of a job answers, as `RemoteModel` takes it; `answers`: under which name at AWS, once it is deployed.
+
+        Raises TrainingError where it answers nowhere.
+        """
+        region = self.options.get("region") or self.client(self.service).meta.region_name
+        if self.deploys and self.deployment(name)[0] in UP:
+            return {"model": answers, "base_url": f"{self.service}://{region}", "region": region}
+        if self.connection.base_url is None:
+            raise TrainingError(
+                f"Job {name} has a model, which answers nowhere: its deployment is not there. Look at it in the AWS console; "
+                "when it answers, run the same again."
+            )
+        where = {"base_url": self.connection.base_url, "key_env": self.connection.key_env, "region": region}
+        return {"model": answers, **where}
+
     def progress(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """Numbers of a job that runs."""
         return {}
 
     # shared parts
+
+    def _price(self, model: str) -> dict[str, Any]:
+        """Price of a reply, as `RemoteModel` takes it."""
+        price = prices.find(self.provider, model, Environment.read().tables)
+        if price is None or price.input is None:
+            return {}
+        known = {"usd_per_million_input": price.input, "usd_per_million_output": price.output}
+        return {**known, "priced_on": price.date.isoformat()}
 
     def _sources(self, request: TrainingRequest) -> dict[str, Path]:
         return {"train": request.dataset / "train.jsonl", "validation": request.dataset / "validation.jsonl"}
@@ -265,42 +341,15 @@ class AwsTrainer(ABC):
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
         if service not in self._clients:
-            try:
-                from boto3.session import Session
-                from botocore.exceptions import NoRegionError  # noqa: PLC0415
-            except ModuleNotFoundError:
-                raise SettingsError(f"trainer: {self.provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
-            try:
-                self._clients[service] = Session().client(service, region_name=self.options.get("region"))
-            except NoRegionError:
-                raise SettingsError("No AWS region: set remote.aws.region, or AWS_REGION.") from None
+            self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, self.options.get("region"))
         return self._clients[service]
 
     def _handle(self, run_key: str, fingerprint: str) -> JobHandle:
         return JobHandle(self.provider, str(self._journal.load()["provider_job_id"]), run_key, fingerprint)
 
-    @contextmanager
-    def errors(self, doing: str) -> Generator[None]:
+    def errors(self, doing: str) -> AbstractContextManager[None]:
         """Translates what botocore raises."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError  # noqa: PLC0415
-
-        try:
-            yield
-        except (NoCredentialsError, PartialCredentialsError):
-            raise SettingsError(
-                f"{self.provider}: no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role."
-            ) from None
-        except ClientError as error:
-            told: dict[str, Any] = error.response.get("Error", {})  # pyright: ignore[reportAssignmentType]
-            code, text = str(told.get("Code", "unknown")), remote.without_secrets(str(told.get("Message", "")))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            kind = ProviderUnsettled if status >= 500 or any(code.startswith(word) for word in BUSY) else ProviderError
-            raise kind(f"{self.provider}: {doing} failed with {status} {code}: {text}") from None
-        except (BotoCoreError, Boto3Error) as error:  # no connection, a time-out, a parameter that botocore refuses
-            wrong = type(error).__name__ == "ParamValidationError"
-            text = remote.without_secrets(str(error).splitlines()[-1])
-            raise (ProviderError if wrong else ProviderUnsettled)(f"{self.provider}: {doing} failed: {text}") from None
+        return aws_calls.translated(self.provider, doing)
 
 
 def _parts(uri: str) -> tuple[str, str]:

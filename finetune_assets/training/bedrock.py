@@ -1,12 +1,13 @@
 """Amazon Bedrock: fine-tuning of the models it hosts, by `create_model_customization_job`.
 
-The tuned model is an ARN. Answering with it needs a deployment (`create_custom_model_deployment`, billed by the hour), which this
-trainer does not make: the benchmark asks it through an OpenAI-compatible address, `remote.base_url`, once there is one.
+The tuned model is an ARN. It answers once it is deployed (`remote.deploy`: `create_custom_model_deployment`), by Converse; or
+behind a gateway, `remote.base_url`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,19 +90,33 @@ class BedrockTrainer(AwsTrainer):
         """The custom model's ARN."""
         return str(told.get("outputModelArn") or told.get("outputModelName") or "")
 
+    def deploy(self, name: str, model: str) -> None:
+        """On-demand deployment of a custom model."""
+        token = hashlib.sha256(f"deploy {name}".encode()).hexdigest()[:40]
+        self.client("bedrock").create_custom_model_deployment(modelDeploymentName=name, modelArn=model, clientRequestToken=token)
+
+    def deployment(self, name: str) -> tuple[str, str | None]:
+        """`status` and `failureMessage`."""
+        told = self._deployment(name)
+        return str(told.get("status") or "missing"), told.get("failureMessage")
+
+    def _deployment(self, name: str) -> dict[str, Any]:
+        with self.errors(f"asking for the deployment {name}"):
+            return self.client("bedrock").get_custom_model_deployment(customModelDeploymentIdentifier=name)
+
     def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         """`model/remote.json` with the ARN, the base's beside it, and result.json. Raises TrainingError without one."""
         told = self.told(handle.id)
         model = self.result(handle).model
         if not model:
             raise TrainingError(f"Job {handle.id} is completed, but Bedrock names no model; look at it in the console.")
-        where: dict[str, Any] = {
-            "base_url": self.connection.base_url,
-            "key_env": self.connection.key_env,
-            "region": self.options.get("region"),
-        }
-        RemoteModel(self.provider, model, **where).write(folder / "model")
-        RemoteModel(self.provider, str(request["base_model"]), **where).write(folder / "model" / "base")
+        deployed = str(self._deployment(handle.id).get("customModelDeploymentArn")) if self.deploys else model
+        where = self.address(handle.id, deployed)
+        RemoteModel(self.provider, **where, **self._price(str(request["base_model"]))).write(folder / "model")
+        base = re.sub(
+            r":\d+k$", "", str(request["base_model"])
+        )  # the context's length is part of what is tuned, not of what answers
+        RemoteModel(self.provider, **{**where, "model": base}, **self._price(base)).write(folder / "model" / "base")
         losses = [entry.get("validationLoss") for entry in told.get("validationMetrics") or []]
         started, ended = told.get("creationTime"), told.get("endTime")
         result = {

@@ -7,6 +7,10 @@
     bedrock   {"schemaVersion": "bedrock-conversation-2024", …} or {"prompt", "completion"}
     sagemaker {"messages": […]}, the frozen rows themselves
 
+A row of several targets (`rows: per_conversation`) keeps its weights where weights are taken; elsewhere each target has a
+row of its own. Tool calls and `tools` are carried as they are in OpenAI's chat, whose rules are checked; Bedrock's rows have no
+place for them, so they are refused.
+
 Rules: https://platform.openai.com/docs/guides/supervised-fine-tuning, …/direct-preference-optimization,
 https://docs.aws.amazon.com/bedrock/latest/userguide/model-customization-prepare.html. Raises DataError with file, line and rule.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +39,8 @@ MOST_ROW_TOKENS = 65_536
 CHARS_PER_TOKEN = 3.3
 """Fewer than real Spanish and English text has with any current tokenizer (about 4), so an estimate is rather too high."""
 MESSAGE_TOKENS = 4
+MOST_TOOLS = 128
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -49,8 +56,10 @@ class Prepared:
 
 
 def weighted(row: Row) -> Row:
-    """A chat whose last reply alone is learnt."""
+    """A chat whose last reply alone is learnt; one that has weights keeps them."""
     messages = [dict(message) for message in row["messages"]]
+    if any("weight" in message for message in messages):
+        return row
     last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     for number, message in enumerate(messages):
         if message["role"] == "assistant" and number != last:
@@ -60,8 +69,9 @@ def weighted(row: Row) -> Row:
 
 def preference(row: Row) -> Row:
     """TRL's conversational preference row as OpenAI has it."""
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
     return {
-        "input": {"messages": row["prompt"]},
+        "input": {"messages": row["prompt"], **tools},
         "preferred_output": row["chosen"],
         "non_preferred_output": row["rejected"],
     }
@@ -69,6 +79,7 @@ def preference(row: Row) -> Row:
 
 def bedrock_conversation(row: Row) -> Row:
     """A chat as Nova and Llama take it: the system message stands apart, contents are lists of texts."""
+    _refuse_tools(row)
     system = [{"text": m["content"]} for m in row["messages"] if m["role"] in ("system", "developer")]
     turns = [
         {"role": m["role"], "content": [{"text": m["content"]}]} for m in row["messages"] if m["role"] in ("user", "assistant")
@@ -78,9 +89,29 @@ def bedrock_conversation(row: Row) -> Row:
 
 def bedrock_prompt(row: Row) -> Row:
     """A chat as one prompt and its completion, for models without a conversation schema."""
+    _refuse_tools(row)
     *before, reply = row["messages"]
     lines = [m["content"] if m["role"] == "system" else f"{m['role'].capitalize()}: {m['content']}" for m in before]
     return {"prompt": "\n".join([*lines, "Assistant:"]), "completion": reply["content"]}
+
+
+def _refuse_tools(row: Row) -> None:
+    """Raises DataError for a row with tools or their calls."""
+    if row.get("tools") or any(m.get("tool_calls") or m["role"] == "tool" for m in row["messages"]):
+        raise DataError(
+            "A row has tools or tool calls, for which Bedrock's training rows have no place. Train it with `trainer: openai`, "
+            "`azure` or `local`, or leave `tools` and such conversations out."
+        )
+
+
+def per_reply(row: Row) -> list[Row]:
+    """A row of its own for each message of weight 1; a row without weights as it is."""
+    messages = row.get("messages") or []
+    targets = [at for at, message in enumerate(messages) if message.get("weight") == 1]
+    if not targets:
+        return [row]
+    plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    return [{**row, "messages": plain[: at + 1]} for at in targets]
 
 
 def _same(row: Row) -> Row:
@@ -101,8 +132,9 @@ def write(source: Path, target: Path, shape: Shape, *, bom: bool = False) -> Pre
     with replacing(target) as draft, draft.open("wb") as file:
         if bom:
             file.write(codecs.BOM_UTF8)
-        for row in read_lines(source):
-            file.write(json.dumps(CONVERT[shape](row), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        for whole in read_lines(source):
+            for row in [whole] if shape in ("weighted", "dpo") else per_reply(whole):
+                file.write(json.dumps(CONVERT[shape](row), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
     return check(target, shape, bom=bom)
 
 
@@ -140,7 +172,7 @@ def estimate_tokens(row: Row) -> int:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in cast("dict[str, Any]", value).items():
-            if key in ("content", "text", "prompt", "completion", "arguments", "description") and isinstance(inner, str):
+            if key in ("content", "text", "prompt", "completion", "arguments", "description", "name") and isinstance(inner, str):
                 yield inner
             elif isinstance(inner, (dict, list)):
                 yield from _texts(inner)
@@ -173,7 +205,7 @@ def _problem(row: Row, shape: Shape) -> str | None:  # noqa: PLR0911 - one retur
                 return f"{key} is not exactly one reply of the assistant"
         if row["preferred_output"] == row["non_preferred_output"]:
             return "both outputs are the same"
-        return _chat_problem(chats, last="user")
+        return _chat_problem(chats, last="user") or _tools_problem(row["input"].get("tools"))
     if shape == "bedrock_prompt":
         empty = [key for key in ("prompt", "completion") if not str(row.get(key) or "").strip()]
         return f"{empty[0]} is empty" if empty else None
@@ -183,7 +215,7 @@ def _problem(row: Row, shape: Shape) -> str | None:  # noqa: PLR0911 - one retur
         if not roles or roles != expected or roles[-1] != "assistant":
             return f"the turns are {', '.join(roles) or 'none'}, not user and assistant in alternation"
         return None
-    return _chat_problem(row.get("messages") or [], last="assistant")
+    return _chat_problem(row.get("messages") or [], last="assistant") or _tools_problem(row.get("tools"))
 
 
 def _chat_problem(messages: list[Row], last: str) -> str | None:  # noqa: PLR0911 - one return a rule
@@ -200,8 +232,50 @@ def _chat_problem(messages: list[Row], last: str) -> str | None:  # noqa: PLR091
             return f"{where} ({role}) has the weight {message['weight']!r}"
         if role in ("system", "developer") and number > 0 and messages[number - 1].get("role") not in ("system", "developer"):
             return f"{where} is a {role} message after the first turn"
-    if messages[-1]["role"] != last:
+    if (problem := _calls_problem(messages)) is not None:
+        return problem
+    if messages[-1]["role"] not in (last, "tool" if last == "user" else last):
         return f"the last message is the {messages[-1]['role']}'s, not the {last}'s"
     if last == "assistant" and messages[-1].get("weight") == 0:
         return "no reply has a weight above 0"
     return None
+
+
+def _calls_problem(messages: list[Row]) -> str | None:
+    """Each call has an id, a name and arguments in JSON, and is answered by a `tool` message before anybody else speaks."""
+    waiting: list[str] = []
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "tool":
+            if message.get("tool_call_id") not in waiting:
+                return f"message {number} (tool) answers no call that is open"
+            waiting.remove(message["tool_call_id"])
+            continue
+        if waiting:
+            return f"message {number} ({message['role']}) comes before the result of a tool call"
+        for call in message.get("tool_calls") or []:
+            function = call.get("function") or {}
+            if not call.get("id") or call.get("type") != "function" or not NAME.fullmatch(str(function.get("name") or "")):
+                return f"message {number} has a tool call without an id, the type function or a name that is allowed"
+            if not _is_object(function.get("arguments")):
+                return f"message {number} calls {function['name']} with arguments that are no JSON object"
+            waiting.append(call["id"])
+    return None
+
+
+def _tools_problem(tools: Any) -> str | None:
+    """`tools` as OpenAI's chat has them, at most MOST_TOOLS."""
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or len(cast("list[Any]", tools)) > MOST_TOOLS:
+        return f"`tools` is no list of at most {MOST_TOOLS}"
+    for tool in cast("list[Row]", tools):
+        if tool.get("type") != "function" or not NAME.fullmatch(str((tool.get("function") or {}).get("name") or "")):
+            return "`tools` holds what is no function with a name of letters, digits, _ and -"
+    return None
+
+
+def _is_object(text: Any) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (TypeError, ValueError):
+        return False

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from finetune_assets.errors import TrainingError
+from finetune_assets.errors import ProviderError, TrainingError
 from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
 from finetune_assets.training import base_model
-from finetune_assets.training.aws import AwsTrainer
+from finetune_assets.training.aws import THERE, AwsTrainer
 from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
 from finetune_assets.training.remote import RemoteModel
 from finetune_assets.training.spec import train_spec
@@ -34,7 +34,9 @@ class SageMakerTrainer(AwsTrainer):
     @property
     def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Settings without which nothing can be submitted."""
-        return ("role", "bucket") if self._serverless else ("role", "bucket", "image")
+        if not self._serverless:
+            return ("role", "bucket", "image")
+        return ("role", "bucket", "base_endpoint") if self.deploys else ("role", "bucket")
 
     @property
     def _serverless(self) -> bool:
@@ -70,11 +72,13 @@ class SageMakerTrainer(AwsTrainer):
             "Tags": [{"Key": "run_key", "Value": request.run_key}, {"Key": "fingerprint", "Value": request.fingerprint}],
         }
         if self._serverless:
-            serverless = {
+            serverless: dict[str, Any] = {
                 "BaseModelArn": request.base_model,
                 "JobType": "FineTuning",
                 "CustomizationTechnique": TECHNIQUES[request.objective],
             }
+            if self.options.get("accept_eula"):
+                serverless["AcceptEula"] = True
             asked["ServerlessJobConfig"] = {**serverless, "Peft": "LORA"}
             asked["HyperParameters"] = self.parameters(request)
         else:
@@ -126,7 +130,8 @@ class SageMakerTrainer(AwsTrainer):
         """Billed seconds, and the metrics that SageMaker has read from the log."""
         seconds = {key: told[key] for key in ("TrainingTimeInSeconds", "BillableTimeInSeconds") if key in told}
         metrics = {str(metric["MetricName"]): metric["Value"] for metric in told.get("FinalMetricDataList") or []}
-        return {"stage": told.get("SecondaryStatus"), **seconds, **metrics}
+        tokens = {"trained_tokens": told["BillableTokenCount"]} if told.get("BillableTokenCount") else {}
+        return {"stage": told.get("SecondaryStatus"), **seconds, **tokens, **metrics}
 
     def stop(self, name: str) -> None:
         """Stops the job."""
@@ -136,7 +141,41 @@ class SageMakerTrainer(AwsTrainer):
         """Checkpoint prefix of our container, artifacts of a serverless job."""
         if not self._serverless:
             return str((told.get("CheckpointConfig") or {}).get("S3Uri") or "")
-        return str((told.get("ModelArtifacts") or {}).get("S3ModelArtifacts") or told.get("OutputModelPackageArn") or "")
+        return str(told.get("OutputModelPackageArn") or (told.get("ModelArtifacts") or {}).get("S3ModelArtifacts") or "")
+
+    @property
+    def answers_elsewhere(self) -> bool:
+        """A container's model comes home; a serverless job's stays."""
+        return self._serverless
+
+    @property
+    def deploys(self) -> bool:
+        """Only what stays at AWS."""
+        return self._serverless and super().deploys
+
+    def deploy(self, name: str, model: str) -> None:
+        """A model of the job's package, and an endpoint of one instance. What an earlier try has made is taken."""
+        client = self.client("sagemaker")
+        package = [{"ModelPackageName": model}]
+        variant = {"VariantName": "all", "ModelName": name, "InitialInstanceCount": 1}
+        variant["InstanceType"] = self.options.get("endpoint_instance", "ml.g4dn.xlarge")
+        for create, values in (
+            (client.create_model, {"ModelName": name, "ExecutionRoleArn": self.options["role"], "Containers": package}),
+            (client.create_endpoint_config, {"EndpointConfigName": name, "ProductionVariants": [variant]}),
+            (client.create_endpoint, {"EndpointName": name, "EndpointConfigName": name}),
+        ):
+            try:
+                with self.errors("creating the endpoint"):
+                    create(**values)
+            except ProviderError as error:
+                if not any(word in str(error) for word in (*THERE, "Cannot create already existing")):
+                    raise
+
+    def deployment(self, name: str) -> tuple[str, str | None]:
+        """`EndpointStatus` and `FailureReason`."""
+        with self.errors(f"asking for the endpoint {name}"):
+            told = self.client("sagemaker").describe_endpoint(EndpointName=name)
+        return str(told.get("EndpointStatus") or "missing"), told.get("FailureReason")
 
     def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         """Downloads the container's model and log, or writes where a serverless job's is. Raises TrainingError without one."""
@@ -169,13 +208,10 @@ class SageMakerTrainer(AwsTrainer):
         return remote_result
 
     def _keep_address(self, handle: JobHandle, folder: Path, request: Mapping[str, Any], uri: str) -> dict[str, Any]:
-        where: dict[str, Any] = {
-            "base_url": self.connection.base_url,
-            "key_env": self.connection.key_env,
-            "region": self.options.get("region"),
-        }
-        for name, place in ((uri, folder / "model"), (str(request["base_model"]), folder / "model" / "base")):
-            RemoteModel(self.provider, name, **where).write(place)
+        where = self.address(handle.id, handle.id)
+        base: dict[str, Any] = {**where, "model": self.options.get("base_endpoint") or str(request["base_model"])}
+        for values, place in ((where, folder / "model"), (base, folder / "model" / "base")):
+            RemoteModel(self.provider, **values).write(place)
         seconds = float(self.told(handle.id).get("TrainingTimeInSeconds") or 0)
         result = {"model": "model", "trainer": self.provider, "provider_job_id": handle.id, "fine_tuned_model": uri, "tokens": 0}
         result |= {"steps": 0, "seconds": seconds, "train_loss": None, "eval_loss": None, "host": self.provider}

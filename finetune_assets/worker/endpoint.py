@@ -1,4 +1,4 @@
-"""A candidate behind an OpenAI-compatible address: asked row by row, several at a time.
+"""A candidate behind an OpenAI-compatible address, or one of AWS: asked row by row, several at a time.
 
 A row that cannot be had (time-out, refusal, an answer that is none) is missing: its reply is null and its cause is kept. 429 and
 5xx are tried again, after `Retry-After` where it is given. Nothing here is ever a zero.
@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from finetune_assets.errors import SettingsError
+from finetune_assets.errors import FinetuneError, ProviderUnsettled, SettingsError
+from finetune_assets.training import aws_calls
 
 TRIES = 4
 LONGEST_WAIT = 30.0  # seconds between two tries
@@ -27,7 +28,7 @@ class Endpoint:
     """Where a model answers."""
 
     url: str
-    """Up to and with `/v1`."""
+    """Up to and with `/v1`; or `bedrock://REGION`, `sagemaker://REGION`."""
     model: str
     api_key_env: str | None = None
     """Environment variable that holds the key."""
@@ -47,12 +48,36 @@ class Endpoint:
 
 def answers(endpoint: Endpoint, prompts: Sequence[Sequence[dict[str, str]]], max_tokens: int) -> list[dict[str, Any]]:
     """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause."""
+    if aws_calls.is_aws(endpoint.url):
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            calls = [pool.submit(_aws_answer, endpoint, prompt, max_tokens) for prompt in prompts]
+            return [call.result() for call in calls]
     with (
         httpx.Client(base_url=endpoint.url.rstrip("/"), headers=endpoint.headers, timeout=endpoint.timeout) as client,
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         asked = [pool.submit(_answer, client, endpoint, prompt, max_tokens) for prompt in prompts]
         return [one.result() for one in asked]
+
+
+def _aws_answer(endpoint: Endpoint, prompt: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+    """Credentials, roles and regions are the same for every row: what is wrong with them ends the benchmark."""
+    body = {"messages": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+    cause = "no answer"
+    for attempt in range(TRIES):
+        start = time.perf_counter()
+        try:
+            answer = aws_calls.chat(endpoint.url, endpoint.model, body, endpoint.timeout)
+        except SettingsError:
+            raise
+        except ProviderUnsettled as error:
+            cause = str(error)
+            _wait(attempt, None)
+        except FinetuneError as error:
+            return {"reply": None, "missing": str(error)}
+        else:
+            return _read(answer, time.perf_counter() - start)
+    return {"reply": None, "missing": cause}
 
 
 def _answer(client: httpx.Client, endpoint: Endpoint, prompt: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
@@ -70,7 +95,7 @@ def _answer(client: httpx.Client, endpoint: Endpoint, prompt: Sequence[dict[str,
             continue
         seconds = time.perf_counter() - start
         if answer.status_code == 200:
-            return _read(answer, seconds)
+            return _read_http(answer, seconds)
         cause = f"status {answer.status_code}"
         if answer.status_code != 429 and answer.status_code < 500:
             break
@@ -78,9 +103,15 @@ def _answer(client: httpx.Client, endpoint: Endpoint, prompt: Sequence[dict[str,
     return {"reply": None, "missing": cause}
 
 
-def _read(answer: httpx.Response, seconds: float) -> dict[str, Any]:
+def _read_http(answer: httpx.Response, seconds: float) -> dict[str, Any]:
     try:
-        body = answer.json()
+        return _read(answer.json(), seconds)
+    except ValueError as error:
+        return {"reply": None, "missing": f"not an answer: {type(error).__name__}"}
+
+
+def _read(body: Any, seconds: float) -> dict[str, Any]:
+    try:
         choice = body["choices"][0]
         text = choice["message"]["content"]
         if not isinstance(text, str):

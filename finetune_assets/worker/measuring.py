@@ -172,6 +172,7 @@ class Bench:
             "url": where.url,
             "identity": {"id": where.model, "url": where.url},
             "max_new_tokens": self.most,
+            "bought": {key: sum(int(one.get(key) or 0) for one in fresh.values()) for key in ("prompt_tokens", "reply_tokens")},
         }
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
 

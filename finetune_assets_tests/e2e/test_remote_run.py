@@ -92,6 +92,57 @@ def test_from_submission_to_the_way_out(fake: FakeProvider, tmp_path: Path) -> N
     assert len(fake.jobs) == 1
 
 
+def test_what_the_old_model_says_is_learnt_by_a_local_one(fake: FakeProvider, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, fake.url)
+    code, reported, errors = machine.finetune("run", "--assistant", "aurora", "--wait")
+    assert (code, reported["state"]) == (0, "reported"), errors
+    jobs, small = len(fake.jobs), make_tiny_model(tmp_path / "small")
+    _, before, _ = machine.finetune("status")
+    code, distilled, errors = machine.finetune("distil", "aurora", "--to", f"local/{small}", "--max-usd", "1")
+    assert (code, distilled["state"]) == (0, "reported"), errors
+    assert len(fake.jobs) == jobs
+    assert distilled["fingerprint"] != reported["fingerprint"]
+    manifest = json.loads((machine.home / "datasets" / "aurora" / distilled["fingerprint"] / "manifest.json").read_text())
+    assert manifest["distilled"]["name"] == reported["version"]
+    assert manifest["distilled"]["learnt"]["asked"] > 50
+    parity = json.loads((Path(distilled["report"]).parent / "parity.json").read_text())
+    assert parity["rows"] == 24
+    assert parity["chrf"]["low"] <= parity["chrf"]["value"] <= parity["chrf"]["high"]
+    report = json.loads(Path(distilled["report"]).with_suffix(".json").read_text())
+    assert {"tuned", "teacher", "champion"} <= set(report["candidates"])
+    _, after, _ = machine.finetune("status")
+    assert after["assistants"][0]["spent_this_month_usd"] > before["assistants"][0]["spent_this_month_usd"]
+
+
+@pytest.mark.parametrize("provider", ["azure", "nebius", "openai_compatible"])
+def test_the_whole_graph_with_each_copy_of_the_wire(fake: FakeProvider, tmp_path: Path, provider: str) -> None:
+    machine = Machine(tmp_path, fake.url)
+    variable = {"azure": "AZURE_OPENAI_API_KEY", "nebius": "NEBIUS_API_KEY"}.get(provider, "OPENAI_COMPATIBLE_API_KEY")
+    machine.environment = {name: value for name, value in machine.environment.items() if not name.startswith("OPENAI_")}
+    machine.environment[variable] = KEY
+    lines = [line for line in SETTINGS.strip().splitlines() if not line.startswith(("trainer", "budget", "remote"))]
+    own = f"remote: {{min_model_life_days: 0, base_url: {fake.url}}}"
+    base = "gpt-4.1-mini-2025-04-14" if provider == "azure" else "open/small-7b"
+    yaml = "\n".join([*lines, f"trainer: {provider}", f"base_model: {base}", own])
+    (machine.assistants / "aurora.yaml").write_text(yaml + "\n")
+    fake.set(bom=provider == "azure")
+    before = len(fake.jobs)
+    try:
+        code, submitted, errors = machine.finetune("run", "--assistant", "aurora")
+        assert (code, submitted["state"]) == (0, "submitted"), errors
+        code, reported, errors = machine.finetune("run", "--assistant", "aurora", "--wait")
+    finally:
+        fake.set(bom=False)
+    assert (code, reported["state"]) == (0, "reported"), errors
+    assert len(fake.jobs) == before + 1
+    report = json.loads(Path(reported["report"]).with_suffix(".json").read_text())
+    tuned, base_scores = report["candidates"]["tuned"], report["candidates"]["base"]
+    assert tuned["bits_per_byte"]["value"] is None
+    assert tuned["chrf"]["value"] > base_scores["chrf"]["value"]
+    remote = json.loads((machine.home / "models" / "aurora" / reported["version"] / "remote.json").read_text())
+    assert (remote["provider"], remote["base_url"]) == (provider, fake.url)
+
+
 def test_bad_input_is_named_and_nothing_is_bought(fake: FakeProvider, tmp_path: Path) -> None:
     machine = Machine(tmp_path, fake.url)
     before = len(fake.jobs)

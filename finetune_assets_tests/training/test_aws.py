@@ -53,9 +53,9 @@ def aws(cloud: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return boto3
 
 
-def make(provider: str, home: Path, base: str, **own: Any) -> tuple[AwsTrainer, Notes, TrainingRequest]:
+def make(provider: str, home: Path, base: str, deploy: bool = True, **own: Any) -> tuple[AwsTrainer, Notes, TrainingRequest]:
     options = {"role": ROLE, "bucket": "rows", "image": "registry.example/finetune:1", "region": "us-east-1", **own}
-    settings = assistant(provider, base_model=base, remote={"aws": options})
+    settings = assistant(provider, base_model=base, remote={"aws": options, "deploy": deploy})
     asked, journal = request(dataset(home / "frozen"), settings, f"job-{provider}-1"), Notes()
     return AWS[provider](Connection.of(settings), Store(home), journal), journal, asked
 
@@ -115,8 +115,25 @@ def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
         stub.add_response("get_model_customization_job", {**job, "status": "Failed", "failureMessage": "Line 3 is bad"})
         state = trainer.poll(handle)
         assert (state.status, "Line 3 is bad" in (state.error or "")) == ("failed", True)
+        # trained: a deployment is made, once, and the job is open until it answers
+        place = "arn:aws:bedrock:us-east-1:123456789012:custom-model-deployment/abcdefghijkl"
+        deployed = {"customModelDeploymentArn": place, "modelDeploymentName": "j", "modelArn": arn, "createdAt": WHEN}
+        stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
+        stub.add_response("create_custom_model_deployment", {"customModelDeploymentArn": place})
+        stub.add_response("get_custom_model_deployment", {**deployed, "status": "Creating"})
+        state = trainer.poll(handle)
+        assert (state.status, state.provider_status) == ("running", "Deploying (Creating)")
+        stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
+        stub.add_response("get_custom_model_deployment", {**deployed, "status": "Failed", "failureMessage": "quota of one"})
+        state = trainer.poll(handle)  # what was paid for is not lost
+        assert (state.status, "quota of one" in state.progress["warning"]) == ("succeeded", True)
+        stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
+        stub.add_response("get_custom_model_deployment", {**deployed, "status": "Active"})
+        assert trainer.poll(handle).status == "succeeded"
         for _ in range(2):
             stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
+        for _ in range(2):
+            stub.add_response("get_custom_model_deployment", {**deployed, "status": "Active"})
         result = trainer.keep(handle, tmp_path / "job", {"base_model": NOVA})
         assert (result["seconds"], result["train_loss"]) == (3600.0, 0.5)
         stub.add_client_error("get_model_customization_job", "ThrottlingException", "slow down", 400)
@@ -127,7 +144,9 @@ def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
             trainer.poll(handle)
     model = RemoteModel.read(tmp_path / "job" / "model")
     assert model is not None
-    assert (model.model, model.region, model.base_url) == (arn, "us-east-1", None)
+    assert (model.model, model.region, model.base_url) == (place, "us-east-1", "bedrock://us-east-1")
+    base = RemoteModel.read(tmp_path / "job" / "model" / "base")
+    assert (base.model if base else None) == "amazon.nova-lite-v1:0"
 
 
 @pytest.mark.parametrize(("base", "epochs", "says"), [(NOVA, 6, "1 to 5 whole"), ("cohere.command", 11, "1 to 10 whole")])
@@ -144,6 +163,12 @@ def test_missing_settings_are_named(aws: Any, tmp_path: Path) -> None:
         trainer, _, asked = make(provider, tmp_path, NOVA, **{missing: None})
         with pytest.raises(SettingsError, match=rf"remote\.aws\.{missing}"):
             trainer.validate(asked)
+
+
+def test_a_model_that_would_answer_nowhere_is_not_bought(aws: Any, tmp_path: Path) -> None:
+    trainer, _, asked = make("bedrock", tmp_path, NOVA, deploy=False)
+    with pytest.raises(SettingsError, match=r"remote\.deploy: true"):
+        trainer.validate(asked)
 
 
 def test_no_credentials(cloud: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +220,7 @@ def test_sagemaker_runs_our_worker_and_brings_the_model_home(aws: Any, tmp_path:
 
 def test_sagemaker_serverless(aws: Any, tmp_path: Path) -> None:
     model = "arn:aws:sagemaker:us-east-1:aws:hub-content/SageMakerPublicHub/Model/qwen/1.0.0"
-    trainer, _, asked = make("sagemaker", tmp_path, model, serverless=True, image=None)
+    trainer, _, asked = make("sagemaker", tmp_path, model, serverless=True, image=None, base_endpoint="base")
     trainer.validate(asked)
     client = trainer.client("sagemaker")
     seen: dict[str, Any] = {}

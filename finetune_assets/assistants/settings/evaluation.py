@@ -100,7 +100,10 @@ class EndpointSettings(Group):
     """A model behind an OpenAI-compatible address."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="Its name in the report.")
-    url: str = Field(pattern=r"^https?://", description="Up to and with `/v1`.")
+    url: str = Field(
+        pattern=r"^(https?|bedrock|sagemaker)://",
+        description="Up to and with `/v1`; `bedrock://REGION` or `sagemaker://REGION` for a deployment or endpoint there.",
+    )
     model: str
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
     timeout: float = Field(default=30.0, gt=0, description="Seconds of one try.")

@@ -42,6 +42,28 @@ class Aws(Group):
     serverless: bool = Field(default=False, description="SageMaker: serverless customization of an open-weight model.")
     batch_size: Annotated[int, Field(ge=1)] = Field(default=8, description="Bedrock: batchSize, where the model takes one.")
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-5, description="Bedrock: learningRate.")
+    accept_eula: bool = Field(default=False, description="SageMaker serverless: yes to the licence of a gated model.")
+    endpoint_instance: str = Field(
+        default="ml.g4dn.xlarge", description="SageMaker serverless with `remote.deploy`: instance of the tuned model's endpoint."
+    )
+    base_endpoint: str | None = Field(
+        default=None, description="SageMaker serverless: endpoint on which the base model answers, for the benchmark."
+    )
+
+
+class Azure(Group):
+    """Where Azure deploys a tuned model: its management API, which takes a token of Entra ID instead of the resource's key."""
+
+    subscription: str | None = Field(default=None, description="Id of the subscription.")
+    resource_group: str | None = Field(default=None, description="Resource group of the account.")
+    account: str | None = Field(default=None, description="Name of the Azure OpenAI or Foundry resource.")
+    sku: str = Field(default="standard", description="SKU of the deployment, e.g. standard, developertier, globalstandard.")
+    capacity: Annotated[int, Field(ge=1)] = Field(default=1, description="Capacity of the SKU, in thousands of tokens a minute.")
+    token_env: str = Field(
+        default="AZURE_MANAGEMENT_TOKEN",
+        description="Environment variable with a token: az account get-access-token --resource https://management.azure.com/",
+    )
+    management_url: str = Field(default="https://management.azure.com", description="Another address in other Azure clouds.")
 
 
 class Remote(Group):
@@ -70,7 +92,13 @@ class Remote(Group):
     successor: str | None = Field(
         default=None, description="TRAINER/MODEL that a dying model's data set is migrated to by itself; null: only a warning."
     )
+    deploy: bool = Field(
+        default=False,
+        description="When the job has ended, make its model answer: a deployment at Azure or Bedrock, an endpoint at SageMaker "
+        "(serverless jobs). It may be billed by the hour, until a person deletes it.",
+    )
     aws: Aws = Aws()
+    azure: Azure = Azure()
 
     @field_validator("successor")
     @classmethod

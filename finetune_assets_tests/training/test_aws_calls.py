@@ -1,0 +1,129 @@
+"""Models at Bedrock and SageMaker asked as the benchmark and the router ask: boto3 over a socket to a small stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+pytest.importorskip("boto3", reason="the aws extra is not installed")
+
+from finetune_assets.errors import ProviderError, ProviderUnsettled
+from finetune_assets.serving.upstream import Target, Upstream, UpstreamFailed
+from finetune_assets.training import aws_calls
+from finetune_assets.worker import endpoint
+
+ASKED = [{"role": "system", "content": "Eres breve."}, {"role": "user", "content": "¿Abren hoy?"}]
+
+
+class Handler(BaseHTTPRequestHandler):
+    asked: list[tuple[str, dict[str, Any]]]
+    status: int
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked.append((self.path, body))
+        made: dict[str, Any] = {"message": "Too many tokens"}
+        if self.status == 200 and self.path.endswith("/converse"):
+            said = {"message": {"role": "assistant", "content": [{"text": "Sí, hasta las ocho."}]}}
+            usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18}
+            made = {"output": said, "stopReason": "max_tokens", "usage": usage, "metrics": {"latencyMs": 5}}
+        elif self.status == 200:
+            made = aws_calls.completion("m", "Sí, hasta las ocho.", "stop", 11, 7)
+        data = json.dumps(made).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        if self.status != 200:
+            self.send_header("x-amzn-ErrorType", "ThrottlingException" if self.status == 429 else "AccessDeniedException")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
+    Handler.asked, Handler.status = [], 200
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}"),
+        ("AWS_ACCESS_KEY_ID", "testing"),
+        ("AWS_SECRET_ACCESS_KEY", "testing"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(endpoint, "TRIES", 1)
+    aws_calls.client.cache_clear()
+    yield Handler
+    aws_calls.client.cache_clear()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("url", "end"), [("bedrock://us-east-1", "length"), ("sagemaker://us-east-1", "stop")])
+def test_a_candidate_of_the_benchmark(runtime: type[Handler], url: str, end: str) -> None:
+    [answer] = endpoint.answers(endpoint.Endpoint(url, "our-model"), [ASKED], 30)
+    assert (answer["reply"], answer["prompt_tokens"], answer["reply_tokens"]) == ("Sí, hasta las ocho.", 11, 7)
+    assert answer["stopped"] is (end == "stop")
+    path, body = runtime.asked[0]
+    if url.startswith("bedrock"):
+        assert path == "/model/our-model/converse"
+        assert body["system"] == [{"text": "Eres breve."}]
+        assert body["messages"] == [{"role": "user", "content": [{"text": "¿Abren hoy?"}]}]
+        assert body["inferenceConfig"] == {"maxTokens": 30, "temperature": 0}
+    else:
+        assert path == "/endpoints/our-model/invocations"
+        assert (body["messages"], body["max_tokens"], body["stream"]) == (ASKED, 30, False)
+
+
+@pytest.mark.parametrize("url", ["bedrock://us-east-1", "sagemaker://us-east-1"])
+def test_an_upstream_of_the_router(runtime: type[Handler], url: str) -> None:
+    target = Target(url, "our-model", None, 10, 10)
+    body = {"messages": ASKED, "max_tokens": 30, "temperature": 0, "stream_options": {"include_usage": True}}
+
+    async def both() -> tuple[Any, list[dict[str, Any]]]:
+        upstream = Upstream()
+        try:
+            return await upstream.whole(target, body), [event async for event in upstream.chunks(target, body)]
+        finally:
+            await upstream.close()
+
+    whole, events = asyncio.run(both())
+    assert (whole.text, whole.usage["completion_tokens"]) == ("Sí, hasta las ocho.", 7)
+    said = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    assert (said, events[-1]["usage"]["prompt_tokens"]) == ("Sí, hasta las ocho.", 11)
+
+
+def test_busy_and_forbidden_are_told_apart(runtime: type[Handler]) -> None:
+    runtime.status = 429
+    with pytest.raises(ProviderUnsettled, match="429 ThrottlingException: Too many tokens"):
+        aws_calls.chat("bedrock://us-east-1", "our-model", {"messages": ASKED})
+    [answer] = endpoint.answers(endpoint.Endpoint("bedrock://us-east-1", "our-model"), [ASKED], 30)
+    assert (answer["reply"], "ThrottlingException" in answer["missing"]) == (None, True)
+
+    async def ask() -> None:
+        upstream = Upstream()
+        try:
+            await upstream.whole(Target("bedrock://us-east-1", "our-model", None, 10, 10), {"messages": ASKED})
+        finally:
+            await upstream.close()
+
+    with pytest.raises(UpstreamFailed) as busy:
+        asyncio.run(ask())
+    assert busy.value.outcome == "busy"
+    runtime.status = 403
+    with pytest.raises(ProviderError, match="AccessDeniedException"):
+        aws_calls.chat("bedrock://us-east-1", "our-model", {"messages": ASKED})
+
+
+def test_turns_alternate() -> None:
+    messages = [{"role": role, "content": text} for role, text in (("user", "a"), ("user", "b"), ("assistant", "c"))]
+    assert [(turn["role"], len(turn["content"])) for turn in aws_calls.turns(messages)] == [("user", 2), ("assistant", 1)]
