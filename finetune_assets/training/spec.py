@@ -19,7 +19,7 @@ from finetune_assets.training.machine import default_precision, default_threads
 from finetune_assets.training.tokens import content_hash
 from finetune_assets.training.trainer import TrainingRequest
 
-RECIPE = "2"
+RECIPE = "3"
 """Version of what the worker does with a spec. Raise it when the same spec would give other weights."""
 
 DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "stages", "adapter", "seed", "text_sha256")

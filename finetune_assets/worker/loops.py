@@ -20,12 +20,9 @@ from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_assets.storage import replacing_folder, write_json
-from finetune_assets.worker import checkpoints
+from finetune_assets.training.tokens import IGNORED
+from finetune_assets.worker import checkpoints, targets
 from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
-
-SMALL_VOCABULARY = 16_384
-"""Up to here the logits of a batch fit easily, and the model's own loss is a fifth faster than TRL's, which works in chunks,
-computes entropy and accuracy besides, and repeats the product in the backward pass (measured: d 192, 2,048 tokens, CPU)."""
 
 WINDOW = 20
 """Steps over which the loss is averaged to see where it goes."""
@@ -179,14 +176,37 @@ class Resumable(Trainer):
 class SftLoop(Resumable, SFTTrainer):
     """`sft`, `tools` and `continued_pretraining`: mean loss over the target tokens of a step."""
 
+    _shares: bool | None = None  # whether common beginnings are computed once; found out on the first batch that has one
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Mean over the target tokens."""
-        if cast("Any", self.model).config.get_text_config().vocab_size > SMALL_VOCABULARY:
+        """Mean over the target tokens.
+
+        One process computes it by `worker.targets`: TRL's way works in chunks, computes entropy and accuracy besides, and repeats
+        the product in the backward pass. With several, whose wrappers want one forward pass a step, it is TRL's.
+        """
+        whole = cast("Any", self.model)
+        vocabulary = int(whole.config.get_text_config().vocab_size)
+        if self.accelerator.num_processes > 1 or self.aux_loss_enabled or not targets.fits(inputs, vocabulary):
             return SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        inputs["use_cache"] = False
-        return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        head = whole.get_output_embeddings()
+        # One context around both passes: inside it weights are cast once.
+        with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
+            loss = targets.nats(model, head, inputs, self._may_share(model, head, inputs))
+        count = (inputs["labels"][:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
+        return (loss, None) if return_outputs else loss
+
+    def _may_share(self, model: Any, head: torch.nn.Module, inputs: Any) -> bool:
+        """Not while activations are recomputed: that leaves no keys and values."""
+        if self.recovery.state.recompute:
+            return False
+        if self._shares is None and targets.common_beginning(inputs["input_ids"], inputs["labels"]):
+            self._shares = targets.can_share(model, head, inputs)
+            if not self._shares:
+                self.recovery.progress.note("This architecture computes the rows' common beginning (system prompt) for each row.")
+        return bool(self._shares)
 
 
 class DpoLoop(Resumable, DPOTrainer):
