@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from finetune_assets.corpus.personal_data import scrub_conversation
 from finetune_assets.environment import Environment
@@ -68,7 +69,7 @@ class Router:
         self.ledger = Ledger(environment.database_url)
         self.store = Store(environment.home)
         self.directory = Directory(environment, self.ledger)
-        self.journal = Journal(environment.home / "serving" / "journal", self.ledger.engine)
+        self.journal = Journal(environment.home / "serving" / "journal")
         self.metrics = Metrics()
         self.rates = Rates()
         self.chats = 0
@@ -90,6 +91,16 @@ class Router:
             *rating_routes(self.store, self.ledger.engine, key),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
+        self.chats_at = {"/v1/chat/completions": self._guarded(self.completions), "/chat": self._guarded(self.chat)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application: chats go straight to their endpoint, the rest by Starlette's routes."""
+        endpoint = self.chats_at.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if endpoint is None:
+            await self.app(scope, receive, send)
+            return
+        answer = await endpoint(Request(scope, receive, send))
+        await answer(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:

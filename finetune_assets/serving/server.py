@@ -1,4 +1,4 @@
-"""`finetune serve`: starts the embedded engine and the router's workers, judges the rollouts, and ends everything in order.
+"""`finetune serve`: starts the embedded engine, the journal's writer and the router's workers, judges the rollouts, and ends all.
 
 The listening socket belongs to this process, so a worker that dies is replaced without a refused connection. SIGTERM: workers
 take nothing new and end their chats, then the engine goes.
@@ -76,7 +76,7 @@ class Child:
 
 
 class Server:
-    """Engine, workers and judge of one store."""
+    """Engine, writer, workers and judge of one store."""
 
     def __init__(self, environment: Environment, settings: Settings, say: Callable[[str], None]) -> None:
         """Raises ServingError for an address that is taken, or open to others without an API key; LedgerError."""
@@ -108,6 +108,7 @@ class Server:
                 Child([sys.executable, "-m", "finetune_assets.serving.engine", "--fd", fd], [self.engine_socket], environment)
             )
             self._warm_up(wait=60.0)
+        self.children.append(Child([sys.executable, "-m", "finetune_assets.serving.writer"], [], environment))
         worker = [sys.executable, "-m", "finetune_assets.serving.worker", "--fd", str(self.socket.fileno())]
         worker += ["--engine", f"{self.engine_url}/v1"]
         worker += ["--open-door"] if self.settings.host in LOOPBACK else []
@@ -214,9 +215,9 @@ class Server:
         self.stop = True
 
     def _shut_down(self) -> None:
-        """Workers first, so that they can end their chats; then the engine."""
-        engine = [child for child in self.children if child.command[2].endswith("engine")]
-        for group in ([child for child in self.children if child not in engine], engine):
+        """Workers first, so that they can end their chats; then the writer, with what they left; then the engine."""
+        for name in ("worker", "writer", "engine"):
+            group = [child for child in self.children if child.command[2].endswith(name)]
             for child in group:
                 with contextlib.suppress(ProcessLookupError):
                     child.process.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -26,10 +27,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--simulation", action="store_true")
     options = parser.parse_args(arguments)
     die_with_parent()
+    sys.setswitchinterval(0.0005)  # a page or a look-up in a thread holds up a chat by so much, not by 5 ms
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     router = Router(Environment.read(), Options(options.engine, options.open_door, options.simulation))
+    gc.freeze()  # what is loaded stays; looking through it again and again would hold up chats
+    gc.set_threshold(20_000, 20, 50)
     config = uvicorn.Config(
-        router.app,
+        router,
         fd=options.fd,
         log_level="warning",
         access_log=False,  # every chat is a row; paths and keys in a log would be one place more to guard
