@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-WORDS = "Claro, tenemos hora el martes a las diez y media con la doctora, ¿se la reservo a su nombre?".split(" ")
+WORDS = "Claro que sí. El martes hay hora a las diez y media; ¿le va bien?".split(" ")
 USAGE = {"prompt_tokens": 40, "completion_tokens": len(WORDS), "total_tokens": 40 + len(WORDS)}
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "m"}
 
