@@ -1,4 +1,4 @@
-"""An OpenAI-compatible upstream that costs next to nothing: `python -m benchmarks.upstream PORT`. What is added to it is the router's."""
+"""An OpenAI-compatible upstream that costs almost nothing: `python -m benchmarks.upstream PORT`; the rest is the router's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-WORDS = "Claro que sí. El martes hay hora a las diez y media; ¿le va bien?".split(" ")
+WORDS = ["Claro", "que", "sí.", "El", "martes", "hay", "hora", "a", "las", "diez", "y", "media;", "¿le", "va", "bien?"]
 USAGE = {"prompt_tokens": 40, "completion_tokens": len(WORDS), "total_tokens": 40 + len(WORDS)}
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "m"}
 

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from finetune_assets.serving.low_rank import Adapters
 from finetune_assets.serving.rows import Rows
 from finetune_assets.worker import models
 
 ROWS = 32
 """Most rows of a batch."""
-NO_ADAPTER = "__base__"
+NO_ADAPTER = ""
 PATIENCE = 10.0
 """Seconds that a patient chat waits for room; then it is let go, since its caller would give up and take that for a fault."""
 
@@ -56,7 +57,7 @@ class Lane:
         self.model: Any = models.load_model(model, dtype)
         self.context = models.context_length(self.model)
         self.ends = set(models.end_ids(self.tokenizer))
-        self.adapters: set[str] = set()
+        self.adapters = Adapters(self.model)
         self.waiting: deque[Chat] = deque()
         self.patient: deque[Chat] = deque()
         self.rows: list[Chat] = []
@@ -64,19 +65,8 @@ class Lane:
         self.last = torch.zeros((0,), dtype=torch.long, device=self.model.device)
 
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Puts a LoRA adapter on the base model; its name is never used again for another."""
-        if name in self.adapters:
-            return
-        try:
-            if self.adapters:
-                self.model.load_adapter(str(folder), adapter_name=name)
-            else:
-                from peft import PeftModel  # noqa: PLC0415
-
-                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
-        except Exception as error:
-            raise models.unavailable(str(folder), error) from error
-        self.adapters.add(name)
+        """Puts a LoRA adapter on the base model; its name is never used again for another. Raises ModelUnavailable."""
+        self.adapters.load(name, folder)
 
     def add(self, chat: Chat) -> None:
         """Queues a chat."""
@@ -132,7 +122,8 @@ class Lane:
         mask = torch.tensor([[0] * (width - len(c.prompt)) + [1] * len(c.prompt) for c in chats], device=device)
         cache = DynamicCache()
         logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache, chats)
-        self.cache.join([(layer.keys, layer.values) for layer in cache.layers], [len(chat.prompt) for chat in chats])
+        layers: Any = cache.layers
+        self.cache.join([(layer.keys, layer.values) for layer in layers], [len(chat.prompt) for chat in chats])
         self.rows += chats
         self.last = torch.cat([self.last, self._choose(logits, chats)])
         self._deliver(len(self.rows) - len(chats))
@@ -146,7 +137,7 @@ class Lane:
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, chats: list[Chat]
     ) -> torch.Tensor:
         """Logits of the next token, [rows, vocabulary]."""
-        named: dict[str, Any] = {"adapter_names": [chat.adapter for chat in chats]} if self.adapters else {}
+        self.adapters.choose([chat.adapter for chat in chats])
         made = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -154,7 +145,6 @@ class Lane:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **named,
         )
         return made.logits[:, -1].float()
 
