@@ -1,7 +1,7 @@
 """Continuous batching: chats join and leave a running batch between two tokens, each with its own adapter (Yu et al. 2022, Orca).
 
-A `Lane` is one base model with any number of LoRA adapters on it. Rows are padded on the left to one length, so a step is one
-forward pass of one token a row, whatever the rows' lengths and adapters. Not thread-safe: one thread steps all lanes.
+A `Lane` is one base model with any number of LoRA adapters on it. A step is one forward pass of one token a row, whatever the
+rows' lengths and adapters. Not thread-safe: one thread steps all lanes.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
+from finetune_assets.serving.low_rank import Adapters
+from finetune_assets.serving.rows import Rows
 from finetune_assets.worker import models
 
 ROWS = 32
 """Most rows of a batch."""
-NO_ADAPTER = "__base__"
+NO_ADAPTER = ""
 PATIENCE = 10.0
 """Seconds that a patient chat waits for room; then it is let go, since its caller would give up and take that for a fault."""
-Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(eq=False)
@@ -56,28 +57,16 @@ class Lane:
         self.model: Any = models.load_model(model, dtype)
         self.context = models.context_length(self.model)
         self.ends = set(models.end_ids(self.tokenizer))
-        self.adapters: set[str] = set()
+        self.adapters = Adapters(self.model)
         self.waiting: deque[Chat] = deque()
         self.patient: deque[Chat] = deque()
         self.rows: list[Chat] = []
-        self.cache: Cache = []
-        self.mask = torch.zeros((0, 0), dtype=torch.long, device=self.model.device)
+        self.cache = Rows(self.model.device)
         self.last = torch.zeros((0,), dtype=torch.long, device=self.model.device)
 
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Puts a LoRA adapter on the base model; its name is never used again for another."""
-        if name in self.adapters:
-            return
-        try:
-            if self.adapters:
-                self.model.load_adapter(str(folder), adapter_name=name)
-            else:
-                from peft import PeftModel  # noqa: PLC0415
-
-                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
-        except Exception as error:
-            raise models.unavailable(str(folder), error) from error
-        self.adapters.add(name)
+        """Puts a LoRA adapter on the base model; its name is never used again for another. Raises ModelUnavailable."""
+        self.adapters.load(name, folder)
 
     def add(self, chat: Chat) -> None:
         """Queues a chat."""
@@ -95,7 +84,7 @@ class Lane:
             for row in self.rows:
                 if row.cancelled:
                     row.deliver(None, "cancelled")
-            self._keep([n for n, row in enumerate(self.rows) if not row.cancelled])
+            self._leave({n for n, row in enumerate(self.rows) if row.cancelled})
         if self.rows:
             self._decode()
         joining = self._joining()
@@ -108,7 +97,8 @@ class Lane:
             chat.deliver(None, reason)
         self.waiting.clear()
         self.patient.clear()
-        self._keep([])
+        self.rows, self.cache = [], Rows(self.model.device)
+        self.last = self.last[:0]
 
     def _joining(self) -> list[Chat]:
         room, joining = ROWS - len(self.rows), list[Chat]()
@@ -130,31 +120,24 @@ class Lane:
         pad = int(self.tokenizer.pad_token_id)
         ids = torch.tensor([[pad] * (width - len(c.prompt)) + c.prompt for c in chats], device=device)
         mask = torch.tensor([[0] * (width - len(c.prompt)) + [1] * len(c.prompt) for c in chats], device=device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits, cache = self._forward(ids, mask, positions, DynamicCache(), chats)
-        length = max(self.mask.shape[1], width)
-        self.cache = [
-            (_join(_left(old_k, length), _left(k, length)), _join(_left(old_v, length), _left(v, length)))
-            for (old_k, old_v), (k, v) in zip(self.cache or [(None, None)] * len(cache), cache, strict=True)
-        ]
-        self.mask = torch.cat([_left_mask(self.mask, length), _left_mask(mask, length)])
+        cache = DynamicCache()
+        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache, chats)
+        layers: Any = cache.layers
+        self.cache.join([(layer.keys, layer.values) for layer in layers], [len(chat.prompt) for chat in chats])
         self.rows += chats
         self.last = torch.cat([self.last, self._choose(logits, chats)])
         self._deliver(len(self.rows) - len(chats))
 
     def _decode(self) -> None:
-        ones = torch.ones((len(self.rows), 1), dtype=torch.long, device=self.mask.device)
-        mask = torch.cat([self.mask, ones], dim=1)
-        positions = mask.sum(dim=1, keepdim=True) - 1
-        logits, self.cache = self._forward(self.last[:, None], mask, positions, DynamicCache(self.cache), self.rows)
-        self.mask = mask
-        self.last = self._choose(logits, self.rows)
+        cache, mask, positions = self.cache.step()
+        self.last = self._choose(self._forward(self.last[:, None], mask, positions, cache, self.rows), self.rows)
         self._deliver(0)
 
     def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, chats: list[Chat]
-    ) -> tuple[torch.Tensor, Cache]:
-        named: dict[str, Any] = {"adapter_names": [chat.adapter for chat in chats]} if self.adapters else {}
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, chats: list[Chat]
+    ) -> torch.Tensor:
+        """Logits of the next token, [rows, vocabulary]."""
+        self.adapters.choose([chat.adapter for chat in chats])
         made = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -162,10 +145,8 @@ class Lane:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **named,
         )
-        layers = made.past_key_values.layers
-        return made.logits[:, -1].float(), [(layer.keys, layer.values) for layer in layers]
+        return made.logits[:, -1].float()
 
     def _choose(self, logits: torch.Tensor, chats: list[Chat]) -> torch.Tensor:
         """The next token of each row: the likeliest, or one drawn where the chat has a temperature."""
@@ -195,34 +176,11 @@ class Lane:
             if chat.made >= chat.most or len(chat.prompt) + chat.made >= self.context:
                 chat.deliver(None, "length")
                 ended.add(n)
-        if ended:
-            self._keep([n for n in range(len(self.rows)) if n not in ended])
+        self._leave(ended)
 
-    def _keep(self, rows: list[int]) -> None:
-        """Only these rows go on; padding that all of them share on the left goes too."""
-        self.rows = [self.rows[n] for n in rows]
-        device = self.mask.device
-        if not rows:
-            self.cache = []
-            self.mask = torch.zeros((0, 0), dtype=torch.long, device=device)
-            self.last = torch.zeros((0,), dtype=torch.long, device=device)
-            return
-        index = torch.tensor(rows, device=device)
-        mask = self.mask.index_select(0, index)
-        first = int(mask.argmax(dim=1).min())
-        self.mask = mask[:, first:]
-        self.last = self.last.index_select(0, index)
-        self.cache = [(k.index_select(0, index)[:, :, first:], v.index_select(0, index)[:, :, first:]) for k, v in self.cache]
-
-
-def _left(values: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    """[rows, heads, t, d] padded on the left to `length`."""
-    return None if values is None else torch.nn.functional.pad(values, (0, 0, length - values.shape[2], 0))
-
-
-def _left_mask(mask: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.nn.functional.pad(mask, (length - mask.shape[1], 0))
-
-
-def _join(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor:
-    return torch.cat([part for part in (old, new) if part is not None])
+    def _leave(self, gone: set[int]) -> None:
+        """Takes rows out of the batch."""
+        if gone:
+            stay = self.cache.leave(gone)
+            self.rows = [self.rows[n] for n in stay]
+            self.last = self.last[stay]

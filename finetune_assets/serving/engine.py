@@ -32,6 +32,7 @@ from starlette.routing import Route
 from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError
 from finetune_assets.serving.batching import NO_ADAPTER, Chat, Lane
+from finetune_assets.serving.low_rank import is_plain
 from finetune_assets.serving.models import locate
 from finetune_assets.training.spec import default_threads
 from finetune_assets.worker.__main__ import die_with_parent
@@ -70,18 +71,19 @@ class Engine:
             if known is not None and known[0] in self.lanes:
                 return
             place = locate(name, self.environment)
-            if place.base not in self.lanes:
-                lane = Lane(place.base)
+            base, adapter = place.base, place.adapter
+            if adapter is not None and not is_plain(adapter):
+                base, adapter = str(adapter), None  # merged with its base: a lane of its own
+            if base not in self.lanes:
+                lane = Lane(base)
                 with self.condition:
                     self._make_room()
-                    self.lanes[place.base] = lane
-                    self.used[place.base] = time.monotonic()
-            adapter = NO_ADAPTER
-            if place.adapter is not None:
-                adapter = name.replace(".", "_")
+                    self.lanes[base] = lane
+                    self.used[base] = time.monotonic()
+            if adapter is not None:
                 with self.stepping:
-                    self.lanes[place.base].add_adapter(adapter, place.adapter)
-            self.names[name] = (place.base, adapter)
+                    self.lanes[base].add_adapter(name, adapter)
+            self.names[name] = (base, NO_ADAPTER if adapter is None else name)
 
     def _make_room(self) -> None:
         idle = sorted((self.used[base], base) for base, lane in self.lanes.items() if not lane.busy)
@@ -193,12 +195,16 @@ class _Reply:
         most = max(1, min(int(wanted), MOST_TOKENS, context // 2))
         messages = [{"role": str(m["role"]), "content": _text(m.get("content"))} for m in body["messages"]]
         prompt, _ = encode_prompt(self.tokenizer, messages, context - most)
-        loop = asyncio.get_running_loop()
+        loop, stream = asyncio.get_running_loop(), bool(body.get("stream"))
         self.queue: asyncio.Queue[tuple[int | None, str | None]] = asyncio.Queue()
+        self.ids: list[int] = []
 
         def deliver(token: int | None, reason: str | None) -> None:
             if token is None:
                 engine.done()
+            elif not stream:  # nobody waits for it: only the end wakes the event loop
+                self.ids.append(token)
+                return
             with contextlib.suppress(RuntimeError):  # the loop is closed: the engine is being stopped
                 loop.call_soon_threadsafe(self.queue.put_nowait, (token, reason))
 
@@ -212,7 +218,6 @@ class _Reply:
             seed=body.get("seed"),
             patient=bool(body.get("patient")),
         )
-        self.ids: list[int] = []
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
     def submit(self) -> bool:
@@ -221,9 +226,10 @@ class _Reply:
     async def whole(self, request: Request) -> Response:
         watcher = asyncio.ensure_future(self._cancel_when_gone(request))
         try:
-            reason = await self._drain()
+            _, reason = await self.queue.get()
         finally:
             watcher.cancel()
+        reason = reason or "stop"
         if reason.startswith("error"):
             return _error(500, reason)
         if reason == "busy":
@@ -231,13 +237,6 @@ class _Reply:
         message = {"role": "assistant", "content": self._text().strip()}
         choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
         return JSONResponse({**self._head("chat.completion"), "choices": [choice], "usage": self._usage()})
-
-    async def _drain(self) -> str:
-        while True:
-            token, reason = await self.queue.get()
-            if token is None:
-                return reason or "stop"
-            self.ids.append(token)
 
     async def _cancel_when_gone(self, request: Request) -> None:
         while not await request.is_disconnected():

@@ -78,7 +78,7 @@ class Shop:
 
     def version(self, letter: str, model: Path | None = None, verdict: str = "serve", assistant: str = "aurora") -> str:
         """Registers a version: of a model folder, or of nothing but a name."""
-        job_folder = self.home / "jobs" / f"spec-{letter}"
+        job_folder = self.home / "jobs" / f"spec-{assistant}-{letter}"
         with self.ledger() as book:
             spec = {
                 "assistant": assistant,
@@ -89,7 +89,7 @@ class Shop:
                 "base_model": self.base,
                 "hyperparameters": {},
                 "plan": {},
-                "spec_hash": f"spec-{letter}",
+                "spec_hash": f"spec-{assistant}-{letter}",
             }
             job = book.set_job(book.open_job(spec).id, "succeeded")
             digest = letter * 64

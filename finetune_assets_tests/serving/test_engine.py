@@ -66,7 +66,7 @@ def test_batched_replies_are_those_of_one_at_a_time(base: Path) -> None:
         assert said[n] == alone[: len(said[n])]
         assert len(said[n]) == 5 + 3 * (n % 4) or alone[len(said[n])] in lane.ends
         assert ended[n] in ("length", "stop", "cancelled")
-    assert len(lane.mask) == 0
+    assert lane.cache.starts == []
 
 
 def test_adapters_share_a_batch_and_stay_apart(base: Path, adapters: list[Path]) -> None:
