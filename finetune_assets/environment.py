@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 from finetune_assets.errors import SettingsError
+from finetune_assets.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's root: where `dagster.yaml`, `data/` and `.env` are."""
-
-LAUNCHERS = ("subprocess",)
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class Environment:
     user_key: str | None
     first_week: date
     retrain_cron: str
-    launcher: str
     fresh_days: float | None = None
     monthly_usd: float | None = None
     tables: Path | None = None
     source_mapping: Path | None = None
     lookback_weeks: int = 4
     memory_gb: float = 2.0
+    workers: Workers = field(default_factory=Workers)
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -47,8 +46,7 @@ class Environment:
         Raises SettingsError for a first week that is not a Monday, or an unknown launcher.
         """
         if variables is None:
-            env_file = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
-            variables = {**env_file, **os.environ}
+            variables = cls.variables()
         home = _path(variables.get("FINETUNE_HOME") or "data/store")
         return cls(
             sources=tuple(
@@ -60,14 +58,19 @@ class Environment:
             user_key=variables.get("FINETUNE_USER_KEY") or None,
             first_week=_monday(variables.get("FINETUNE_FIRST_WEEK") or "2020-01-06"),
             retrain_cron=_cron(variables.get("FINETUNE_RETRAIN_CRON") or "0 3 * * 1"),
-            launcher=_launcher(variables.get("FINETUNE_LAUNCHER") or "subprocess"),
             fresh_days=_days(variables.get("FINETUNE_FRESH_DAYS")),
             monthly_usd=_dollars(variables.get("FINETUNE_MONTHLY_USD")),
             tables=_path(folder) if (folder := variables.get("FINETUNE_TABLES")) else None,
             source_mapping=_path(given) if (given := variables.get("FINETUNE_SOURCE_MAPPING")) else None,
             lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
             memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
+            workers=Workers.read(variables, ROOT),
         )
+
+    @staticmethod
+    def variables() -> dict[str, str]:
+        """`.env` of the root, overridden by the process's environment."""
+        return {**{k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}, **os.environ}
 
     @property
     def memory(self) -> int:
@@ -161,9 +164,3 @@ def _dollars(text: str | None) -> float | None:
     if not 0 <= amount < float("inf"):
         raise SettingsError(f"FINETUNE_MONTHLY_USD={text!r} is no amount; write US dollars a month as a number, e.g. 50.")
     return amount
-
-
-def _launcher(text: str) -> str:
-    if text not in LAUNCHERS:
-        raise SettingsError(f"FINETUNE_LAUNCHER={text!r} is unknown; allowed: {', '.join(LAUNCHERS)}.")
-    return text

@@ -3,35 +3,43 @@
 # pyright: reportMissingTypeArgument=false
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterPipesExecutionError  # not exported at the top
+from pydantic import Field
 
 from finetune_assets.assistants import Assistant
+from finetune_assets.environment import Environment
 from finetune_assets.errors import LaunchError
+from finetune_assets.resources.launchers import RUN, Ended
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
 from finetune_assets.training.trainer import Trainer
 from finetune_assets.training.trainers import connect
+from finetune_assets.workers import Workers
 
 
 class LauncherResource(dg.ConfigurableResource):
     """Starts `python -m finetune_assets.worker SPEC` and waits for it, its progress in the run's log (Dagster Pipes)."""
 
+    launcher: str | None = Field(default=None, description="subprocess, ray or kubernetes; default: FINETUNE_LAUNCHER.")
+
+    @property
+    def workers(self) -> Workers:
+        """How children are started."""
+        configured = Environment.read().workers
+        return replace(configured, launcher=self.launcher) if self.launcher else configured
+
     def run(self, context: dg.AssetExecutionContext, spec_file: Path, output: Path) -> None:
-        """Runs one task. Raises LaunchError with the child's own message; the child dies with this process."""
+        """Runs one task. Raises LaunchError with the child's own message, SettingsError where the launcher cannot be used."""
+        workers = self.workers
+        workers.check()
         try:
-            dg.PipesSubprocessClient().run(
-                context=context,
-                command=[sys.executable, "-m", "finetune_assets.worker", str(spec_file)],
-                env={"FINETUNE_DIE_WITH_PARENT": str(os.getpid())},
-            )
-        except DagsterPipesExecutionError as failed:
+            RUN[workers.launcher](context, workers, spec_file, output)
+        except Ended as failed:
             error = output / "error.json"
             if error.exists():
                 raise LaunchError(str(read_json(error)["message"])) from None
@@ -47,7 +55,7 @@ class TrainerResource(dg.ConfigurableResource):
     def of(self, assistant: Assistant, store: Store, launch: Callable[[Path, Path], None]) -> Trainer:
         """The back-end of `assistant.trainer`; `launch(spec file, output folder)` starts a child process."""
         if assistant.trainer == "local":
-            return LocalTrainer(launch, store)
+            return LocalTrainer(launch, store, Environment.read().workers)
         return connect(Connection.of(assistant), store, Notes())
 
     def rented(self, connection: Connection, store: Store, journal: Journal) -> RemoteTrainer:

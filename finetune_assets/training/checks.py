@@ -25,13 +25,14 @@ SHORTEST = 64
 """Tokens of a row for which memory must suffice at least; recoveries make the micro-batch smaller, not the rows."""
 
 
-def check_request(request: TrainingRequest, store: Store) -> None:
-    """Raises SettingsError, DataError, ModelUnavailable or TrainingError."""
+def check_request(request: TrainingRequest, store: Store, *, here: bool = True) -> None:
+    """Raises SettingsError, DataError, ModelUnavailable or TrainingError. `here`: false where another machine will train."""
     _check_objectives(request)
-    _check_hardware(request)
+    if here:
+        _check_hardware(request)
     base_model.identity(request.base_model)
     _check_tokenizer(request.base_model)
-    _check_room(request, store, base_model.shape(request.base_model))
+    _check_room(request, store, base_model.shape(request.base_model), here)
 
 
 def _check_objectives(request: TrainingRequest) -> None:
@@ -84,7 +85,7 @@ def _check_tokenizer(model: str) -> None:
         )
 
 
-def _check_room(request: TrainingRequest, store: Store, shape: Shape | None) -> None:
+def _check_room(request: TrainingRequest, store: Store, shape: Shape | None, here: bool) -> None:
     store.home.mkdir(parents=True, exist_ok=True)
     if shape is None:
         return
@@ -94,8 +95,8 @@ def _check_room(request: TrainingRequest, store: Store, shape: Shape | None) -> 
             f"{request.base_model} needs about {needed / 1e9:.1f} GB for checkpoints and models, {store.home} has "
             f"{free / 1e9:.1f} GB free. Make room, set FINETUNE_HOME to a larger disk, or set `adapter: lora`."
         )
-    if machine.has_gpu():
-        return  # its memory is not known without torch
+    if machine.has_gpu() or not here:
+        return  # a GPU's memory is not known without torch, another machine's not at all: the worker recovers, or fails
     smallest = replace(request.hyperparameters, batch_size=1)
     memory, total = plan.estimate_memory(shape, smallest, SHORTEST, request.adapter), machine.total_memory()
     if memory > total:

@@ -28,6 +28,7 @@ from finetune_assets.training.presets import Hyperparameters
 from finetune_assets.training.spec import train_spec
 from finetune_assets.training.tokens import Kind, token_rows
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
+from finetune_assets.workers import THIS_MACHINE, Workers, launched, stop
 
 CANCELLED = "cancelled.json"
 
@@ -49,26 +50,26 @@ class LocalTrainer:
 
     provider = "local"
 
-    def __init__(self, launch: Callable[[Path, Path], None], store: Store, threads: int | None = None):
+    def __init__(self, launch: Callable[[Path, Path], None], store: Store, workers: Workers = THIS_MACHINE):
         """`launch(spec file, output folder)` runs the worker to its end, and raises LaunchError where it fails."""
         self._launch = launch
         self._store = store
-        self._threads = threads
+        self._workers = workers
 
     def spec_hash(self, request: TrainingRequest) -> str:
         """The hash that names the job's folder."""
-        return str(train_spec(request, self._store, self._threads)["spec_hash"])
+        return str(train_spec(request, self._store, self._workers)["spec_hash"])
 
     def validate(self, request: TrainingRequest) -> None:
         """Refuses what this machine cannot train: see `finetune_assets.training.checks`."""
-        check_request(request, self._store)
+        check_request(request, self._store, here=self._workers.here)
 
     def estimate(self, request: TrainingRequest) -> Estimate:
         """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights."""
         counts = [self._count(request, name, values) for name, values in request.chain]
         shape = base_model.shape(request.base_model)
         peers = plan.finished_peers(self._store, base_model.identity(request.base_model), request)
-        machine = (self._threads or default_threads(), request.precision or default_precision())
+        machine = (self._workers.threads or default_threads(), request.precision or default_precision())
         estimated = plan.estimate(request, counts, shape, peers, machine)
         if not plan.worth_a_probe(estimated):
             return estimated
@@ -76,7 +77,7 @@ class LocalTrainer:
 
     def submit(self, request: TrainingRequest) -> JobHandle:
         """Trains, or finds the finished job. Raises the worker's error, or LaunchError where it was killed."""
-        spec = train_spec(request, self._store, self._threads)
+        spec = train_spec(request, self._store, self._workers)
         folder = Path(spec["output"])
         handle = JobHandle(self.provider, spec["spec_hash"], request.run_key, request.fingerprint)
         if _result(folder) is None:
@@ -133,7 +134,7 @@ class LocalTrainer:
 
     def _probe(self, request: TrainingRequest) -> dict[str, Any]:
         """Rate and memory of ten steps, measured once for each spec."""
-        spec = train_spec(request, self._store, self._threads)
+        spec = train_spec(request, self._store, self._workers)
         output = self._store.home / "plans" / f"probe-{spec['spec_hash']}"
         if not (output / "result.json").exists():
             write_json(output / "spec.json", {**spec, "task": "probe", "output": str(output)})
@@ -178,7 +179,11 @@ def is_running(folder: Path) -> bool:
 
 
 def cancel(folder: Path) -> bool:
-    """Ends the worker of a job's folder, if one runs on this machine; whether it did."""
+    """Ends the worker of a job's folder, here or where its launcher put it; whether there was one."""
+    elsewhere = launched(folder)
+    if elsewhere:
+        write_json(folder / CANCELLED, {"tasks": elsewhere})
+        return sum(stop(task) for task in elsewhere) > 0  # each of them
     if not is_running(folder):
         return False
     try:

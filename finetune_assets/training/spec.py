@@ -18,6 +18,7 @@ from finetune_assets.training import base_model, presets
 from finetune_assets.training.machine import default_precision, default_threads
 from finetune_assets.training.tokens import content_hash
 from finetune_assets.training.trainer import TrainingRequest
+from finetune_assets.workers import THIS_MACHINE, Workers
 
 RECIPE = "3"
 """Version of what the worker does with a spec. Raise it when the same spec would give other weights."""
@@ -61,8 +62,8 @@ def _folder(text: str | None) -> Path | None:
     return path if path.is_absolute() else ROOT / path
 
 
-def train_spec(request: TrainingRequest, store: Store, threads: int | None = None) -> dict[str, Any]:
-    """The worker's spec. What an earlier start of the same job fixed (threads, precision) is taken from its folder.
+def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_MACHINE) -> dict[str, Any]:
+    """The worker's spec. What an earlier start of the same job fixed (threads, precision, processes) is taken from its folder.
 
     Raises ModelUnavailable where the base model is neither a folder nor known to the hub.
     """
@@ -89,8 +90,10 @@ def train_spec(request: TrainingRequest, store: Store, threads: int | None = Non
         **spec,
         "output": str(folder.resolve()),
         "cache": str(store.tokens.resolve()),
-        "threads": stored.get("threads") or threads or default_threads(),
+        "threads": stored.get("threads") or workers.threads or default_threads(),
         "precision": stored.get("precision") or request.precision or default_precision(),
+        "processes": stored.get("processes") or workers.processes,
+        "sharding": stored.get("sharding") or workers.sharding,
     }
 
 

@@ -1,0 +1,153 @@
+"""Each objective and adapter on each export, from the source to the report, by `finetune run`.
+
+One combination is in the default tier; all of them (about half a minute each) are in `make test-all`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_assets.environment import ROOT
+
+SGD = ROOT.parent / "shared" / "data" / "sgd"
+EXPORTS = {"sample": (ROOT / "data" / "sample", "dental", "es"), "sgd": (SGD, "restaurant", "en")}
+"""Export, the vertical that is trained, and its language."""
+CHAINS = (
+    ("sft",),
+    ("dpo",),
+    ("kto",),
+    ("continued_pretraining",),
+    ("tools",),
+    ("sft", "dpo"),
+    ("sft", "kto"),
+    ("continued_pretraining", "sft", "dpo"),
+    ("continued_pretraining", "tools"),
+)
+SHORT = {"epochs": 0.1, "by_objective": {"dpo": {"epochs": 1}, "kto": {"epochs": 1}, "continued_pretraining": {"epochs": 1}}}
+
+
+@dataclass
+class Store:
+    """A store that the combinations of one export share: its corpus is read once."""
+
+    folder: Path
+    source: str
+    settings: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    def finetune(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line, as a user starts it."""
+        command = [sys.executable, "-m", "finetune_assets.cli", *arguments]
+        own = {"FINETUNE_HOME": str(self.folder / "home"), "FINETUNE_ASSISTANTS": str(self.folder / "assistants")}
+        environment = {**os.environ, **own, "FINETUNE_SOURCE": self.source, "HF_HUB_OFFLINE": "1", **self.environment}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    def run(self, name: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """`finetune run` of an assistant with these settings."""
+        file = self.folder / "assistants" / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml.safe_dump({**self.settings, **settings}), encoding="utf-8")
+        return self.finetune("run", "--assistant", name, "--json")
+
+
+def made(folder: Path, export: str) -> Store:
+    """A store of an export; its text and its tool calls are made from nothing but this file."""
+    source, vertical, language = EXPORTS[export]
+    if not source.is_dir():
+        pytest.skip(f"needs the export {source}")
+    text = folder / "text"
+    text.mkdir()
+    for number in range(4):
+        topics = ("citas", "horarios", "precios", "tratamientos") if language == "es" else ("tables", "hours", "prices", "menus")
+        (text / f"{number}.md").write_text(f"# {topics[number]}\n\n" + f"{topics[number].title()} {number}: {topics}. " * 150)
+    settings = {
+        "select": {"vertical": vertical},
+        "language": language,
+        "text": str(text),
+        "min_examples": 20,
+        "hyperparameters": SHORT,
+        "benchmark": {"max_rows": 12},
+    }
+    store = Store(folder, str(source), settings)
+    days = ["lunes", "martes", "jueves"] if language == "es" else ["Monday", "Tuesday", "Thursday"]
+    rows = [
+        {
+            "instruction": f"Quiero una cita el {day} a las {hour}" if language == "es" else f"Book a table on {day} at {hour}",
+            "output": {"name": "book", "arguments": {"day": day, "hour": hour}},
+            "user_id": f"person{hour}{day}",
+        }
+        for day in days
+        for hour in range(9, 23)
+    ]
+    file = folder / "tools.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    origin = ("--tenant", "booker", "--vertical", "booking", "--date", "2026-10-05")
+    done = store.finetune("import", str(file), "--to", str(folder / "tools"), *origin)
+    assert done.returncode == 0, done.stderr
+    store.source += f",{folder / 'tools'}"
+    return store
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+    """By export, made when first asked for."""
+    folder, found = tmp_path_factory.mktemp("stores"), dict[str, Store]()
+
+    class Made(dict[str, Store]):
+        def __missing__(self, export: str) -> Store:
+            (folder / export).mkdir()
+            return self.setdefault(export, made(folder / export, export))
+
+    return Made(found)
+
+
+def check(store: Store, chain: tuple[str, ...], adapter: str) -> None:
+    """Runs a combination to its report and looks at what it left."""
+    name = "-".join([*chain, adapter]).replace("continued_pretraining", "text")
+    of_tools = {"select": {"vertical": "booking"}} if "tools" in chain else {}
+    done = store.run(name, objective=list(chain), adapter=adapter, **of_tools)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout)
+    assert outcome["verdict"] in ("serve", "do_not_serve", "cannot_tell")
+    report = json.loads(Path(outcome["report"]).with_suffix(".json").read_text())
+    assert {"base", "tuned"} <= set(report["candidates"])
+    version = store.folder / "home" / "models" / name / outcome["version"]
+    result = json.loads((version / "result.json").read_text())
+    assert (result["objective"], result["adapter"]) == (list(chain), adapter)
+    assert all(stage["steps"] > 0 and stage["train_loss"] > 0 for stage in result["stages"])
+    assert (version / "adapter" / "adapter_model.safetensors").exists() == (adapter == "lora")
+    assert (version / "model.safetensors").exists()
+    if chain[-1] in ("dpo", "kto"):
+        held = result["stages"][-1]["heldout"]
+        assert held["reward_accuracy"]["low"] <= held["reward_accuracy"]["value"] <= held["reward_accuracy"]["high"]
+        assert not held["likelihood_fell"]
+        page = Path(outcome["report"]).with_suffix(".html").read_text() + (version / "card.md").read_text()
+        assert "reward accuracy" in page.lower()
+
+
+@pytest.mark.timeout(600)
+def test_a_chain_with_an_adapter_goes_to_its_report(tmp_path: Path):
+    store = made(tmp_path, "sample")
+    store.settings |= {"select": {"tenant": "clinica_aurora"}, "minimum": {"preference_pairs": 10}}
+    check(store, ("continued_pretraining", "sft", "dpo"), "lora")
+    refused = store.run("four_bits", objective=["sft"], adapter="qlora")
+    assert refused.returncode == 1
+    assert "Set `adapter: lora`" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("chain", CHAINS, ids="-".join)
+@pytest.mark.parametrize("export", EXPORTS)
+def test_every_objective_and_adapter(stores: dict[str, Store], export: str, chain: tuple[str, ...], adapter: str):
+    check(stores[export], chain, adapter)
