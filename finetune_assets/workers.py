@@ -24,7 +24,6 @@ import yaml
 from finetune_assets.errors import SettingsError
 
 LAUNCHERS = ("subprocess", "ray", "kubernetes")
-SHARDINGS = ("ddp", "fsdp")
 LAUNCHED = "launched-{}.json"
 """In the folder of a task while a cluster may be at work on it: launcher, id, and what finds it there."""
 
@@ -38,7 +37,7 @@ PASSED_ON = ("HF_HUB_OFFLINE", "FINETUNE_HOME", "FINETUNE_MEMORY_GB", "FINETUNE_
 
 @dataclass(frozen=True)
 class Workers:
-    """How child processes are started. A process that trains may itself start several, one a GPU."""
+    """How child processes are started."""
 
     launcher: str = "subprocess"
     python: str = "python"
@@ -48,21 +47,13 @@ class Workers:
     """What a Ray job asks for; a pod's template says it itself."""
     pod: Path | None = None
     ray_address: str = "http://127.0.0.1:8265"
-    processes: int = 1
-    """That train together."""
-    sharding: str = "ddp"
-    corpus_jobs: int = 0
-    """Child processes among which the weeks of the corpus are dealt; 0: none, the run's own process reads them."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str], root: Path) -> Workers:
         """From the environment. Raises SettingsError."""
         launcher = variables.get("FINETUNE_LAUNCHER") or "subprocess"
-        sharding = variables.get("FINETUNE_SHARDING") or "ddp"
         if launcher not in LAUNCHERS:
             raise SettingsError(f"FINETUNE_LAUNCHER={launcher!r} is unknown; allowed: {', '.join(LAUNCHERS)}.")
-        if sharding not in SHARDINGS:
-            raise SettingsError(f"FINETUNE_SHARDING={sharding!r} is unknown; allowed: {', '.join(SHARDINGS)}.")
         return cls(
             launcher=launcher,
             python=variables.get("FINETUNE_WORKER_PYTHON") or "python",
@@ -70,9 +61,6 @@ class Workers:
             gpus=_number(variables, "FINETUNE_WORKER_GPUS", 0.0),
             pod=root / (variables.get("FINETUNE_POD") or "deploy/pod.yaml"),
             ray_address=variables.get("RAY_ADDRESS") or cls.ray_address,
-            processes=int(_number(variables, "FINETUNE_PROCESSES", 1, least=1)),
-            sharding=sharding,
-            corpus_jobs=int(_number(variables, "FINETUNE_CORPUS_JOBS", 0)),
         )
 
     @property
@@ -97,14 +85,14 @@ class Workers:
 THIS_MACHINE = Workers()
 
 
-def _number(variables: Mapping[str, str], name: str, default: float, least: float = 0.0) -> float:
+def _number(variables: Mapping[str, str], name: str, default: float) -> float:
     text = variables.get(name) or str(default)
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not least <= number < 1e4:
-        raise SettingsError(f"{name}={text!r} makes no sense; write a number of at least {least:g}, e.g. {max(default, 1):g}.")
+    if not 0 <= number < 1e4:
+        raise SettingsError(f"{name}={text!r} makes no sense; write a number of at least 0, e.g. 1.")
     return number
 
 

@@ -63,7 +63,7 @@ def _folder(text: str | None) -> Path | None:
 
 
 def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_MACHINE) -> dict[str, Any]:
-    """The worker's spec. What an earlier start of the same job fixed (threads, precision, processes) is taken from its folder.
+    """The worker's spec. What an earlier start of the same job fixed (threads, precision) is taken from its folder.
 
     Raises ModelUnavailable where the base model is neither a folder nor known to the hub.
     """
@@ -92,8 +92,6 @@ def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_M
         "cache": str(store.tokens.resolve()),
         "threads": stored.get("threads") or workers.threads or default_threads(),
         "precision": stored.get("precision") or request.precision or default_precision(),
-        "processes": stored.get("processes") or workers.processes,
-        "sharding": stored.get("sharding") or workers.sharding,
     }
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from finetune_assets.environment import ROOT
+from finetune_assets.training.machine import has_gpu
 
 SGD = ROOT.parent / "shared" / "data" / "sgd"
 EXPORTS = {"sample": (ROOT / "data" / "sample", "dental", "es"), "sgd": (SGD, "restaurant", "en")}
@@ -134,12 +135,20 @@ def check(store: Store, chain: tuple[str, ...], adapter: str) -> None:
         assert "reward accuracy" in page.lower()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_chain_with_an_adapter_goes_to_its_report(tmp_path: Path):
     store = made(tmp_path, "sample")
-    store.settings |= {"select": {"tenant": "clinica_aurora"}, "minimum": {"preference_pairs": 10}}
+    own = {"select": {"tenant": "clinica_aurora"}, "minimum": {"preference_pairs": 10}, "benchmark": {"max_rows": 4}}
+    store.settings |= own
     check(store, ("continued_pretraining", "sft", "dpo"), "lora")
-    refused = store.run("four_bits", objective=["sft"], adapter="qlora")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_bits_are_refused_without_a_gpu(stores: dict[str, Store]):
+    if has_gpu():
+        pytest.skip("has a GPU")
+    refused = stores["sample"].run("four_bits", objective=["sft"], adapter="qlora")
     assert refused.returncode == 1
     assert "Set `adapter: lora`" in refused.stderr
 
