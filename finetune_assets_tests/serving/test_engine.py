@@ -40,6 +40,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 def test_batched_replies_are_those_of_one_at_a_time(base: Path) -> None:
     from finetune_assets.serving.batching import Chat, Lane
+    from finetune_assets.worker import decoding
     from finetune_assets.worker.generate import Generator
     from finetune_assets.worker.models import encode_prompt
 
@@ -62,7 +63,7 @@ def test_batched_replies_are_those_of_one_at_a_time(base: Path) -> None:
     while lane.busy:
         lane.step()
     for n, prompt in enumerate(prompts):
-        alone = generator._generate([prompt], 20)[0]
+        alone = decoding.greedy(generator.model, [prompt], 20, generator.ends, 0)[0]
         assert said[n] == alone[: len(said[n])]
         assert len(said[n]) == 5 + 3 * (n % 4) or alone[len(said[n])] in lane.ends
         assert ended[n] in ("length", "stop", "cancelled")
