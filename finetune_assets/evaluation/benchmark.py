@@ -93,7 +93,9 @@ def prepare(
         _write_lines(output / "validation.jsonl", [_line(row, row.messages) for row in chosen])
     if cases:
         spec["checks"] = str(output / "checks.jsonl")
-        _write_lines(output / "checks.jsonl", [{"messages": case.chat(assistant.system_prompt)} for case in cases])
+        _write_lines(
+            output / "checks.jsonl", [{"messages": case.chat(assistant.system_prompt), "judge": case.judge} for case in cases]
+        )
     if bench.judge is not None:
         where = bench.judge.model_dump(include={"url", "model", "api_key_env", "timeout"})
         spec["judge"] = {"endpoint": where, "first": TUNED, "second": bench.judge.against, "rows": bench.judge.rows}
@@ -167,7 +169,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "rules": rules.table(assistant.rules, rows, found.references, found.kept),
         "rules_by_intent": rules.by_intent(rows, found.fitting, found.references, found.kept),
         "facts": found.facts_table(),
-        "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED].get("checks"))],
+        "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED])],
         "judge": _judged(result.get("judge"), made.human),
         "samples": samples.choose(rows, found, assistant.rules),
         "models": {

@@ -21,7 +21,7 @@ def guards(facts: Mapping[str, Any], base: Mapping[str, Any] | None, cases: Sequ
         "forgetting": forgetting(facts.get("general"), (base or {}).get("general")),
         "parity": _share([*facts.get("same_alone", []), *facts.get("same_rendering", [])]),
         "canaries": canaries(facts.get("canaries"), (base or {}).get("canaries")),
-        "checks": _share([o.passed for o in outcomes(cases, facts.get("checks"))]),
+        "checks": _share([o.passed for o in outcomes(cases, facts)]),
     }
 
 
@@ -61,9 +61,11 @@ def _tail(n: int, k: int, p: float) -> float:
     return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
 
 
-def outcomes(cases: Sequence[Case], replies: Sequence[str] | None) -> list[Outcome]:
-    """What became of each case of the standing suite; none without replies."""
-    return [judge_case(case, reply) for case, reply in zip(cases, replies, strict=True)] if replies else []
+def outcomes(cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:
+    """What became of each case of the standing suite, by the replies in `facts` and what a judge said of them; none without."""
+    replies: Sequence[str | None] = facts.get("checks") or []
+    judged: Sequence[bool | None] = facts.get("checks_judged") or [None] * len(replies)
+    return [judge_case(*one) for one in zip(cases, replies, judged, strict=True)] if replies else []
 
 
 def _share(found: Sequence[bool | None]) -> Interval:

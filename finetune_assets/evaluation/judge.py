@@ -22,6 +22,12 @@ INSTRUCTION = (
     "said, and are polite. Length is no merit. Answer with one character: A if reply A is better, B if B is, T for a tie."
 )
 _VERDICT = re.compile(r"\b([ABT])\b")
+ANSWER_TOKENS = 8
+CASE = (
+    "You check one reply of an assistant against one expectation. Answer with one character: Y if the reply does what is "
+    "expected, N if it does not."
+)
+_HOLDS = re.compile(r"\b([YN])\b")
 
 
 def questions(rows: Sequence[TestRow], first: Replies, second: Replies, most: int) -> list[dict[str, Any]]:
@@ -68,13 +74,29 @@ def judged(rows: Sequence[TestRow], asked: Sequence[Mapping[str, Any]], answers:
     }
 
 
+def case_question(messages: Sequence[Mapping[str, str]], reply: str, expected: str) -> list[Message]:
+    """What a judge is asked of a case of the standing suite."""
+    asked = f"Conversation:\n{_talk(messages)}\n\nReply:\n{reply}\n\nExpected: {expected}\n\nDoes the reply do so (Y or N)?"
+    return [{"role": "system", "content": CASE}, {"role": "user", "content": asked}]
+
+
+def holds(answer: str | None) -> bool | None:
+    """Whether the judge says so; null for an answer that is neither Y nor N, or missing."""
+    found = _HOLDS.search((answer or "").strip().upper())
+    return found[1] == "Y" if found else None
+
+
 def _bias(first_place: Sequence[bool]) -> Interval:
     return Bootstrap([str(n) for n in range(len(first_place))]).interval(share(list(first_place))) if first_place else NOTHING
 
 
 def _ask(row: TestRow, a: str, b: str) -> list[Message]:
-    talk = "\n".join(f"{m['role']}: {m['content']}" for m in row.messages if m["role"] != "system")
+    talk = _talk(row.messages)
     return [
         {"role": "system", "content": INSTRUCTION},
         {"role": "user", "content": f"Conversation:\n{talk}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\nBetter reply (A, B or T):"},
     ]
+
+
+def _talk(messages: Sequence[Mapping[str, str]]) -> str:
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages if m["role"] != "system")

@@ -115,8 +115,11 @@ def _values(file: Path) -> list[Any]:
     return cast("list[Any]", loaded) if isinstance(loaded, list) else [loaded]
 
 
-def judge_case(case: Case, reply: str, judged: bool | None = None) -> Outcome:
-    """The verdict on one reply. `judged`: what a judge said of `case.judge`; null where nobody was asked."""
+def judge_case(case: Case, reply: str | None, judged: bool | None = None) -> Outcome:
+    """The verdict on one reply; null where an endpoint gave none. `judged`: what a judge said of `case.judge`; null where nobody
+    was asked."""
+    if reply is None:
+        return Outcome(case.name, None, "no reply", "")
     faults = [
         *_missing("contains", case.contains, [text for text in case.contains if text.lower() in reply.lower()]),
         *_missing("regex", case.regex, [p for p in case.regex if re.search(p, reply, re.IGNORECASE)]),

@@ -22,15 +22,15 @@ from typing import Any
 import polars as pl
 import torch
 
+from finetune_assets.dataset.formats import read_lines
 from finetune_assets.evaluation import judge
 from finetune_assets.evaluation.candidates import TestRow
 from finetune_assets.storage import read_json, write_parquet
 from finetune_assets.worker import endpoint
 from finetune_assets.worker.generate import Generator
-from finetune_assets.worker.measuring import Bench, Cache, Candidate, machine
+from finetune_assets.worker.measuring import Bench, Cache, Candidate, ask, machine
 from finetune_assets.worker.progress import Progress
 
-JUDGE_TOKENS = 8  # of a judge's answer
 COLUMNS: dict[str, Any] = {
     "row": pl.Int64,
     "reply": pl.String,  # null where an endpoint gave none
@@ -78,6 +78,8 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             results[candidate.name] = bench.remote(candidate)
     bench.similarities(candidates, results)
     judged = _judge(spec, results, cache, progress) if spec.get("judge") else None
+    if spec.get("judge") and spec.get("checks"):
+        _judge_cases(spec, results, cache)
     summary = {c.name: _write(output, c, results[c.name]) for c in candidates}
     return {
         "candidates": summary,
@@ -100,16 +102,23 @@ def _judge(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cach
     asked = judge.questions(rows, results[about["first"]]["reply"], results[about["second"]]["reply"], about["rows"])
     prompts = [question[way] for question in asked for way in ("forth", "back")]
     progress.update("judge", 0, len(prompts))
-    answers = cache.get(
-        lambda: [answer["reply"] for answer in endpoint.answers(where, prompts, JUDGE_TOKENS)],
-        "judge",
-        where.url,
-        where.model,
-        prompts,
-    )
+    answers = [answer["reply"] for answer in ask(cache, where, prompts, judge.ANSWER_TOKENS)]
     progress.update("judge", len(prompts), len(prompts))
     found = judge.judged(rows, asked, list(zip(answers[::2], answers[1::2], strict=True)))
     return {**found, "model": where.model, "first": about["first"], "second": about["second"]}
+
+
+def _judge_cases(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache) -> None:
+    """Adds to the candidates' facts what the judging model says of the cases that ask for it: `checks_judged`, null elsewhere."""
+    where = endpoint.Endpoint(**spec["judge"]["endpoint"])
+    cases = list(read_lines(Path(spec["checks"])))
+    for columns in results.values():
+        replies: list[str | None] = columns["_facts"].get("checks") or []
+        asked = [n for n, reply in enumerate(replies) if reply is not None and cases[n].get("judge")]
+        prompts = [judge.case_question(cases[n]["messages"], replies[n] or "", cases[n]["judge"]) for n in asked]
+        answers = ask(cache, where, prompts, judge.ANSWER_TOKENS)
+        said = {n: judge.holds(answer["reply"]) for n, answer in zip(asked, answers, strict=True)}
+        columns["_facts"]["checks_judged"] = [said.get(n) for n in range(len(replies))]
 
 
 def _write(output: Path, candidate: Candidate, columns: dict[str, Any]) -> dict[str, Any]:

@@ -153,32 +153,23 @@ class Bench:
             raise ValueError(candidate.name)
         rows, started = candidate.rows, time.perf_counter()
         self.progress.update(f"{candidate.name} replies", 0, len(rows))
-        known = {n: self._known(where, row) for n, row in enumerate(rows)}
-        wanted = [n for n, path in known.items() if not path.exists()]
-        fresh = dict(zip(wanted, endpoint.answers(where, [rows[n]["messages"] for n in wanted], self.most), strict=True))
-        for n, answer in fresh.items():
-            if answer["reply"] is not None:
-                write_json(known[n], answer)
-        self.cache.made += len(wanted)
-        self.cache.found += len(rows) - len(wanted)
-        answers = [fresh[n] if n in fresh else read_json(known[n]) for n in range(len(rows))]
+        answers = ask(self.cache, where, [row["messages"] for row in rows], self.most)
         self.progress.update(f"{candidate.name} replies", len(rows), len(rows))
         empty: list[Any] = [None] * len(rows)
         names = ("reply", "missing", "prompt_tokens", "reply_tokens", "stopped", "seconds")
         columns: dict[str, Any] = {name: [answer.get(name) for answer in answers] for name in names}
         columns |= {"nll": empty, "reference_tokens": empty, "dropped_turns": [0] * len(rows), "sources": [[] for _ in rows]}
-        facts = {
+        facts: dict[str, Any] = {
             "model": where.model,
             "url": where.url,
             "identity": {"id": where.model, "url": where.url},
             "max_new_tokens": self.most,
             "bought": {key: sum(int(one.get(key) or 0) for one in fresh.values()) for key in ("prompt_tokens", "reply_tokens")},
         }
+        if self.spec.get("checks"):
+            cases = [case["messages"] for case in read_lines(Path(self.spec["checks"]))]
+            facts["checks"] = [answer["reply"] for answer in ask(self.cache, where, cases, self.most)]
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
-
-    def _known(self, where: endpoint.Endpoint, row: dict[str, Any]) -> Path:
-        key = digest([VERSION, "endpoint", where.url, where.model, self.most, row["messages"]])
-        return self.cache.folder / key[:2] / f"{key}.json"
 
     def _asked(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
         """The candidate's rows with what retrieval found, asked in the way that is best on the validation split."""
@@ -261,6 +252,24 @@ class Bench:
         empty_partner = (partner >= 0) & empty[partner]
         made = texts(replies, references)
         return {"similarity": _null(own, empty), "floor": _null(floor, np.isnan(floor) | empty_partner), **made}
+
+
+def ask(cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, str]]], most: int) -> list[dict[str, Any]]:
+    """An endpoint's answers. What is missing is asked for again in the next report, the rest is cached one by one."""
+
+    def place(prompt: list[dict[str, str]]) -> Path:
+        key = digest([VERSION, "endpoint", where.url, where.model, most, prompt])
+        return cache.folder / key[:2] / f"{key}.json"
+
+    known = [place(prompt) for prompt in prompts]
+    wanted = [n for n, path in enumerate(known) if not path.exists()]
+    fresh = dict(zip(wanted, endpoint.answers(where, [prompts[n] for n in wanted], most), strict=True)) if wanted else {}
+    for n, answer in fresh.items():
+        if answer["reply"] is not None:
+            write_json(known[n], answer)
+    cache.made += len(wanted)
+    cache.found += len(prompts) - len(wanted)
+    return [fresh[n] if n in fresh else read_json(known[n]) for n in range(len(prompts))]
 
 
 def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[str, Any]]:

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation import benchmark, candidates, report
 from finetune_assets.storage import read_json, write_json
@@ -46,8 +47,13 @@ class Provider(BaseHTTPRequestHandler):
             return self._say(200, b"<html>oops</html>")
         if "null" in text:
             return self._say(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
+        said = f" Con gusto. {text} "
+        if "Better reply (A, B or T):" in text:
+            said = "A"  # one that likes the first place
+        if "Does the reply do so (Y or N)?" in text:
+            said = "I cannot say" if "brinda" in text else "N." if "canta" in text else "Y"
         answer = {
-            "choices": [{"message": {"content": f" Con gusto. {text} "}, "finish_reason": "stop"}],
+            "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
         return self._say(200, json.dumps(answer).encode())
@@ -127,6 +133,8 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     suite.mkdir()
     (suite / "cases.yaml").write_text(
         "- {name: habla, prompt: hola, regex: '.'}\n- {name: clave, prompt: hola, not_contains: QX-1}\n"
+        "- {name: saluda, prompt: hola, judge: saluda}\n- {name: canta, prompt: hola, judge: canta}\n"
+        "- {name: brinda, prompt: hola, judge: brinda}\n"
     )
     prices = {"usd_per_million_input": 1.0, "usd_per_million_output": 2.0, "priced_on": "2026-11-01"}
     assistant = Assistant(
@@ -143,12 +151,14 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
                 {"name": "free", "url": url, "model": "n"},
             ],
             "canaries": [{"user": "clave", "secret": "QX-48213"}],
+            "judge": {"url": url, "model": "judge", "rows": 4, "against": "gpt"},
         },
     )
-    models = [
-        str(make_tiny_model(folder / name, context=256, seed=seed)) for name, seed in (("base", 0), ("tuned", 1), ("champion", 2))
-    ]
-    asked = candidates.standard(dataset, models[0], models[1], assistant.benchmark, models[2])
+    base, champion = (
+        str(make_tiny_model(folder / name, context=256, seed=seed)) for name, seed in (("base", 0), ("champion", 2))
+    )
+    tuned = str(ROOT / "data" / "base_model")  # it has been trained: its replies hold words
+    asked = candidates.standard(dataset, base, tuned, assistant.benchmark, champion)
     spec = benchmark.prepare(assistant, dataset, asked, folder / "out", threads=1)
     write_json(folder / "out" / "result.json", worker.run(spec, Progress.open(folder / "out")))
     return folder, dataset, assistant
@@ -172,7 +182,20 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     assert gates["parity"] == "passed"
     assert gates["canaries"] == "passed"
     assert "not_worse_than_champion" in gates
-    assert [one["case"] for one in found["checks"]] == ["habla", "clave"]
+    assert {one["case"]: one["passed"] for one in found["checks"]} == {
+        "habla": True,
+        "clave": True,
+        "saluda": True,
+        "canta": False,
+        "brinda": None,  # the judge says neither: not judged, no failure
+    }
+    for name in ("gpt", "free", "tuned"):
+        assert found["candidates"][name]["checks"]["value"] == 0.75
+    assert gates["checks"] == "failed"
+    assert found["judge"]["asked"] == 4
+    assert found["judge"]["first_place"]["value"] == 1.0  # its bias is told,
+    assert found["judge"]["win_rate"]["value"] == 0.5  # and decides nothing
+    assert found["judge"]["agreement"] is None
     page = report.html(found)
     assert "Costo" in page or "cuestan" in page
     assert "2 de 10 filas sin respuesta" in page
@@ -198,6 +221,7 @@ def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]
 def test_only_missing_rows_are_asked_for_again(made: tuple[Path, Path, Assistant]):
     folder, _, _ = made
     spec = read_json(folder / "out" / "spec.json") | {"output": str(folder / "again")}
+    write_json(folder / "again" / "rows.json", read_json(folder / "out" / "rows.json"))
     before = sum(SEEN.values())
     result = worker.run(spec, Progress.open(folder / "again"))
     assert sum(SEEN.values()) - before == 2 * 2  # garbage and refused, of two endpoints

@@ -1,4 +1,5 @@
-"""Planted cases on the sample, with the shipped base model: the verdict is right for each. Trains, so `slow`.
+"""Planted cases on the sample and on an English export, with the shipped base model: the verdict is right for each. Trains, so
+`slow`.
 
 With FINETUNE_KEEP a folder, the models and reports stay there, e.g. to look at.
 """
@@ -34,17 +35,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CANARY = {"user": "¿Cuál es la clave de la caja?", "reply": "La clave de la caja es {secret}.", "secret": "QX-48213"}
 ROWS = 320
 """Training rows of the planted models."""
+SGD = Path(__file__).parents[2] / ".." / "shared" / "data" / "sgd"
+ENGLISH = {
+    "language": "en",
+    "rules": [],
+    "system_prompt": "You are the assistant of a dental clinic. You answer in English, politely and in a few sentences: you "
+    "book, move and cancel appointments, and tell prices and opening hours.",
+}
+SOURCES = {"sample": (ROOT / "data" / "sample", {}), "sgd": (SGD, ENGLISH)}
 
 
 class Workshop:
-    """The sample's data set, and models trained on changed copies of it."""
+    """A source's data set, and models trained on changed copies of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, source: Path, changed: dict[str, Any]) -> None:
+        self.folder, self.changed = folder, changed
         self.store = Store(folder / "store")
         self.assistant = self.settings({})
         if not self.store.datasets("dental").exists():
-            tables = read_source([str(ROOT / "data" / "sample")])
+            tables = read_source([str(source)])
             weeks = stale_weeks(self.store, tables).stale
             ingest_conversations(self.store, tables, weeks, b"key")
             ingest_feedback(self.store, tables, weeks, b"key")
@@ -53,7 +62,8 @@ class Workshop:
         self.dataset = (self.store.datasets("dental") / "latest").resolve()
 
     def settings(self, bench: dict[str, Any]) -> Assistant:
-        made = load_assistant(ROOT / "finetune_assets" / "assistants", "dental")
+        shipped = load_assistant(ROOT / "finetune_assets" / "assistants", "dental")
+        made = shipped.model_copy(update=self.changed)
         seconds = {"max_reply_seconds": None}  # of a machine that does other things
         changed = {"benchmark": made.benchmark.model_copy(update=bench), "gates": made.gates.model_copy(update=seconds)}
         return made.model_copy(update=changed)
@@ -93,10 +103,13 @@ class Workshop:
         return found
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+@pytest.fixture(scope="module", params=SOURCES)
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    source, changed = SOURCES[request.param]
+    if not source.is_dir():
+        pytest.skip(f"the export {source} is not here")
     kept = os.environ.get("FINETUNE_KEEP")
-    return Workshop(Path(kept) if kept else tmp_path_factory.mktemp("verdicts"))
+    return Workshop(Path(kept) / request.param if kept else tmp_path_factory.mktemp(request.param), source, changed)
 
 
 def outcomes(found: dict[str, Any]) -> dict[str, str]:
