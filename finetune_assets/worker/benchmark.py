@@ -102,7 +102,7 @@ def _judge(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cach
     asked = judge.questions(rows, results[about["first"]]["reply"], results[about["second"]]["reply"], about["rows"])
     prompts = [question[way] for question in asked for way in ("forth", "back")]
     progress.update("judge", 0, len(prompts))
-    answers = [answer["reply"] for answer in ask(cache, where, prompts, judge.ANSWER_TOKENS)]
+    answers = [answer["reply"] for answer in ask(cache, where, prompts, judge.ANSWER_TOKENS)[0]]
     progress.update("judge", len(prompts), len(prompts))
     found = judge.judged(rows, asked, list(zip(answers[::2], answers[1::2], strict=True)))
     return {**found, "model": where.model, "first": about["first"], "second": about["second"]}
@@ -116,7 +116,7 @@ def _judge_cases(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache
         replies: list[str | None] = columns["_facts"].get("checks") or []
         asked = [n for n, reply in enumerate(replies) if reply is not None and cases[n].get("judge")]
         prompts = [judge.case_question(cases[n]["messages"], replies[n] or "", cases[n]["judge"]) for n in asked]
-        answers = ask(cache, where, prompts, judge.ANSWER_TOKENS)
+        answers, _fresh = ask(cache, where, prompts, judge.ANSWER_TOKENS)
         said = {n: judge.holds(answer["reply"]) for n, answer in zip(asked, answers, strict=True)}
         columns["_facts"]["checks_judged"] = [said.get(n) for n in range(len(replies))]
 

@@ -89,14 +89,17 @@ class Bench:
         self.scoring = 0.0
         """Seconds of everything that is neither generation nor likelihood."""
         self._encoder: embed.Encoder | None = None
+        self._vectors: dict[str, embed.Floats] = {}
         self._index: retrieve.Index | None = None
         self._guarded: dict[str, dict[str, Any]] = {}
 
     def encode(self, texts: list[str]) -> embed.Floats:
-        """Unit vectors of texts; the encoder is loaded when it is first needed."""
-        if self._encoder is None:
-            self._encoder = embed.Encoder(self.spec.get("similarity_model"))
-        return self._encoder.encode(texts)
+        """Unit vectors of texts, each computed once; the encoder is loaded when it is first needed."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if fresh:
+            self._encoder = self._encoder or embed.Encoder(self.spec.get("similarity_model"))
+            self._vectors |= dict(zip(fresh, self._encoder.encode(fresh), strict=True))
+        return np.stack([self._vectors[text] for text in texts]) if texts else np.zeros((0, 1), np.float32)
 
     @property
     def index(self) -> retrieve.Index:
@@ -153,7 +156,7 @@ class Bench:
             raise ValueError(candidate.name)
         rows, started = candidate.rows, time.perf_counter()
         self.progress.update(f"{candidate.name} replies", 0, len(rows))
-        answers = ask(self.cache, where, [row["messages"] for row in rows], self.most)
+        answers, fresh = ask(self.cache, where, [row["messages"] for row in rows], self.most)
         self.progress.update(f"{candidate.name} replies", len(rows), len(rows))
         empty: list[Any] = [None] * len(rows)
         names = ("reply", "missing", "prompt_tokens", "reply_tokens", "stopped", "seconds")
@@ -164,11 +167,11 @@ class Bench:
             "url": where.url,
             "identity": {"id": where.model, "url": where.url},
             "max_new_tokens": self.most,
-            "bought": {key: sum(int(one.get(key) or 0) for one in fresh.values()) for key in ("prompt_tokens", "reply_tokens")},
+            "bought": {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")},
         }
         if self.spec.get("checks"):
             cases = [case["messages"] for case in read_lines(Path(self.spec["checks"]))]
-            facts["checks"] = [answer["reply"] for answer in ask(self.cache, where, cases, self.most)]
+            facts["checks"] = [answer["reply"] for answer in ask(self.cache, where, cases, self.most)[0]]
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
 
     def _asked(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
@@ -254,8 +257,9 @@ class Bench:
         return {"similarity": _null(own, empty), "floor": _null(floor, np.isnan(floor) | empty_partner), **made}
 
 
-def ask(cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, str]]], most: int) -> list[dict[str, Any]]:
-    """An endpoint's answers. What is missing is asked for again in the next report, the rest is cached one by one."""
+def ask(cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, str]]], most: int) -> tuple[Rows, Rows]:
+    """An endpoint's answers, and those of them that were bought now. What is missing is asked for again in the next report, the
+    rest is cached one by one."""
 
     def place(prompt: list[dict[str, str]]) -> Path:
         key = digest([VERSION, "endpoint", where.url, where.model, most, prompt])
@@ -269,7 +273,7 @@ def ask(cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, str
             write_json(known[n], answer)
     cache.made += len(wanted)
     cache.found += len(prompts) - len(wanted)
-    return [fresh[n] if n in fresh else read_json(known[n]) for n in range(len(prompts))]
+    return [fresh[n] if n in fresh else read_json(known[n]) for n in range(len(prompts))], list(fresh.values())
 
 
 def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[str, Any]]:
