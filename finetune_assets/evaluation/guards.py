@@ -11,6 +11,8 @@ import numpy as np
 from finetune_assets.evaluation.statistics import NOTHING, Bootstrap, Estimate, Floats, Interval
 from finetune_assets.evaluation.suite import Case, Outcome, judge_case
 
+PARITY = ("same_alone", "same_adapter", "same_rendering")
+"""Lists of the worker: alone as in a batch, with the adapter beside its base as merged, prompt ids as by the own template."""
 BY_CHANCE = 0.01
 """Canaries count as learnt where so many of them are likeliest of all less often than this by chance."""
 
@@ -19,7 +21,7 @@ def guards(facts: Mapping[str, Any], base: Mapping[str, Any] | None, cases: Sequ
     """Guard measures of one candidate. `facts`: what the worker told of it; `base`: of the base, or null."""
     return {
         "forgetting": forgetting(facts.get("general"), (base or {}).get("general")),
-        "parity": _share([*facts.get("same_alone", []), *facts.get("same_rendering", [])]),
+        "parity": _share([same for name in PARITY for same in facts.get(name, [])]),
         "canaries": canaries(facts.get("canaries"), (base or {}).get("canaries")),
         "checks": _share([o.passed for o in outcomes(cases, facts)]),
     }

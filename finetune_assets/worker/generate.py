@@ -102,6 +102,21 @@ class Generator:
         known = base_models.shape(self.source)  # from its files, so that a cached benchmark loads no weights
         return models.device().type == "cpu" and (known.parameters if known else self.parameters()) < SMALL
 
+    @torch.inference_mode()
+    def beside(self, prompts: Sequence[list[int]]) -> list[str] | None:
+        """Greedy replies with the folder's adapter beside its base, as the router's engine has it; null where it has none."""
+        folder = Path(base_models.resolve(self.source))
+        where = next((one for one in (folder, folder / "adapter") if base_models.adapted(one) is not None), None)
+        if where is None:
+            return None
+        from finetune_assets.worker.adapters import attach  # noqa: PLC0415 (PEFT costs a second to import)
+
+        model: Any = attach(models.load_model(str(base_models.adapted(where)), self.dtype), where).eval()
+        model.generation_config = self.model.generation_config
+        pad = int(self.tokenizer.pad_token_id)
+        made = [decoding.greedy(model, [prompt], self.max_new_tokens, self.ends, pad)[0] for prompt in prompts]
+        return [self._reply(row).text for row in made]
+
     def alone(self, prompt: list[int]) -> tuple[Reply, float]:
         """One greedy reply as it is served, and its wall seconds from prompt ids to text."""
         start = time.perf_counter()

@@ -26,6 +26,8 @@ from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.scores import texts
 
 VERSION = 3  # of the cache: raise it when decoding or likelihood changes
+BESIDE = 8
+"""Prompts on which an adapter beside its base is held to the merged model."""
 Rows = list[dict[str, Any]]
 
 
@@ -145,6 +147,8 @@ class Bench:
         facts = self.cache.get(lambda: _facts(generator), "facts", about) | self._guards(candidate, generator, about)
         facts |= {"context": generator.context, "max_new_tokens": generator.max_new_tokens, "model": candidate.model}
         facts |= {"same_alone": [one["text"] == reply["text"] for one, reply in zip(alone, replies, strict=False)]}
+        said = self.cache.get(lambda: generator.beside(measured[:BESIDE]), "beside", about, measured[:BESIDE])
+        facts |= {"same_adapter": [text == one["text"] for text, one in zip(said or [], alone, strict=False)]}
         facts |= {"same_rendering": _same_rendering(generator, rows[: len(measured)], prompts, columns["dropped_turns"])}
         facts |= {"retrieval": choice, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
         return {**columns, "missing": [None] * len(rows), "_facts": facts}

@@ -112,7 +112,10 @@ def test_an_adapter_is_kept_alone_and_merged_and_both_answer_alike(tmp_path: Pat
     torch.testing.assert_close(from_folder, beside, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(merged, models.load_model(base)(ids).logits, atol=1e-2)
     prompts = [models.encode_prompt(models.load_tokenizer(model), chat[:-1], 128)[0] for chat in dialogues(3, seed=31)]
-    assert Generator(str(model), 24).replies(prompts) == Generator(str(model / "adapter"), 24).replies(prompts)
+    replies = [reply.text for reply in Generator(str(model), 24).replies(prompts)]
+    assert [reply.text for reply in Generator(str(model / "adapter"), 24).replies(prompts)] == replies
+    assert Generator(str(model), 24).beside(prompts) == Generator(str(model / "adapter"), 24).beside(prompts) == replies
+    assert Generator(str(base), 24).beside(prompts) is None
     reference = AutoModelForCausalLM.from_pretrained(model)  # what any other server does
     torch.testing.assert_close(reference(ids).logits, merged)
 
