@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -78,7 +79,8 @@ class Shop:
 
     def version(self, letter: str, model: Path | None = None, verdict: str = "serve", assistant: str = "aurora") -> str:
         """Registers a version: of a model folder, or of nothing but a name."""
-        job_folder = self.home / "jobs" / f"spec-{assistant}-{letter}"
+        spec_hash = hashlib.sha256(f"{assistant} {letter}".encode()).hexdigest()
+        job_folder = self.home / "jobs" / spec_hash
         with self.ledger() as book:
             spec = {
                 "assistant": assistant,
@@ -89,7 +91,7 @@ class Shop:
                 "base_model": self.base,
                 "hyperparameters": {},
                 "plan": {},
-                "spec_hash": f"spec-{assistant}-{letter}",
+                "spec_hash": spec_hash,
             }
             job = book.set_job(book.open_job(spec).id, "succeeded")
             digest = letter * 64
