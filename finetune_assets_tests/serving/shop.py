@@ -193,7 +193,7 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 
 class Upstream:
-    """An OpenAI-compatible server; `faults` maps a model's name to what goes wrong: error, hang, half, empty, busy, say:TEXT."""
+    """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty, busy, say:TEXT."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -246,6 +246,7 @@ class Upstream:
         for n, word in enumerate(words):
             if fault == "half" and n == len(words) // 2:
                 return None
+            time.sleep(0.1 if fault == "slow" else 0)
             delta = {"content": word if n == 0 else f" {word}"}
             self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         self._event(handler, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage})
