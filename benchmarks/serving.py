@@ -95,8 +95,10 @@ def _router(rounds: int) -> list[Row]:
             busy = _wrk(url, folder, 16)
             tokens = [asyncio.run(_first_tokens(where)) for where in (direct, url)]
         with _served(folder / "shadow", port, "shadow") as (url, shop):
+            before, start = _kept(shop), time.monotonic()
             shadowed = _wrk(url, folder, 16)
-            kept = _kept(shop)
+            kept = {kind: count - before[kind] for kind, count in _kept(shop).items()}
+            sustained = kept["live"] / (time.monotonic() - start)
         peer = _litellm(folder, port, rounds)
         moves = [_weight_change(folder / f"move{n}", port) for n in range(rounds)]
         memory = _memory(folder / "tenants", port)
@@ -119,13 +121,13 @@ def _router(rounds: int) -> list[Row]:
         ),
         Row(
             "router: seconds a chat, every one shadowed and logged, 16 at a time",
-            1 / shadowed.rate,
+            1 / sustained,
             "litellm proxy, nothing shadowed or logged",
             1 / peer[1].rate if peer else None,
             bar="≥ 1,000 chats/s",
-            met=shadowed.rate >= 1000 and shadowed.failed == 0,
-            note=f"{shadowed.rate:,.0f} chats/s on one core, writer included; {kept['live']:,} live and "
-            f"{kept['shadow']:,} shadow replies in the ledger",
+            met=sustained >= 1000 and shadowed.failed == 0 and kept["live"] == kept["shadow"],
+            note=f"{sustained:,.0f} chats/s until all rows are in the ledger, on one core, writer included "
+            f"({shadowed.rate:,.0f} answered); {kept['live']:,} live and {kept['shadow']:,} shadow replies",
         ),
         Row(
             "router: seconds added to the first token, p50 (wall)",
@@ -194,15 +196,12 @@ def _served(folder: Path, port: int, step: str, *options: str, tenants: int = 1)
 
 
 def _kept(shop: Any) -> dict[str, int]:
-    """Rows of the ledger by kind, once nothing new comes."""
-    seen: dict[str, int] = {}
-    while True:
-        time.sleep(0.5)
-        with shop.ledger() as book, book.engine.connect() as connection:
-            now = dict(connection.exec_driver_sql("SELECT kind, count(*) FROM requests GROUP BY kind").all())
-        if now == seen:
-            return seen
-        seen = now
+    """Rows of the ledger by kind, once the journal is empty: each worker's own segment is all that is left."""
+    journal = shop.home / "serving" / "journal"
+    while any(path.stat().st_size for path in journal.glob("*.jsonl") if path.exists()):
+        time.sleep(0.01)
+    with shop.ledger() as book, book.engine.connect() as connection:
+        return dict(connection.exec_driver_sql("SELECT kind, count(*) FROM requests GROUP BY kind").all())
 
 
 async def _first_tokens(url: str, count: int = 300) -> float:
