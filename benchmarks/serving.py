@@ -95,8 +95,10 @@ def _router(rounds: int) -> list[Row]:
             busy = _wrk(url, folder, 16)
             tokens = [asyncio.run(_first_tokens(where)) for where in (direct, url)]
         with _served(folder / "shadow", port, "shadow") as (url, shop):
+            before, start = _kept(shop), time.monotonic()
             shadowed = _wrk(url, folder, 16)
-            kept = _kept(shop)
+            kept = {kind: count - before[kind] for kind, count in _kept(shop).items()}
+            sustained = kept["live"] / (time.monotonic() - start)
         peer = _litellm(folder, port, rounds)
         moves = [_weight_change(folder / f"move{n}", port) for n in range(rounds)]
         memory = _memory(folder / "tenants", port)
@@ -105,7 +107,7 @@ def _router(rounds: int) -> list[Row]:
     theirs = None if peer is None else statistics.median(load.p50 for load in peer[0]) - base
     first = tokens[1] - tokens[0]
     slow, failed = max(seconds for seconds, _ in moves), sum(failed for _, failed in moves)
-    missing = "" if peer else "BENCH_LITELLM is not set; "
+    missing = "" if peer else "litellm is not there (BENCH_LITELLM); "
     return [
         Row(
             "router: seconds added to a chat, p50, one at a time (wall)",
@@ -114,20 +116,26 @@ def _router(rounds: int) -> list[Row]:
             theirs,
             bar="≤ 0.5 ms",
             met=added <= 0.0005,
-            note=f"{missing}{1e3 * base:.3f} ms directly; {busy.rate:,.0f} chats/s with 16 at a time, "
+            note=f"{missing}{1e3 * added:.2f} ms over {1e3 * base:.3f} directly; {busy.rate:,.0f} chats/s with 16 at a time, "
             + (f"litellm {peer[1].rate:,.0f}" if peer else "logged"),
         ),
         Row(
             "router: seconds a chat, every one shadowed and logged, 16 at a time",
-            1 / shadowed.rate,
+            1 / sustained,
             "litellm proxy, nothing shadowed or logged",
             1 / peer[1].rate if peer else None,
             bar="≥ 1,000 chats/s",
-            met=shadowed.rate >= 1000 and shadowed.failed == 0,
-            note=f"{shadowed.rate:,.0f} chats/s on one core, writer included; {kept['live']:,} live and "
-            f"{kept['shadow']:,} shadow replies in the ledger",
+            met=sustained >= 1000 and shadowed.failed == 0 and kept["live"] == kept["shadow"],
+            note=f"{sustained:,.0f} chats/s until all rows are in the ledger, on one core, writer included "
+            f"({shadowed.rate:,.0f} answered); {kept['live']:,} live and {kept['shadow']:,} shadow replies",
         ),
-        Row("router: seconds added to the first token, p50 (wall)", first, bar="≤ 1 ms", met=first <= 0.001),
+        Row(
+            "router: seconds added to the first token, p50 (wall)",
+            first,
+            bar="≤ 1 ms",
+            met=first <= 0.001,
+            note=f"{1e3 * first:.2f} ms over {1e3 * tokens[0]:.3f} directly",
+        ),
         Row(
             "router: seconds until a rollback is in effect in two workers under load",
             slow,
@@ -188,15 +196,12 @@ def _served(folder: Path, port: int, step: str, *options: str, tenants: int = 1)
 
 
 def _kept(shop: Any) -> dict[str, int]:
-    """Rows of the ledger by kind, once nothing new comes."""
-    seen: dict[str, int] = {}
-    while True:
-        time.sleep(0.5)
-        with shop.ledger() as book, book.engine.connect() as connection:
-            now = dict(connection.exec_driver_sql("SELECT kind, count(*) FROM requests GROUP BY kind").all())
-        if now == seen:
-            return seen
-        seen = now
+    """Rows of the ledger by kind, once the journal is empty: each worker's own segment is all that is left."""
+    journal = shop.home / "serving" / "journal"
+    while any(path.stat().st_size for path in journal.glob("*.jsonl") if path.exists()):
+        time.sleep(0.01)
+    with shop.ledger() as book, book.engine.connect() as connection:
+        return dict(connection.exec_driver_sql("SELECT kind, count(*) FROM requests GROUP BY kind").all())
 
 
 async def _first_tokens(url: str, count: int = 300) -> float:
@@ -236,6 +241,7 @@ def _litellm(folder: Path, port: int, rounds: int) -> tuple[list[Load], Load] | 
     command = [python, tool, "--config", str(folder / "litellm.yaml"), "--port", str(own), "--host", "127.0.0.1"]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment |= {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "127.0.0.1"}
+    environment["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # without keys, as our router on loopback
     process = subprocess.Popen(_on(0, command), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 120
@@ -291,8 +297,8 @@ def _weight_change(folder: Path, port: int) -> tuple[float, int]:
     return max(0.0, *late), sum(status != 200 for _, status, _ in answers)
 
 
-def _memory(folder: Path, port: int, tenants: int = 50, chats: int = 12_000) -> Row:
-    """An hour of 50 tenants at four chats a minute each, as fast as it goes: memory of the worker halfway and at the end."""
+def _memory(folder: Path, port: int, tenants: int = 50, chats: int = 48_000) -> Row:
+    """An hour of 50 tenants at 16 chats a minute each, as fast as it goes: memory of the worker halfway and at the end."""
     import datetime
 
     async def drive(url: str, first: int, count: int) -> None:

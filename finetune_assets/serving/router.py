@@ -11,11 +11,12 @@ Every answer names its request, conversation, version and rollout generation in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -180,7 +181,7 @@ class Router:
             self.chats -= 1
             raise
 
-        async def lines() -> AsyncIterator[bytes]:
+        async def lines() -> AsyncGenerator[bytes]:
             try:
                 event = first
                 while event is not None:
@@ -194,7 +195,7 @@ class Router:
                 await events.aclose()
 
         headers = {**self._headers(exchange), "Cache-Control": "no-store"}
-        return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+        return _Events(lines(), headers)
 
     async def chat(self, request: Request) -> Response:
         """A chat in the platform's shape: the router knows what was said before."""
@@ -381,6 +382,30 @@ class Router:
             "X-Model-Version": exchange.model,
             "X-Rollout-Generation": str(exchange.state.generation),
         }
+
+
+class _Events(Response):
+    """Server-sent events. Before each it looks whether the client is still there: Starlette's own way costs a task group."""
+
+    def __init__(self, lines: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
+        self.status_code, self.background, self.lines = 200, None, lines
+        self.init_headers({**headers, "Content-Type": "text/event-stream; charset=utf-8"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone: asyncio.Future[Any] | None = None
+        del scope
+        try:
+            async with contextlib.aclosing(self.lines) as lines:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for line in lines:
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                    gone = gone or asyncio.ensure_future(receive())
+                    if gone.done():
+                        return
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if gone is not None:
+                gone.cancel()
 
 
 def _tool_call(message: dict[str, Any], text: str) -> tuple[str | None, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -78,7 +79,8 @@ class Shop:
 
     def version(self, letter: str, model: Path | None = None, verdict: str = "serve", assistant: str = "aurora") -> str:
         """Registers a version: of a model folder, or of nothing but a name."""
-        job_folder = self.home / "jobs" / f"spec-{assistant}-{letter}"
+        spec_hash = hashlib.sha256(f"{assistant} {letter}".encode()).hexdigest()
+        job_folder = self.home / "jobs" / spec_hash
         with self.ledger() as book:
             spec = {
                 "assistant": assistant,
@@ -89,7 +91,7 @@ class Shop:
                 "base_model": self.base,
                 "hyperparameters": {},
                 "plan": {},
-                "spec_hash": f"spec-{assistant}-{letter}",
+                "spec_hash": spec_hash,
             }
             job = book.set_job(book.open_job(spec).id, "succeeded")
             digest = letter * 64
@@ -191,7 +193,7 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 
 class Upstream:
-    """An OpenAI-compatible server; `faults` maps a model's name to what goes wrong: error, hang, half, empty, busy, say:TEXT."""
+    """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty, busy, say:TEXT."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -244,6 +246,7 @@ class Upstream:
         for n, word in enumerate(words):
             if fault == "half" and n == len(words) // 2:
                 return None
+            time.sleep(0.1 if fault == "slow" else 0)
             delta = {"content": word if n == 0 else f" {word}"}
             self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         self._event(handler, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage})
