@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.training import split_target
@@ -15,6 +16,9 @@ from finetune_assets.training import aws_calls, lifecycle, prices
 from finetune_assets.training.remote import Connection, RemoteModel
 from finetune_assets.training.wire_errors import translated
 from finetune_assets.training.wire_profiles import PROFILES, address, client
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 MOST_TOKENS = 512
 """Of a reply; a longer one is cut, and left out."""
@@ -99,17 +103,23 @@ def check_answers(teacher: Teacher) -> None:
         )
 
 
-def asker(teacher: Teacher) -> Ask:
-    """Asks the teacher as it is served: greedily. It raises ProviderUnsettled where it is busy, ProviderError where it will
-    not answer anybody."""
+@contextmanager
+def asker(teacher: Teacher) -> Generator[Ask]:
+    """Asks the teacher as it is served, greedily, over connections that end with the block.
+
+    What it gives raises ProviderUnsettled where the teacher is busy, ProviderError where it will not answer anybody.
+    """
     model = teacher.model
     if model.base_url is None:
         raise SettingsError(f"{teacher.name} has no address; set remote.base_url, or `remote.deploy: true`, and train it again.")
-    return _aws(model, model.base_url) if aws_calls.is_aws(model.base_url) else _openai(model)
+    if aws_calls.is_aws(model.base_url):
+        yield _aws(model, model.base_url)
+        return
+    with client(Connection(model.provider, model.base_url, model.key_env), SECONDS) as opened:
+        yield _openai(model, opened)
 
 
-def _openai(model: RemoteModel) -> Ask:
-    opened = client(Connection(model.provider, model.base_url, model.key_env), SECONDS)
+def _openai(model: RemoteModel, opened: OpenAI) -> Ask:
     key = variable(model.key_env) if model.key_env else None
 
     def ask(prompt: Sequence[Message]) -> Answer:

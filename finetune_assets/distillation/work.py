@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Work:
     say: Callable[[str], None]
     project_usd: float | None = None
     """FINETUNE_MONTHLY_USD."""
-    asker: Callable[[Teacher], Ask] = teacher.asker
+    asker: Callable[[Teacher], AbstractContextManager[Ask]] = teacher.asker
 
     def distil(self, folder: Path, wishes: Wishes) -> Manifest:
         """Collects what the teacher says to the training contexts of a frozen data set, and freezes the result; its manifest.
@@ -103,7 +104,8 @@ class Work:
         purchase = Purchase(reference, name, model.provider, "replies", usd, tokens, mend)
         reserve(self.ledger, purchase, Limits(self.assistant.budget.monthly_usd, self.project_usd))
         try:
-            collect(book, missing, chosen, self.asker(chosen), Allowance(reference, most_usd), self.say)
+            with self.asker(chosen) as ask:
+                collect(book, missing, chosen, ask, Allowance(reference, most_usd), self.say)
         finally:
             spent, used = book.spent(reference)
             settle(self.ledger, reference, spent if estimate is not None else None, used)

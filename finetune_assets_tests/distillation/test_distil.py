@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class World:
 
     def distil(self, ask: Ask | Callable[[Teacher], Ask], made: bool = False, **wishes: Any) -> dict[str, Any]:
         wanted = Wishes(**{"teacher": TEACHER, **wishes})
-        how: Any = ask if made else lambda _teacher: ask
+        how: Any = ask if made else lambda _teacher: nullcontext(ask)
         return Work(self.store, self.ledger, self.assistant, self.said.append, None, how).distil(self.folder, wanted)
 
     def rows(self, manifest: dict[str, Any], name: str = "train.jsonl") -> list[dict[str, Any]]:

@@ -51,21 +51,6 @@ class Aws(Group):
     )
 
 
-class Azure(Group):
-    """Where Azure deploys a tuned model: its management API, which takes a token of Entra ID instead of the resource's key."""
-
-    subscription: str | None = Field(default=None, description="Id of the subscription.")
-    resource_group: str | None = Field(default=None, description="Resource group of the account.")
-    account: str | None = Field(default=None, description="Name of the Azure OpenAI or Foundry resource.")
-    sku: str = Field(default="standard", description="SKU of the deployment, e.g. standard, developertier, globalstandard.")
-    capacity: Annotated[int, Field(ge=1)] = Field(default=1, description="Capacity of the SKU, in thousands of tokens a minute.")
-    token_env: str = Field(
-        default="AZURE_MANAGEMENT_TOKEN",
-        description="Environment variable with a token: az account get-access-token --resource https://management.azure.com/",
-    )
-    management_url: str = Field(default="https://management.azure.com", description="Another address in other Azure clouds.")
-
-
 class Remote(Group):
     """A rented trainer. Keys stand in environment variables, never here."""
 
@@ -94,11 +79,10 @@ class Remote(Group):
     )
     deploy: bool = Field(
         default=False,
-        description="When the job has ended, make its model answer: a deployment at Azure or Bedrock, an endpoint at SageMaker "
-        "(serverless jobs). It may be billed by the hour, until a person deletes it.",
+        description="Bedrock, SageMaker serverless: when the job has ended, make its model answer. AWS "
+        "may bill it by the hour, until a person deletes it.",
     )
     aws: Aws = Aws()
-    azure: Azure = Azure()
 
     @field_validator("successor")
     @classmethod
