@@ -1,8 +1,8 @@
 """One epoch of the sample's dental conversations: ours beside `trl sft` with its defaults, and beside a hand-tuned TRL script.
 
-Same base model, rows, objective (loss on the last reply), epochs, rate, schedule and batch; each in a process of its own, two
-threads. CPU seconds cover everything after the imports: tokenisation, training, validation (ours alone), saving. The note has the
-validation loss of each result, measured by one function.
+Same base model, rows, objective (loss on the last reply), epochs, rate, schedule, batch and number of threads (the free cores);
+each in a process of its own, in turns. CPU seconds cover everything after the imports: tokenisation, training, checkpoints (ours
+alone), saving. None validates while it trains; the note has the validation loss of each result, measured by one function.
 """
 
 # pyright: reportPrivateUsage=false
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, SAMPLE, Row
+from finetune_assets.training.machine import free_threads
 
-ROWS, VALIDATION, THREADS = 480, 120, 2
+ROWS, VALIDATION = 480, 120
 VALUES: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 8}
 BASE = ROOT / "data" / "base_model"
 BAR = 4.0
@@ -32,7 +33,8 @@ def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _data(folder)
-        measured = {kind: _child(kind, folder, rounds) for kind in ("ours", "trl_defaults", "trl_tuned")}
+        threads = free_threads()
+        measured = _measured(("ours", "trl_defaults", "trl_tuned"), folder, rounds, threads)
     ours = measured["ours"]
     made: list[Row] = []
     for kind, title in (("trl_defaults", "trl sft, defaults"), ("trl_tuned", "TRL, tuned by hand")):
@@ -43,7 +45,7 @@ def rows(rounds: int) -> list[Row]:
         met = peer["cpu_seconds"] / ours["cpu_seconds"] >= BAR and ours["loss"] <= 1.01 * peer["loss"] if bar else None
         made.append(
             Row(
-                f"training on {ours['tokens']:,} real tokens, 3M model",
+                f"training on {ours['tokens']:,} real tokens, 3M model, threads: {threads}",
                 ours["cpu_seconds"],
                 title,
                 peer["cpu_seconds"],
@@ -77,22 +79,26 @@ def _data(folder: Path) -> None:
     source = store.dataset("dental", made["fingerprint"])
     for split, count in (("train", ROWS), ("validation", VALIDATION)):
         lines = (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-        (folder / f"{split}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        (folder / split).mkdir()
+        (folder / split / f"{split}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _child(kind: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """Median CPU seconds over the rounds, and what the last one made."""
-    found: list[dict[str, Any]] = []
+def _measured(kinds: tuple[str, ...], folder: Path, rounds: int, threads: int) -> dict[str, dict[str, Any]]:
+    """What each kind's last round made, with the median of its CPU seconds. In turns: a busy machine disturbs all alike."""
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     for number in range(rounds):
-        output = folder / f"{kind}-{number}"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-        command = [sys.executable, "-m", "benchmarks.training", kind, str(folder), str(output)]
-        subprocess.run(command, env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        found.append(json.loads((output / "measured.json").read_text()))
-    return {**found[-1], "cpu_seconds": statistics.median(one["cpu_seconds"] for one in found)}
+        for kind in kinds:
+            output = folder / f"{kind}-{number}"
+            command = [sys.executable, "-m", "benchmarks.training", kind, str(folder), str(output), str(threads)]
+            subprocess.run(command, env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            found[kind].append(json.loads((output / "measured.json").read_text()))
+    return {
+        kind: {**made[-1], "cpu_seconds": statistics.median(one["cpu_seconds"] for one in made)} for kind, made in found.items()
+    }
 
 
-def _ours(folder: Path, output: Path) -> tuple[Path, int]:
+def _ours(folder: Path, output: Path, threads: int) -> tuple[Path, int]:
     from finetune_assets.training import base_model, presets
     from finetune_assets.training.machine import default_precision
     from finetune_assets.worker import train
@@ -100,11 +106,11 @@ def _ours(folder: Path, output: Path) -> tuple[Path, int]:
 
     values = presets.of_stage("tiny", "sft", "full", VALUES)
     spec = {
-        "dataset": str(folder),
+        "dataset": str(folder / "train"),
         "base_model": str(BASE),
         "base_model_identity": base_model.identity(str(BASE)),
         "stages": [{"objective": "sft", "hyperparameters": values.to_dict()}],
-        **{"adapter": "full", "seed": 42, "threads": THREADS, "precision": default_precision(), "spec_hash": "benchmark"},
+        **{"adapter": "full", "seed": 42, "threads": threads, "precision": default_precision(), "spec_hash": "benchmark"},
         "output": str(output),
     }
     result = train.run(spec, Progress.open(output))
@@ -118,7 +124,7 @@ def _theirs(folder: Path, output: Path, *, tuned: bool) -> tuple[Path, int]:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "train" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     chats = [json.loads(line)["messages"] for line in lines]
     data = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
     better: dict[str, Any] = {
@@ -156,7 +162,10 @@ def _loss(model: Path, folder: Path) -> float:
     from finetune_assets.worker.generate import Generator, batches
 
     generator = Generator(str(model), 8)
-    chats = [json.loads(line)["messages"] for line in (folder / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+    chats = [
+        json.loads(line)["messages"]
+        for line in (folder / "validation" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     examples = [models.encode_example(generator.tokenizer, chat, 512)[:2] for chat in chats]
     groups = batches([len(ids) for ids, _ in examples], tokens=8192)
     return sum(sum(generator.likelihoods([examples[n] for n in group])) for group in groups) / sum(
@@ -164,24 +173,24 @@ def _loss(model: Path, folder: Path) -> float:
     )
 
 
-def _main(kind: str, folder: Path, output: Path) -> None:
+def _main(kind: str, folder: Path, output: Path, threads: int) -> None:
     """The child: one training, measured."""
     from finetune_assets.worker.__main__ import set_environment
 
-    set_environment(THREADS)
+    set_environment(threads)
     import torch
 
     import finetune_assets.worker.train  # noqa: F401
     from benchmarks.measure import peak_mb
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     output.mkdir(parents=True)
     start = time.process_time()
-    model, tokens = _ours(folder, output) if kind == "ours" else _theirs(folder, output, tuned=kind == "trl_tuned")
+    model, tokens = _ours(folder, output, threads) if kind == "ours" else _theirs(folder, output, tuned=kind == "trl_tuned")
     taken = time.process_time() - start
     measured = {"cpu_seconds": taken, "tokens": tokens, "peak_mb": peak_mb(), "loss": _loss(model, folder)}
     (output / "measured.json").write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    _main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -25,8 +25,8 @@ from finetune_assets.evaluation.traffic import requests_per_month
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
 from finetune_assets.storage import Store, point, read_json
+from finetune_assets.training.machine import default_threads
 from finetune_assets.training.remote import RemoteModel
-from finetune_assets.training.spec import default_threads
 
 Result = dg.MaterializeResult[Any]
 SHOWN = ("bits_per_byte", "perplexity", "rules", "faithful", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")

@@ -34,7 +34,7 @@ from finetune_assets.errors import FinetuneError
 from finetune_assets.serving.batching import NO_ADAPTER, Chat, Lane
 from finetune_assets.serving.low_rank import is_plain
 from finetune_assets.serving.models import locate
-from finetune_assets.training.spec import default_threads
+from finetune_assets.training.machine import default_threads
 from finetune_assets.worker.__main__ import die_with_parent
 from finetune_assets.worker.models import encode_prompt
 

@@ -23,7 +23,7 @@ from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import base_model, plan
 from finetune_assets.training.checks import check_request
 from finetune_assets.training.encoding import LightRenderer
-from finetune_assets.training.machine import default_precision, default_threads
+from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.presets import Hyperparameters
 from finetune_assets.training.spec import train_spec
 from finetune_assets.training.tokens import Kind, token_rows
@@ -69,7 +69,7 @@ class LocalTrainer:
         counts = [self._count(request, name, values) for name, values in request.chain]
         shape = base_model.shape(request.base_model)
         peers = plan.finished_peers(self._store, base_model.identity(request.base_model), request)
-        machine = (self._workers.threads or default_threads(), request.precision or default_precision())
+        machine = (self._workers.threads or free_threads(), request.precision or default_precision())
         estimated = plan.estimate(request, counts, shape, peers, machine)
         if not plan.worth_a_probe(estimated):
             return estimated

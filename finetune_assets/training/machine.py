@@ -15,6 +15,13 @@ def default_threads() -> int:
     return min(usable, MOST_THREADS)
 
 
+def free_threads() -> int:
+    """As many as the cores that other processes leave (by the load of the last minute), at least 1: a training that shares its
+    cores takes more CPU time for the same work, and is no sooner done."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(default_threads(), round((os.cpu_count() or 1) - busy)))
+
+
 def default_precision() -> str:
     """`bfloat16` where the CPU multiplies it natively (AVX512-BF16, AMX: twice as fast), else `float32`; a GPU decides itself."""
     return "bfloat16" if multiplies_bfloat16() else "float32"

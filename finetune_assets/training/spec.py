@@ -15,7 +15,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.environment import ROOT, Environment
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training import base_model, presets
-from finetune_assets.training.machine import default_precision, default_threads
+from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.tokens import content_hash
 from finetune_assets.training.trainer import TrainingRequest
 from finetune_assets.workers import THIS_MACHINE, Workers
@@ -90,7 +90,7 @@ def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_M
         **spec,
         "output": str(folder.resolve()),
         "cache": str(store.tokens.resolve()),
-        "threads": stored.get("threads") or workers.threads or default_threads(),
+        "threads": stored.get("threads") or workers.threads or free_threads(),
         "precision": stored.get("precision") or request.precision or default_precision(),
     }
 

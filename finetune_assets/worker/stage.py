@@ -33,20 +33,16 @@ from finetune_assets.errors import DataError, TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.presets import PREFERENCES
 from finetune_assets.training.tokens import Rows, token_rows
-from finetune_assets.worker import adapters, checkpoints, memory, models, preferences
+from finetune_assets.worker import adapters, attention, checkpoints, memory, models, preferences
 from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery
 from finetune_assets.worker.rows import FixedBatches, LengthGrouped, longest_first
 from finetune_assets.worker.watch import CHECKPOINT_SECONDS, Place, Watch, forget_best, keep_best
 
-PADDED_TO = 32
+PADDED_TO = 16
 """Few different shapes: on a CPU every new one costs compiled kernels and fragments the heap (3.1 GB after 560 steps of the 3M
 model without it, 1.2 GB with it, at the same speed)."""
-
-EAGER_LENGTH = 1024
-"""Up to here plain attention is a third faster on a CPU than torch's flash attention, whose backward pass took 27 % of the time
-(measured: d 192, 6 heads, rows of 60 to 270 tokens)."""
 
 SFT_WEIGHT = 1.0
 """Weight of the chosen reply's own loss beside DPO's (Pang et al., arXiv:2404.19733): alone, DPO makes it unlikely."""
@@ -143,8 +139,7 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
     model = start_model(stage)
     models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
     max_length = fitting_length(stage, model, progress)
-    if not torch.cuda.is_available() and max_length <= EAGER_LENGTH:
-        model.set_attn_implementation("eager")
+    attention.choose(model, max_length)
     train, heldout = read_rows(stage, tokenizer, max_length, progress)
     before: dict[str, dict[str, list[float]]] = {}
     if stage.objective in PREFERENCES:

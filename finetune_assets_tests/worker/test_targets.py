@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune_assets.training.tokens import IGNORED
-from finetune_assets.worker import models, targets
+from finetune_assets.worker import attention, models, targets
 from finetune_assets_tests.tiny_model import make_tiny_model
 
 BEGIN = 24
@@ -36,17 +36,17 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "short_rows"])
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma", "gpt2"])
-def test_loss_and_gradients_are_those_of_whole_rows(tmp_path: Path, architecture: str, attention: str):
+def test_loss_and_gradients_are_those_of_whole_rows(tmp_path: Path, architecture: str, implementation: str):
     model: Any = models.load_model(make_tiny_model(tmp_path, architecture=architecture, template=architecture != "gpt2"))
-    model.set_attn_implementation(attention)
     head, inputs = model.get_output_embeddings(), batch()
     assert targets.common_beginning(inputs["input_ids"], inputs["labels"]) == BEGIN - 1
     expected = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1].transpose(1, 2)
     loss = torch.nn.functional.cross_entropy(expected, inputs["labels"][:, 1:], ignore_index=IGNORED, reduction="sum")
     loss.backward()
     wanted = gradients(model)
+    model.set_attn_implementation(implementation)
     for share in (False, True):
         made = targets.nats(model, head, inputs, share)
         torch.testing.assert_close(made, loss)
@@ -84,3 +84,35 @@ def test_an_architecture_without_keys_and_values_is_found_out():
     config = MambaConfig(vocab_size=512, hidden_size=32, state_size=4, num_hidden_layers=1, use_mambapy=False)
     model: Any = MambaForCausalLM(config).eval()
     assert not targets.can_share(model, model.get_output_embeddings(), batch())
+
+
+def test_grouped_queries_attend_alike(tmp_path: Path):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config.num_key_value_heads = 2
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    head, made = model.get_output_embeddings(), []
+    for name in ("sdpa", attention.NAME):
+        model.set_attn_implementation(name)
+        made.append(targets.nats(model, head, batch(), share=True))
+    torch.testing.assert_close(made[1], made[0])
+
+
+@pytest.mark.parametrize(("architecture", "chosen"), [("qwen2", attention.NAME), ("gpt2", attention.NAME)])
+def test_short_rows_are_chosen_where_they_are_short(tmp_path: Path, architecture: str, chosen: str):
+    model: Any = models.load_model(make_tiny_model(tmp_path, architecture=architecture))
+    attention.choose(model, 2048)
+    assert model.config._attn_implementation == "sdpa"
+    attention.choose(model, 512)
+    assert model.config._attn_implementation == chosen
+
+
+def test_scores_that_are_capped_are_left_to_transformers():
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    config = Gemma2Config(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    config.num_key_value_heads, config.head_dim = 2, 16
+    model: Any = AutoModelForCausalLM.from_config(config)
+    attention.choose(model, 512)
+    assert model.config._attn_implementation == "eager"
