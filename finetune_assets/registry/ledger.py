@@ -105,6 +105,14 @@ class Ledger:
                     connection.execute(sa.insert(jobs).values(row))
                     connection.execute(sa.insert(runs).values(run))
             except IntegrityError:
+                holder = self._jobs(jobs.c.id == job_id)
+                if not holder:
+                    raise
+                if holder[0].spec_hash != job["spec_hash"]:
+                    raise LedgerError(
+                        f"Job {job_id} is of another spec, {holder[0].spec_hash}, and not of {job['spec_hash']}: the first twelve "
+                        "characters are the same. Change a setting of the training, for example its seed."
+                    ) from None
                 continue  # somebody else opened this attempt in between: attach to theirs
             return self.job(job_id)
 

@@ -57,6 +57,12 @@ def test_the_same_spec_is_the_same_job_until_it_fails(ledger: Ledger) -> None:
     assert ledger.open_job(spec()).id == again.id
 
 
+def test_two_specs_of_one_beginning_are_told_apart(ledger: Ledger) -> None:
+    ledger.open_job(spec("0123456789abcdef"))
+    with pytest.raises(LedgerError, match="of another spec, 0123456789abcdef, and not of 0123456789ab0000"):
+        ledger.open_job(spec("0123456789ab0000"))
+
+
 def test_processes_that_open_at_once_get_one_job(url: str) -> None:
     def open_one(_: int) -> str:
         book = Ledger(url)
