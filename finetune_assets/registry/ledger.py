@@ -110,7 +110,7 @@ class Ledger:
                     raise
                 if holder[0].spec_hash != job["spec_hash"]:
                     raise LedgerError(
-                        f"Job {job_id} is of another spec, {holder[0].spec_hash}, and not of {job['spec_hash']}: the first twelve "
+                        f"Job {job_id} is of another spec, {holder[0].spec_hash}, not of {job['spec_hash']}: the first twelve "
                         "characters are the same. Change a setting of the training, for example its seed."
                     ) from None
                 continue  # somebody else opened this attempt in between: attach to theirs
