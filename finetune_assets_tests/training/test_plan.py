@@ -17,6 +17,7 @@ from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.spec import request_for, train_spec
 from finetune_assets.training.tokens import token_rows
 from finetune_assets.training.trainer import Estimate
+from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 
@@ -56,7 +57,7 @@ def test_the_hash_covers_what_decides_the_result(base: Path, tmp_path: Path):
     request, _ = request_for(assistant(base), tmp_path, "f1")
     spec = train_spec(request, store)
     same = replace(request, dataset=tmp_path / "elsewhere", assistant="other", run_key="k", usd_per_hour=1.0)
-    assert train_spec(same, store, threads=7)["spec_hash"] == spec["spec_hash"]
+    assert train_spec(same, store, workers=Workers("ray", cpus=7))["spec_hash"] == spec["spec_hash"]
     quiet = replace(request, stages=(("sft", replace(request.hyperparameters, log_steps=1)),))
     assert train_spec(quiet, store)["spec_hash"] == spec["spec_hash"]
     longer = replace(request, stages=(("sft", replace(request.hyperparameters, epochs=2)),))
@@ -67,9 +68,9 @@ def test_the_hash_covers_what_decides_the_result(base: Path, tmp_path: Path):
 def test_threads_and_precision_stay_as_first_started(base: Path, tmp_path: Path):
     store = Store(tmp_path)
     request, _ = request_for(assistant(base), tmp_path, "f1")
-    first = {**train_spec(request, store, threads=3), "precision": "float32"}
+    first = {**train_spec(request, store, workers=Workers("ray", cpus=3)), "precision": "float32"}
     write_json(Path(first["output"]) / "spec.json", first)
-    again = train_spec(request, store, threads=1)
+    again = train_spec(request, store, workers=Workers("ray", cpus=1))
     assert (again["threads"], again["precision"]) == (3, "float32")
 
 
