@@ -40,7 +40,7 @@ def run_subprocess(context: dg.AssetExecutionContext, _workers: Workers, spec_fi
 
 def run_ray(context: dg.AssetExecutionContext, workers: Workers, spec_file: Path, output: Path) -> None:
     """A job of a running Ray cluster."""
-    from dagster_ray import PipesRayJobClient  # noqa: PLC0415 (an extra)
+    from dagster_ray import PipesRayJobClient  # noqa: PLC0415 (an extra)  # pyright: ignore[reportMissingImports]
 
     job = ray_job(workers, spec_file, _task_id(output), Environment.variables())
     client = PipesRayJobClient(address=workers.ray_address, poll_interval=POLL_SECONDS)
@@ -64,8 +64,8 @@ def _ray(client: Any, context: dg.AssetExecutionContext, job: dict[str, Any]) ->
 
 def run_kubernetes(context: dg.AssetExecutionContext, workers: Workers, spec_file: Path, output: Path) -> None:
     """A pod."""
-    from dagster_k8s import PipesK8sClient  # noqa: PLC0415 (an extra)
-    from kubernetes.config import ConfigException  # noqa: PLC0415
+    from dagster_k8s import PipesK8sClient  # noqa: PLC0415 (an extra)  # pyright: ignore[reportMissingImports]
+    from kubernetes.config import ConfigException  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     task_id = _task_id(output)
     made = pod(workers, spec_file, task_id, Environment.variables())
