@@ -16,7 +16,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Snapshot:
     generation: int
     spool: Spool
     seed: int
+    _twins: dict[str, pl.Series] = field(default_factory=dict[str, pl.Series])  # ids that occur more than once, by table
 
     def weeks(self) -> list[str]:
         """Every week in which a row happened, sorted; without `unknown`."""
@@ -83,28 +84,34 @@ class Snapshot:
         of these, and what decides whether those are valid.
         """
         c, m, f = (self.rows[name] for name in TABLES)
-        inside = pl.col("week").is_in([date.fromisoformat(week) for week in weeks if week != UNKNOWN_WEEK])
-        inside = inside.fill_null(UNKNOWN_WEEK in weeks)
+        days = pl.Series([date.fromisoformat(week) for week in weeks if week != UNKNOWN_WEEK], dtype=pl.Date)
+        in_c, in_m, in_f = (frame["week"].is_in(days.implode()).fill_null(UNKNOWN_WEEK in weeks) for frame in (c, m, f))
         if table == "conversations":
-            own, judged = m.filter(inside), f.clear()
-            whole = c.filter(inside)["id"]
+            messages, judged, conversations = in_m, _in(f["id"], f["id"].clear()), in_c
+            whole = c.filter(in_c)["id"]
         else:
-            timeless = _any_of(
-                f.filter(pl.col("week").is_null()), conversation=c.filter(inside)["id"]
-            )  # in its conversation's week
-            own, judged = m.clear(), _distinct(f.filter(inside), timeless)
-            of_message = m.join(judged.select(id="message").unique(), on="id", how="semi")["conversation"]
-            whole = pl.concat([judged["conversation"], of_message])
-        whole = whole.drop_nulls().unique()
-        said = _any_of(m, conversation=whole)
-        judged = _distinct(judged, _any_of(f, conversation=whole), _any_of(f, message=said["id"]))
-        judged = _distinct(judged, _any_of(f, id=judged["id"]))
-        messages = _distinct(own, said, _any_of(m, id=judged["message"]))
-        messages = _distinct(messages, _any_of(m, id=messages["id"]))
-        concerned = pl.concat([whole, messages["conversation"], judged["conversation"]])
-        conversations = _distinct(c.filter(inside) if table == "conversations" else c.clear(), _any_of(c, id=concerned))
-        found = {"conversations": conversations, "messages": messages, "feedback": judged}
-        return {name: frame.select("part", "row", "digest") for name, frame in found.items()}
+            timeless = f["week"].is_null() & _in(f["conversation"], c.filter(in_c)["id"])  # in its conversation's week
+            messages, judged, conversations = _in(m["id"], m["id"].clear()), in_f | timeless, _in(c["id"], c["id"].clear())
+            whole = pl.concat(
+                [f.filter(judged)["conversation"], m.filter(_in(m["id"], f.filter(judged)["message"]))["conversation"]]
+            )
+        said = _in(m["conversation"], whole)
+        judged |= _in(f["conversation"], whole) | _in(f["message"], m.filter(said)["id"])
+        judged |= self._repeated("feedback", judged)
+        messages |= said | _in(m["id"], f.filter(judged)["message"])
+        messages |= self._repeated("messages", messages)
+        concerned = pl.concat([whole, m.filter(messages)["conversation"], f.filter(judged)["conversation"]])
+        conversations |= _in(c["id"], concerned)
+        chosen = zip(TABLES, (conversations, messages, judged), strict=True)
+        return {name: self.rows[name].filter(mask).select("part", "row", "digest") for name, mask in chosen}
+
+    def _repeated(self, table: str, mask: pl.Series) -> pl.Series:
+        """The rows that share an id with one of the mask's."""
+        if table not in self._twins:
+            self._twins[table] = self.rows[table].filter(self.rows[table]["id"].is_duplicated())["id"].unique()
+        ids = self.rows[table]["id"]
+        few = _in(ids, self._twins[table])
+        return _in(ids, ids.filter(few & mask)) if few.any() else few
 
     def load(self, wanted: dict[str, pl.DataFrame]) -> Tables:
         """The typed rows. Raises SourceError where the source no longer holds them."""
@@ -115,7 +122,7 @@ class Snapshot:
 
     def _loaded(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         frames = [typed(pl.DataFrame(), table)]
-        for (number,), group in rows.sort("part", "row").partition_by("part", as_dict=True, maintain_order=True).items():
+        for (number,), group in rows.partition_by("part", as_dict=True, maintain_order=True).items():
             part = self.parts[int(number)]
             if part.key in self.spool:
                 frames += self.spool.take(part.key, group["row"].cast(pl.Int64).to_numpy())
@@ -147,8 +154,8 @@ def _any_of(frame: pl.DataFrame, **column: pl.Series) -> pl.DataFrame:
     return frame.join(values.drop_nulls().unique().alias(name).to_frame(), on=name, how="semi")
 
 
-def _distinct(*frames: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat(frames).unique(["part", "row"])
+def _in(values: pl.Series, some: pl.Series) -> pl.Series:
+    return values.is_in(some.drop_nulls().unique().implode()).fill_null(False)
 
 
 def _digests(frame: pl.DataFrame, seed: int) -> pl.Series:

@@ -281,11 +281,14 @@ _RUT_END = re.compile(r"\d{7}-\d(?!\d)")
 
 def plain_ids(ids: pl.Series) -> pl.Series:
     """True for ids in which `scrub_id` looks for nothing or finds nothing, by their form alone; the others it has to see."""
-    forms = ids.str.contains(rf"^(?i:{_PLAIN})$") | ids.str.contains(r"^[0-9A-Fa-f]{0,128}$") & ids.str.contains(
-        r"^.{16}"
-    ) & ids.str.contains("[A-Fa-f]")
+    plain = ids.str.contains(rf"^(?i:{_PLAIN})$")
+    rest = (~plain).arg_true()  # few, where a platform has UUIDs
+    if rest.is_empty():
+        return plain
+    ids = ids.gather(rest)
+    hexadecimal = ids.str.contains(r"^[0-9A-Fa-f]{0,128}$") & ids.str.contains(r"^.{16}") & ids.str.contains("[A-Fa-f]")
     looked = needs_look(ids) | needs_look(ids.str.replace_all("_", " ", literal=True)) | ids.str.contains(r"\d{8}")
-    return forms | ~looked
+    return plain.scatter(rest, hexadecimal | ~looked)
 
 
 def keyed(prefix: str, value: str, key: bytes) -> str:

@@ -74,7 +74,8 @@ class Spool:
         for chunk in self._parts[key]:
             low, high = np.searchsorted(rows, [first, first + chunk.rows])
             if high > low:
-                found.append(self._frame(chunk)[rows[low:high] - first])
+                frame = self._frame(chunk)
+                found.append(frame if high - low == chunk.rows else frame[rows[low:high] - first])
             first += chunk.rows
         return found
 

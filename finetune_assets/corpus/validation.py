@@ -129,10 +129,10 @@ def _time(column: str) -> list[_Rule]:
 
 def _judge(frame: pl.DataFrame, rules: Sequence[_Rule]) -> pl.DataFrame:
     """Adds `reason` and `detail` of the first rule that holds; null where none does."""
-    return frame.with_columns(
-        pl.coalesce(pl.when(rule.when).then(pl.lit(rule.reason)) for rule in rules).alias("reason"),
-        pl.coalesce(pl.when(rule.when).then(pl.lit(rule.detail)) for rule in rules).alias("detail"),
-    )
+    first = pl.coalesce(pl.when(rule.when).then(pl.lit(place, pl.UInt32)) for place, rule in enumerate(rules))
+    broken = frame.select(first.alias("rule")).to_series()
+    texts = (pl.Series([getattr(rule, name) for rule in rules], dtype=pl.String) for name in ("reason", "detail"))
+    return frame.with_columns(text.gather(broken).alias(name) for text, name in zip(texts, ("reason", "detail"), strict=True))
 
 
 def _mark(frame: pl.DataFrame, when: pl.Expr, reason_detail: tuple[str, str]) -> pl.DataFrame:

@@ -61,12 +61,14 @@ FILES: tuple[FileSpec, ...] = (
 
 def trim_context(frame: pl.DataFrame, turns: int, chars: int) -> pl.DataFrame:
     """Cuts `context` to its newest turns within both bounds, from a user's turn on. The user's last turn always stays."""
-    size = pl.col("context").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-    starts_with_user = pl.col("context").list.first().struct.field("role") == "user"
-    fits = (pl.col("context").list.len() <= turns) & (size <= chars) & starts_with_user
-    long = frame.select(~fits).to_series().arg_true()
+    first = pl.max_horizontal(pl.col("context").list.len().cast(pl.Int64) - turns, 0)
+    speaker = pl.col("context").list.get(first).struct.field("role")
+    newest = frame.select(pl.col("context").list.slice(first + (speaker != "user").cast(pl.Int64)))
+    size = pl.col("context").list.eval(pl.element().struct.field("content").str.len_bytes()).list.sum()  # chars or more
+    fits = (size <= chars) & (pl.col("context").list.first().struct.field("role") == "user")
+    long = newest.select(~fits.fill_null(False)).to_series().arg_true()
     if long.is_empty():
-        return frame
+        return frame.with_columns(newest)
     flat = (
         frame.select(context=pl.col("context").gather(long))
         .with_row_index("row")
@@ -81,8 +83,10 @@ def trim_context(frame: pl.DataFrame, turns: int, chars: int) -> pl.DataFrame:
     )
     kept = flat.group_by("row", maintain_order=True).agg(cut=pl.struct("role", "content"))
     cut = kept.select(pl.col("cut"), at=long)
-    numbered = frame.with_row_index("at").join(
-        cut.with_columns(pl.col("at").cast(pl.UInt32)), on="at", how="left", maintain_order="left"
+    numbered = (
+        frame.with_columns(newest)
+        .with_row_index("at")
+        .join(cut.with_columns(pl.col("at").cast(pl.UInt32)), on="at", how="left", maintain_order="left")
     )
     return numbered.with_columns(context=pl.coalesce("cut", "context")).drop("at", "cut")
 

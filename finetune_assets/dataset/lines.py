@@ -154,20 +154,17 @@ def turns(weight: str = "") -> pl.Expr:
 
 
 def _stitched(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows by conversation, with `goes_on` (continues the line of the row before), `before` and `previous`.
-
-    `before` is the context with weight 0 on the assistant's messages, `previous` what the line holds up to here if it goes on.
-    """
+    """The rows by conversation, with `goes_on`: continues the line of the row before."""
     alone = pl.when((pl.col("source") == SYNTHETIC) | _calls()).then(pl.int_range(pl.len())).otherwise(-1)
     rows = frame.with_columns(alone=alone, size=pl.col("context").list.len()).sort(
         "conversation_id", "split", "alone", "size", "created_at", "message_id"
     )
-    rows = rows.with_columns(before=turns(_UNTRAINED), said=escaped(pl.col("reply")))
-    so_far = pl.concat_str("before", pl.lit(f",{_REPLY}"), "said", pl.lit(f'"{_UNTRAINED}}},'))
-    previous = so_far.shift(1).over("conversation_id", "split", "alone")
-    return rows.with_columns(previous=previous).with_columns(
-        goes_on=pl.col("before").str.starts_with(pl.col("previous")).fill_null(False)
-    )
+    role, content = pl.element().struct.field("role"), pl.element().struct.field("content")
+    rows = rows.with_columns(_told=pl.col("context").list.eval(pl.concat_str(role, pl.lit("\x00"), content)).list.join("\x01"))
+    so_far = pl.concat_str("_told", pl.lit("\x01assistant\x00"), "reply", pl.lit("\x01"))
+    same = ~pl.struct("conversation_id", "split", "alone").is_first_distinct()
+    rows = rows.with_columns(goes_on=same & pl.col("_told").str.starts_with(so_far.shift(1)).fill_null(False))
+    return rows.drop("_told")
 
 
 def layout_note(kept: pl.DataFrame, system: str) -> dict[str, Any]:
@@ -195,7 +192,9 @@ def _per_conversation(frame: pl.DataFrame, system: str, tools: Tools) -> pl.Data
     """`group` is the message id of the line's first target."""
     if frame.is_empty():
         return _single("examples", frame, system, tools)
-    rows = _stitched(frame)
+    rows = _stitched(frame).with_columns(before=turns(_UNTRAINED), said=escaped(pl.col("reply")))
+    so_far = pl.concat_str("before", pl.lit(f",{_REPLY}"), "said", pl.lit(f'"{_UNTRAINED}}},'))
+    rows = rows.with_columns(previous=so_far.shift(1))
     new = pl.when("goes_on").then(pl.col("before").str.strip_prefix(pl.col("previous"))).otherwise("before")
     piece = pl.concat_str(new, pl.lit(f",{_REPLY}"), "said", pl.lit(f'"{_TRAINED}}}'))
     rows = rows.with_columns(line=(~pl.col("goes_on")).cum_sum(), piece=piece)
