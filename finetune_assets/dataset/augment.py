@@ -83,7 +83,7 @@ def augment(
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
 
-    `frame` holds every example of the assistant with its final reason, split and source; `hidden` are the normalised texts of the
+    `frame` is that of `make_pairs`; `hidden` are the normalised texts of the
     held-out preferences and KTO rows, which no training row may resemble either; `allow`: public contacts of the tenants.
     """
     settings = assistant.augment
@@ -139,11 +139,11 @@ def _filtered(
     threshold = assistant.filters.near_duplicate
     rows = with_text(content(rows, assistant.filters), "reply")
     kept = frame.filter(pl.col("reason").is_null())
-    heldout = pl.concat([with_text(kept.filter(pl.col("split") != TRAIN), "reply")["text"], hidden])
-    trained = with_text(kept.filter(pl.col("split") == TRAIN), "reply")["text"]
+    heldout = pl.concat([kept.filter(pl.col("split") != TRAIN)["text"], hidden])
+    trained = kept.filter(pl.col("split") == TRAIN)["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (
-        ("personal_data_residual", holds_personal(rows, ["reply"], allow=allow)),
+        ("personal_data_residual", holds_personal(rows, ["reply"], allow)),
         ("twin_held_out", pl.Series(twins_in(rows["text"], heldout, threshold) >= 0)),
         ("same_as_negative", pl.Series(twins_in(rows["text"], blocking_negatives(frame)["text"], threshold) >= 0)),
         ("exact_duplicate", rows.select(equal).to_series()),

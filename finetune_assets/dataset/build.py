@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
+from finetune_assets.corpus.schema import EXAMPLES
 from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.augment import augment, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note
 from finetune_assets.dataset.coverage import coverage, drift, vocabulary_notes
-from finetune_assets.dataset.duplicates import blocking_negatives, remove_twins, replaced_by, with_text
-from finetune_assets.dataset.formats import trim_context, write_files
+from finetune_assets.dataset.duplicates import Contexts, blocking_negatives, remove_twins, replaced_by, with_text
+from finetune_assets.dataset.formats import write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.lines import layout_note, lines_of
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
 from finetune_assets.dataset.preferences import label_counts, make_pairs
-from finetune_assets.dataset.ratings import Ratings, mark_rejected
+from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
 from finetune_assets.dataset.selection import (
     judge,
     mark_personal,
@@ -97,21 +99,23 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     Raises NothingSelected where none is the assistant's, TooFewExamples where too few are left.
     """
     filters = assistant.filters
-    rows, weeks = select_examples(store, assistant)
-    examples = rows.unique("message_id", keep="last", maintain_order=True)
+    selected = select_examples(store, assistant)
+    examples = selected.rows.unique("message_id", keep="last", maintain_order=True)
+    contexts = partial(selected.contexts, turns=filters.context_turns, chars=filters.context_chars)
     tenants = sorted({*tenants_of(store, assistant), *examples["tenant_id"].unique()} - set(filters.exclude_tenants))
     feedback = read_feedback(store)
     judged, rated = judge(examples, feedback, tenants), ratings or Ratings()
-    frame = verdicts(trim_context(examples, filters.context_turns, filters.context_chars), judged, filters)
-    frame = mark_rejected(frame, rated)
+    frame = assign(mark_rejected(verdicts(examples, judged, filters), rated), assistant.split)
     allow = own_contacts(store)
-    frame = mark_personal(assign(frame, assistant.split), allow)
-    frame = even_out(_without_twins(frame, filters, embed), assistant.balance)
+    frame = mark_personal(frame, contexts(frame.filter(pl.col("reason").is_null())), allow)
+    frame = even_out(_without_twins(frame, filters, embed, contexts), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
     rejected = tally(frame["reason"].drop_nulls())
     check_enough(assistant, frame.height, kept, rejected)
-    pairs = make_pairs(frame, filters.near_duplicate, allow, rated)
+    used = _with_contexts(frame.filter(_is_used(rated)), contexts)
+    kept = used.filter(pl.col("reason").is_null())
+    pairs = make_pairs(used, filters.near_duplicate, allow, rated)
     made = {
         "preferences": tally(pairs.preferences["split"]),
         "kto": tally(pairs.kto["split"]),
@@ -119,11 +123,11 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "left_out": pairs.left_out,
     }
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), allow)
+    synthetic, augmented = augment(used, pairs.hidden, assistant, variations_of(store, assistant), allow)
     columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
     whole = pl.concat([kept.select(columns), synthetic.select(columns)])
     notes: dict[str, Any] = {
-        "weeks": weeks,
+        "weeks": selected.weeks,
         "read": frame.height,
         "counts": counts(whole),
         "rejected": rejected,
@@ -136,10 +140,10 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "coverage": coverage(frame, whole),
         "twins": twin_rows(frame),
     }
-    notes["warnings"] = warnings(assistant, kept, notes, rows.height - examples.height)
+    notes["warnings"] = warnings(assistant, kept, notes, selected.rows.height - examples.height)
     return Choice(
         kept=whole,
-        dropped=frame.filter(pl.col("reason").is_not_null()).select("message_id", "reason", "kept_message_id").sort("message_id"),
+        dropped=frame.select("message_id", "reason", "kept_message_id").drop_nulls("reason").sort("message_id"),
         preferences=pairs.preferences.select(*_ROW, "replaced", "context", "chosen", "rejected"),
         kto=pairs.kto.select(*_ROW, "replaced", "context", "completion", "label"),
         feedback_seen=feedback.filter(pl.col("tenant_id").is_in(tenants)).select("feedback_id"),
@@ -147,15 +151,28 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     )
 
 
-def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None) -> pl.DataFrame:
-    """Adds `kept_message_id` and `replaced`, and the reasons of twins."""
+def _is_used(rated: Ratings) -> pl.Expr:
+    """Rows whose contexts are needed: kept ones, and those that somebody judged."""
+    judged = pl.col("verdict").is_not_null() | pl.col("expected").is_not_null() | (pl.col("reason") == REJECTED).fill_null(False)
+    return pl.col("reason").is_null() | judged | pl.col("message_id").is_in(rated.pairs["message_id"].unique().implode())
+
+
+def _with_contexts(rows: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
+    """The rows with their `context`, in their order."""
+    numbered = rows.with_row_index("at")
+    nothing = numbered.clear().with_columns(context=pl.lit(None, EXAMPLES["context"]))
+    return pl.concat([nothing, *contexts(numbered)]).sort("at").drop("at")
+
+
+def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None, contexts: Contexts) -> pl.DataFrame:
+    """Adds `kept_message_id`, `replaced` and `text` (of the rows that were compared), and the reasons of twins."""
     candidates = with_text(frame.filter(pl.col("reason").is_null()), "reply")
-    decided = remove_twins(candidates, blocking_negatives(frame), filters.near_duplicate)
+    decided = remove_twins(candidates, blocking_negatives(frame), filters.near_duplicate, contexts)
     if filters.semantic_duplicate is not None:
         if embed is None:
             raise DataError("`filters.semantic_duplicate` is set: `choose` needs `embed`, which makes vectors of texts.")
         decided = drop_same_meaning(decided, embed, filters.semantic_duplicate)
-    decided = decided.select("message_id", "kept_message_id", twin="reason")
+    decided = decided.select("message_id", "kept_message_id", "text", twin="reason")
     return (
         frame.join(decided, on="message_id", how="left", maintain_order="left")
         .join(replaced_by(decided.rename({"twin": "reason"})), on="message_id", how="left", maintain_order="left")

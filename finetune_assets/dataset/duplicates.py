@@ -7,6 +7,8 @@ then the better source, then the newest, then by content. The order of rows in t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -17,6 +19,8 @@ from finetune_assets.dataset.selection import CORRECTED, SOURCES, UNUSABLE
 from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
 
 Indices = npt.NDArray[np.int64]
+Contexts = Callable[[pl.DataFrame], Iterable[pl.DataFrame]]
+"""Gives some rows, in parts, with their contexts."""
 
 
 def with_text(frame: pl.DataFrame, reply: str) -> pl.DataFrame:
@@ -50,8 +54,11 @@ def twins_in(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
     return np.array([first.get(text, near.get(text, -1)) for text in some.to_list()], dtype=np.int64)
 
 
-def ranked(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sorted so that of any two twins the one to keep comes first; ids decide only between rows that are equal in all else."""
+def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
+    """Sorted so that of any two twins the one to keep comes first; ids decide only between rows that are equal in all else.
+
+    `contexts` are asked for where rows are equal in all but those: few, and they are as long as all else together.
+    """
     order = {TEST: 0, VALIDATION: 1, TRAIN: 2}
     source = {name: place for place, name in enumerate(SOURCES)}
     frame = frame.with_columns(
@@ -61,20 +68,23 @@ def ranked(frame: pl.DataFrame) -> pl.DataFrame:
         _age=-pl.col("created_at").dt.epoch("us"),
     )
     keys = ["_fixed", "_split", "_source", "_age", "user_text", "reply"]
+    tied = frame.filter(
+        frame.select(pl.struct(*keys[:4], *(pl.col(name).hash() for name in keys[4:])).is_duplicated()).to_series()
+    )
+    if tied.is_empty():
+        return frame.sort(*keys, "message_id").drop(keys[:4])
     said = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
-    tied = frame.select(pl.struct(keys).is_duplicated()).to_series()
-    history = frame.filter(tied).select("message_id", _history=said)  # few: it is as long as all else together
-    frame = frame.join(history, on="message_id", how="left", maintain_order="left") if history.height else frame
-    last = ["_history", "message_id"] if history.height else ["message_id"]
-    return frame.sort(*keys, *last).drop("_fixed", "_split", "_source", "_age", "_history", strict=False)
+    history = pl.concat([part.select("message_id", _history=said) for part in contexts(tied)])
+    frame = frame.join(history, on="message_id", how="left", maintain_order="left")
+    return frame.sort(*keys, "_history", "message_id").drop(*keys[:4], "_history")
 
 
-def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float) -> pl.DataFrame:
+def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float, contexts: Contexts) -> pl.DataFrame:
     """The candidates, ranked, with `reason` and `kept_message_id` (null: survives).
 
-    Both frames have message_id, created_at and text; candidates also split, source, context, user_text and reply.
+    Both frames have message_id, created_at and text; candidates also split, source, user_text and reply.
     """
-    frame = ranked(candidates)
+    frame = ranked(candidates, contexts)
     newest = negatives.sort("created_at", "text", "message_id", descending=[True, False, False])
     corrected = (frame["source"] == CORRECTED).to_numpy()
     blocker = np.where(corrected, -1, twins_in(frame["text"], newest["text"], threshold))

@@ -39,20 +39,21 @@ class Pairs:
 def make_pairs(
     frame: pl.DataFrame, threshold: float, allow: frozenset[str] = frozenset(), ratings: Ratings | None = None
 ) -> Pairs:
-    """`frame` holds every example of the assistant with its final `reason` (null: kept), `split`, `source` and both replies;
-    `ratings` adds the pairs of which raters chose one."""
+    """`frame` holds the kept examples of the assistant and those that somebody judged, with their final `reason` (null: kept),
+    `split`, `source`, both replies, `text` (of kept ones, see `with_text`) and `context`; `ratings` adds the pairs of which
+    raters chose one."""
     counts: dict[str, dict[str, int]] = {}
     heldout, train = pl.col("split") != TRAIN, pl.col("split") == TRAIN
     rows = {"preferences": _preferences(frame, ratings or Ratings()), "kto": _thumbs(frame)}
     texts = {"preferences": "chosen", "kto": "completion"}
     for kind, made in rows.items():
         counts[kind] = {}
-        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])], allow=allow)
+        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])], allow)
         made = with_text(_without(made, personal, "personal_data_residual", counts[kind]), texts[kind])  # noqa: PLW2901
         equal = ~made.select(pl.struct("context", texts[kind], "split", *_says(kind)).is_first_distinct()).to_series()
         made = _without(made, equal, "equal_row", counts[kind])  # noqa: PLW2901
         rows[kind] = _without(made, _contradicted(kind, made), "contradicted", counts[kind])
-    examples = with_text(frame.filter(pl.col("reason").is_null()), "reply")
+    examples = frame.filter(pl.col("reason").is_null())
     rows = _apart(rows, heldout, examples.filter(train)["text"], "twin_in_training", threshold, counts)
     hidden = pl.concat([examples.filter(heldout)["text"], *[made.filter(heldout)["text"] for made in rows.values()]])
     rows = _apart(rows, train, hidden, "twin_held_out", threshold, counts)

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +26,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.personal_data import needs_look, residual
 from finetune_assets.corpus.schema import FEEDBACK
+from finetune_assets.dataset.formats import trim_context
 from finetune_assets.errors import NothingSelected
 from finetune_assets.storage import Store, read_json
 
@@ -74,22 +77,46 @@ def selected(assistant: Assistant) -> pl.Expr:
     return pl.col("vertical") == assistant.select.vertical
 
 
-def select_examples(store: Store, assistant: Assistant) -> tuple[pl.DataFrame, list[str]]:
-    """This assistant's examples (schema EXAMPLES) and the weeks that were read.
+@dataclass(frozen=True)
+class Selected:
+    """This assistant's examples without their contexts, and where those are: most rows are dropped before anyone needs theirs.
 
-    Raises NothingSelected where the corpus holds no example of it.
+    `rows` has the columns of EXAMPLES but `context`, and `place`: the number of the row in `files`, counted over all of them.
+    """
+
+    rows: pl.DataFrame
+    weeks: list[str]
+    files: list[Path]
+    starts: list[int]  # of the files, and the end of the last one
+
+    def contexts(self, rows: pl.DataFrame, turns: int, chars: int) -> Iterator[pl.DataFrame]:
+        """Some of the rows with their `context`, cut to both bounds, a file at a time; in the order of the files."""
+        places = rows["place"]
+        for file, (start, stop) in zip(self.files, pairwise(self.starts), strict=True):
+            own = rows.filter((places >= start) & (places < stop)).sort("place")
+            if own.height:
+                context = pl.read_parquet(file, columns=["context"], hive_partitioning=False)["context"]
+                yield trim_context(own.with_columns(context.gather(own["place"] - start)), turns, chars)
+
+
+def select_examples(store: Store, assistant: Assistant) -> Selected:
+    """The examples of this assistant in its window.
+
+    Raises NothingSelected where the corpus holds none.
     """
     weeks = window(store.weeks("examples"), assistant.window_weeks)
+    files = part_files(store, "examples", weeks)
     lazy = scan(store, "examples", weeks)
     if lazy is None:
         raise NothingSelected(
             f"Assistant {assistant.name!r}: the corpus has no examples in {store.home / 'corpus' / 'examples'}. "
             "Materialise the asset clean_examples, or start `finetune run`, which does."
         )
-    frame = lazy.filter(selected(assistant)).collect()
-    if frame.is_empty():
+    rows = lazy.drop("context").with_row_index("place").filter(selected(assistant)).collect()
+    if rows.is_empty():
         raise NothingSelected(_nothing(assistant, lazy, weeks))
-    return frame, weeks
+    sizes = [pl.scan_parquet(file, hive_partitioning=False).select(pl.len()).collect().item() for file in files]
+    return Selected(rows, weeks, files, [0, *accumulate(sizes)])
 
 
 def _nothing(assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:
@@ -267,22 +294,26 @@ def own_contacts(store: Store) -> frozenset[str]:
     return frozenset(one for own in known.values() for one in own)
 
 
-def mark_personal(frame: pl.DataFrame, allow: frozenset[str] = frozenset()) -> pl.DataFrame:
-    """Sets `reason` to `personal_data_residual` where context or reply still hold a value that the recognisers know."""
-    held = pl.col("reason").is_null() & pl.lit(holds_personal(frame, ["reply"], frame["reason"].is_null(), allow))
-    return frame.with_columns(reason=pl.when(held).then(pl.lit("personal_data_residual")).otherwise("reason"))
+def mark_personal(frame: pl.DataFrame, parts: Iterable[pl.DataFrame], allow: frozenset[str] = frozenset()) -> pl.DataFrame:
+    """Sets `reason` to `personal_data_residual` where context or reply still hold a value that the recognisers know. `parts`: the
+    rows that are kept so far, with their contexts."""
+    held = [part.filter(holds_personal(part, ["reply"], allow))["message_id"] for part in parts]
+    found = pl.concat([frame["message_id"].clear(), *held])
+    if found.is_empty():
+        return frame
+    left = pl.col("message_id").is_in(found.implode())
+    return frame.with_columns(reason=pl.when(left).then(pl.lit("personal_data_residual")).otherwise("reason"))
 
 
-def holds_personal(
-    frame: pl.DataFrame, columns: list[str], where: pl.Series | None = None, allow: frozenset[str] = frozenset()
-) -> pl.Series:
-    """For each row, does its context or one of the text columns hold personal data? Rows outside `where` are not looked at.
-    `allow`: values that may be there."""
-    rows = frame.with_row_index("row").filter(True if where is None else where)
+def holds_personal(frame: pl.DataFrame, columns: list[str], allow: frozenset[str] = frozenset()) -> pl.Series:
+    """For each row, does its context or one of the text columns hold personal data? `allow`: values that may be there."""
+    rows = frame.with_row_index("row")
     turns = rows.select("row", text=pl.col("context").list.eval(pl.element().struct.field("content"))).explode("text")
     texts = pl.concat([turns, *[rows.select("row", text=column) for column in columns]])
     suspects = texts["text"].unique()
     suspects = suspects.filter(needs_look(suspects))
     bad = suspects.filter(pl.Series([bool(residual([text], allow=allow)) for text in suspects], dtype=pl.Boolean))
+    if bad.is_empty():
+        return pl.repeat(False, frame.height, eager=True)
     found = texts.filter(pl.col("text").is_in(bad.implode()))["row"].unique()
     return pl.int_range(frame.height, eager=True).is_in(found.implode())
