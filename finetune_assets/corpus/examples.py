@@ -83,22 +83,23 @@ def _build_week(store: Store, week: str) -> dict[str, Any]:
 
 def make_examples(conversations: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """EXAMPLES of stored conversations, in order of time, and how many assistant messages make none, by reason."""
-    messages = _numbered(conversations)
+    numbered = conversations.with_row_index("talk")
+    messages = _numbered(numbered)
     turns = _turns(messages)
-    contexts = turns.group_by("conversation_id", maintain_order=True).agg(
+    contexts = turns.group_by("talk", maintain_order=True).agg(
         pl.struct(pl.col("role"), pl.col("text").alias("content")).alias("turns")
     )
-    users = turns.filter(pl.col("role") == "user").select("conversation_id", (pl.col("turn") + 1).alias("turn"), "text", "intent")
+    users = turns.filter(pl.col("role") == "user").select(pl.col("run") + 1, "text", "intent")
     replies = messages.filter(pl.col("role") == "assistant")
     answered = replies.filter(pl.col("turn") > 0).select(
-        "conversation_id", "message_id", "created_at", "turn", pl.col("content").alias("reply")
+        "talk", "message_id", "created_at", "turn", "run", pl.col("content").alias("reply")
     )
     before = pl.col("turn").cast(pl.Int64) - 1  # turns up to the user's last one: 1, 3, 5, …
     first = pl.max_horizontal(before - MAX_TURNS, 0)
     frame = (
-        answered.join(users, on=["conversation_id", "turn"], how="inner", maintain_order="left")
-        .join(contexts, on="conversation_id", how="inner", maintain_order="left")
-        .join(conversations.drop("messages", "ended_at"), on="conversation_id", how="inner", maintain_order="left")
+        answered.join(users, on="run", how="inner", maintain_order="left")
+        .join(contexts, on="talk", how="inner", maintain_order="left")
+        .join(numbered.drop("messages", "ended_at"), on="talk", how="inner", maintain_order="left")
         .with_columns(pl.col("turns").list.slice(first, before - first).cast(pl.List(TURN)).alias("context"))
         .with_columns(
             pl.col("text").alias("user_text"),
@@ -116,21 +117,28 @@ def make_examples(conversations: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, 
 
 
 def _numbered(conversations: pl.DataFrame) -> pl.DataFrame:
-    """One row a message with its turn: 1, 3, 5, … are the user's, 2, 4, … the assistant's, 0 is before any user's."""
-    messages = conversations.select("conversation_id", "messages")
+    """One row a message with its turn: 1, 3, 5, … are the user's, 2, 4, … the assistant's, 0 is before any user's. `run` numbers
+    the turns of all conversations (`talk`), with a gap after each of them."""
+    messages = conversations.select("talk", "messages")
     messages = messages.explode("messages").drop_nulls("messages").unnest("messages")
-    messages = messages.with_columns(pl.col("content").str.strip_chars())
-    is_user = pl.col("role") == "user"
-    starts = is_user != is_user.shift(1, fill_value=False)
-    return messages.with_columns(starts.cast(pl.UInt32).cum_sum().over("conversation_id").alias("turn"))
+    is_user, new = pl.col("role") == "user", pl.col("talk") != pl.col("talk").shift(1)
+    before = is_user.shift(1, fill_value=False) & ~new.fill_null(True)
+    messages = messages.with_columns(pl.col("content").str.strip_chars(), starts=(is_user != before).cast(pl.UInt32))
+    messages = messages.with_columns(run=pl.col("starts").cum_sum() + 2 * pl.col("talk"))
+    first = pl.when(new.fill_null(True)).then(pl.col("run") - pl.col("starts")).forward_fill()  # where each conversation begins
+    return messages.with_columns(turn=pl.col("run") - first)
 
 
 def _turns(messages: pl.DataFrame) -> pl.DataFrame:
     """One row a turn: its speaker, its text, and the last intent that is known of it."""
     return (
         messages.filter(pl.col("turn") > 0)
-        .group_by("conversation_id", "turn", maintain_order=True)
-        .agg(pl.col("role").first(), pl.col("content").str.join("\n").alias("text"), pl.col("intent").drop_nulls().last())
+        .group_by("run", maintain_order=True)
+        .agg(
+            pl.col("talk", "role").first(),
+            pl.col("content").str.join("\n").alias("text"),
+            pl.col("intent").drop_nulls().last(),
+        )
     )
 
 

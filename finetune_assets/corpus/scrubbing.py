@@ -89,25 +89,35 @@ def _long(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 def _scrub(texts: pl.DataFrame, allowed: Allowed) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The texts that change (table, column, row, text), and how many values were replaced (table, week, kind, rows)."""
-    changed: list[tuple[str, str, int, str]] = []
-    found: list[tuple[str, str, str]] = []
-    whole = texts.group_by("conversation_id", maintain_order=True).agg("table", "column", "row", "week", "text", "holds", "asks")
-    for talk, tables, columns, rows, weeks, before, holds, asks in whole.iter_rows():
-        after, _ = scrub_conversation(before, allow=allowed.get(talk, frozenset()), looked=(holds, asks))
-        if after == before:
-            continue
-        places = zip(tables, columns, rows, weeks, strict=True)
-        for (table, column, row, week), old, new in zip(places, before, after, strict=True):
-            if old != new:
-                changed.append((table, column, row, new))
-                kinds = _kinds(new)
-                for kind in _kinds(old):
-                    if kind in kinds:
-                        kinds.remove(kind)
-                found += [(table, week, kind) for kind in kinds]
-    keys = {"table": pl.String, "column": pl.String, "row": pl.UInt32, "text": pl.String}
-    counted = pl.DataFrame(found, schema={"table": pl.String, "week": pl.String, "kind": pl.String}, orient="row")
-    return pl.DataFrame(changed, schema=keys, orient="row"), counted.group_by("table", "week", "kind").len("rows")
+    first = pl.col("_at").first().over("conversation_id")
+    texts = texts.with_row_index("_at").sort(first, "_at")  # a conversation's stand together, in their order
+    talks = texts.group_by("conversation_id", maintain_order=True).len()
+    said, holds, asks = (texts[name].to_list() for name in ("text", "holds", "asks"))
+    places, after, kinds = list[int](), list[str](), list[list[str]]()
+    start = 0
+    for talk, size in talks.iter_rows():
+        own, start = slice(start, start + size), start + size
+        scrubbed, _ = scrub_conversation(said[own], allow=allowed.get(talk, frozenset()), looked=(holds[own], asks[own]))
+        for place, new in enumerate(scrubbed, start=own.start):
+            if new != said[place]:
+                places.append(place)
+                after.append(new)
+                kinds.append(_added(said[place], new))
+    changed = texts[places].with_columns(pl.Series("text", after, dtype=pl.String), pl.Series("kind", kinds, dtype=_KINDS))
+    found = changed.explode("kind").drop_nulls("kind").group_by("table", "week", "kind").len("rows")
+    return changed.select("table", "column", "row", "text"), found
+
+
+_KINDS = pl.List(pl.String)
+
+
+def _added(old: str, new: str) -> list[str]:
+    """The kinds of the placeholders that a text did not have before."""
+    kinds = _kinds(new)
+    for kind in _kinds(old):
+        if kind in kinds:
+            kinds.remove(kind)
+    return kinds
 
 
 def _kinds(text: str) -> list[str]:
