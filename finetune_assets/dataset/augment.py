@@ -87,8 +87,7 @@ def augment(
     held-out preferences and KTO rows, which no training row may resemble either; `allow`: public contacts of the tenants.
     """
     settings = assistant.augment
-    kept = frame.filter(pl.col("reason").is_null())
-    train = kept.filter(pl.col("split") == TRAIN)
+    train = frame.filter(pl.col("reason").is_null() & (pl.col("split") == TRAIN))
     sizes = {str(intent): int(n) for intent, n in train["intent"].value_counts().rows()}
     plan = wanted(sizes, settings.share, settings.below)
     made: list[pl.DataFrame] = []
@@ -138,7 +137,7 @@ def _filtered(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     threshold = assistant.filters.near_duplicate
     rows = with_text(content(rows, assistant.filters), "reply")
-    kept = frame.filter(pl.col("reason").is_null())
+    kept = frame.select("reason", "split", "text").filter(pl.col("reason").is_null())
     heldout = pl.concat([kept.filter(pl.col("split") != TRAIN)["text"], hidden])
     trained = kept.filter(pl.col("split") == TRAIN)["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()

@@ -12,6 +12,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 _PIECE = re.compile(r"\s+|[^\s]+")
 _CORE = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
@@ -126,6 +127,7 @@ def _is_slot(piece: str, said: set[str], language: str) -> bool:
     return core in said or core in _FIXED_WORDS[language]
 
 
+@lru_cache(maxsize=50_000)
 def _core(piece: str) -> str:
     match = _CORE.match(piece)
     return match[2] if match else piece

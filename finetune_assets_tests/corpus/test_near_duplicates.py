@@ -141,6 +141,18 @@ def test_normalise() -> None:
     assert nd.normalise(texts).to_list() == ["hola señor", "abc fin", "strasse strasse", "café", "1030 ok", None, ""]
 
 
+@given(
+    st.lists(
+        st.text(st.one_of(st.characters(max_codepoint=0x24F), st.sampled_from(" \t\n.¿¡ñÁ\u0301ﬁ👍")), max_size=30), max_size=8
+    )
+)
+def test_the_kernel_normalises_as_the_patterns_do(texts: list[str]) -> None:
+    few = pl.Series("text", [*texts, "", " a\t. B ", "ÑANDÚ ¿qué?"])
+    many = pl.concat([few] * (nd.FEW // len(few) + 1))
+    assert nd.normalise(many).head(len(few)).equals(nd.normalise(few))
+    assert nd.normalise(many).tail(len(few)).equals(nd.normalise(few))
+
+
 def test_exact_keys_are_the_same_everywhere() -> None:
     assert nd.exact_keys(["", "señal"]).tolist() == [13020603013274838756, 974497926554310029]
     assert len(set(nd.exact_keys([str(i) for i in range(1_000)]).tolist())) == 1_000
