@@ -14,12 +14,10 @@ from typing import Any
 
 import polars as pl
 
+from benchmarks.exports import corpus_of
 from benchmarks.measure import ROOT, SAMPLE, Row, cpu, peak_mb
 from finetune_assets.assistants import load_assistant
-from finetune_assets.corpus.examples import build_examples
-from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.schema import EXAMPLES
-from finetune_assets.corpus.sources import read_source
 from finetune_assets.dataset import choose, freeze
 from finetune_assets.dataset.lines import texts_of
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
@@ -32,7 +30,7 @@ def rows(rounds: int) -> list[Row]:
     assistant = load_assistant(ROOT / "finetune_assets" / "assistants", "dental")
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        sample = _sample(Path(folder) / "sample")
+        sample = corpus_of(SAMPLE, Path(folder) / "sample")
         choose(sample, assistant)  # compiles
         for size in SIZES:
             store = _copied(sample, Path(folder) / str(size), size)
@@ -65,15 +63,6 @@ def _json_lines(store: Store, rounds: int) -> Row:
 def _dumped(system: str, row: dict[str, Any]) -> str:
     said = [{"role": "system", "content": system}, *row["context"], {"role": "assistant", "content": row["reply"]}]
     return json.dumps({"messages": said}, ensure_ascii=False, separators=(",", ":"))
-
-
-def _sample(home: Path) -> Store:
-    store, source = Store(home), read_source([str(SAMPLE)])
-    weeks = stale_weeks(store, source).stale
-    ingest_conversations(store, source, weeks, b"key")
-    ingest_feedback(store, source, weeks, b"key")
-    build_examples(store, weeks)
-    return store
 
 
 def _copied(sample: Store, home: Path, size: int) -> Store:

@@ -5,7 +5,8 @@
 The conversations of `../shared/data/sgd` (else of the sample) are copied again and again: new ids (UUIDs) and users, times spread
 evenly over the weeks, and in each copy half of the plain words become others of the same length, the same ones in the whole
 copy. So what was planted holds in each copy (`truth.json`: broken rows, duplicates, personal data, corrections), and two copies
-of a text are mostly no near-duplicates. `--messages` cuts conversations. All are of the vertical `dental`; a file a table and week.
+of a text are mostly no near-duplicates. `--messages` cuts conversations.
+All are of the vertical `dental`. A file a table and week.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How a benchmark measures and what it answers: `cpu`, `peak_mb`, `peer` and `Row`.
 
 Peers that are no dependency run in the interpreter that BENCH_PEERS names, e.g. of a virtual environment with
-`pip install pandas pyarrow datasketch rensa rapidfuzz text-dedup datatrove spacy nltk tokenizers`; else their rows say
-`not installed`.
+`pip install pandas pyarrow datasketch phonenumbers rensa rapidfuzz text-dedup datatrove spacy nltk tokenizers`;
+else their rows say `not installed`.
 """
 
 from __future__ import annotations

@@ -20,13 +20,12 @@ from typing import Any
 import polars as pl
 import yaml
 
-from benchmarks.measure import Row, cpu
-from finetune_assets.corpus import names, phones, recognisers
+from benchmarks.exports import EXPORTS
+from benchmarks.measure import ROOT, Row, cpu
+from finetune_assets.corpus import names, personal_data, phones, recognisers
 from finetune_assets.corpus.personal_data import find, may_hold, needs_look, scrub_conversation
 
-ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "benchmarks" / "privacy.yaml"
-EXPORTS = (ROOT / "data" / "sample", ROOT / ".." / "shared" / "data" / "sgd")
 BUSINESS = r"\(?\d{3}\)?[- ]\d{3}[- ]\d{4}"
 PLACED = re.compile(r"\[[A-Z_]+?(?:_\d+)?\]")
 
@@ -162,6 +161,8 @@ def rows(rounds: int) -> list[Row]:
         find("llámame al +34 612 345 678")
 
         def ours(texts: pl.Series = texts) -> int:
+            personal_data.found_in.cache_clear()  # what an earlier round saw would make this one look faster than a first run
+            phones._valid_phone.cache_clear()
             return sum(len(find(text)) for text in texts.filter(may_hold(texts)))
 
         def theirs(plain: list[str] = plain) -> int:

@@ -11,62 +11,71 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from rapidfuzz.fuzz import ratio
 
-from benchmarks.privacy import EXPORTS
+from benchmarks.exports import EXPORTS, Truth, corpus_of
 from finetune_assets.assistants import Assistant
-from finetune_assets.corpus.examples import build_examples
-from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.near_duplicates import normalise
-from finetune_assets.corpus.sources import read_source
 from finetune_assets.dataset import choose
 from finetune_assets.storage import Store
 
-Truth = dict[str, Any]
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of planted row: how many there are, and of how many the right thing became."""
+
+    what: str
+    right: int
+    planted: int
+
+    @property
+    def share(self) -> float:
+        """0..1."""
+        return self.right / max(self.planted, 1)
 
 
-def lines(folder: Path) -> Iterator[str]:
-    """One line a kind of planted row: how many there are, and of how many the right thing became."""
-    truth: Truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+def kinds(folder: Path) -> list[Kind]:
+    """What became of the rows planted in an export."""
     with tempfile.TemporaryDirectory() as home:
-        store = Store(Path(home))
-        tables = read_source([str(folder)])
-        weeks = stale_weeks(store, tables).stale
-        ingest_conversations(store, tables, weeks, b"key")
-        ingest_feedback(store, tables, weeks, b"key")
-        build_examples(store, weeks)
-        rejected = pl.read_parquet(f"{home}/corpus/rejected/**/*.parquet", hive_partitioning=False)
-        examples = pl.read_parquet(f"{home}/corpus/examples/**/*.parquet", hive_partitioning=False)
+        store = corpus_of(folder, Path(home))
+        files = sorted(store.home.glob("corpus/examples/week=*/part.parquet"))
+        verticals = pl.scan_parquet(files, hive_partitioning=False).select(pl.col("vertical").unique().sort()).collect()
         settings = [
-            {"name": "truth", "select": {"vertical": vertical}, "augment": {"share": 0}}
-            for vertical in sorted(examples["vertical"].unique())
+            {"name": "truth", "select": {"vertical": vertical}, "augment": {"share": 0}} for vertical in verticals["vertical"]
         ]
-        chosen = [choose(store, Assistant.model_validate(one)).kept for one in settings]
-    kept = pl.concat([frame.select("message_id", "conversation_id", "source", "user_text", "reply") for frame in chosen])
-    set_aside = {(row["table"], row["id"]): row["reason"] for row in rejected.iter_rows(named=True)}
-    found = sum((row["table"], row["id"]) in set_aside for row in truth["bad_rows"])
-    yield _line("broken rows set aside with a reason", found, len(truth["bad_rows"]))
+        return compared(folder, store, pl.concat([choose(store, Assistant.model_validate(one)).kept for one in settings]))
+
+
+def compared(folder: Path, store: Store, kept: pl.DataFrame) -> list[Kind]:
+    """The same where corpus and chosen rows are there already."""
+    truth: Truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    corpus = store.home / "corpus"
+    rejected = pl.read_parquet(corpus / "rejected/**/*.parquet", columns=["table", "id"], hive_partitioning=False)
+    said = pl.read_parquet(corpus / "examples/**/*.parquet", columns=["message_id"], hive_partitioning=False)["message_id"]
+    kept = kept.filter(pl.col("source") != "synthetic")
+    set_aside = set(rejected.iter_rows())
+    found = [Kind(_SET_ASIDE, sum((row["table"], row["id"]) in set_aside for row in truth["bad_rows"]), len(truth["bad_rows"]))]
     for name in ("exact_duplicates", "near_duplicates"):
         pairs = truth[name]
-        yield _line(f"{name.replace('_', ' ')} that give no example twice", len(pairs) - _twice(kept, pairs), len(pairs))
+        found.append(Kind(f"{name.replace('_', ' ')} that give no example twice", len(pairs) - _twice(kept, pairs), len(pairs)))
     corrected = set(kept.filter(pl.col("source") == "corrected")["message_id"])
-    targets = set(kept["message_id"]) - corrected
-    yield _line("wrong replies that are no target", len(set(truth["bad_replies"]) - targets), len(set(truth["bad_replies"])))
-    answered = set(examples["message_id"]) & set(truth["corrected"])
-    yield _line("corrections that are the reply", len(answered & corrected), len(answered))
+    targets, bad = set(kept["message_id"]) - corrected, set(truth["bad_replies"])
+    found.append(Kind("wrong replies that are no target", len(bad - targets), len(bad)))
+    answered = set(truth["corrected"]) & set(said.filter(said.is_in(truth["corrected"])))
+    return [*found, Kind("corrections that are the reply", len(answered & corrected), len(answered))]
 
 
-def _line(what: str, found: int, planted: int) -> str:
-    return f"  {found / max(planted, 1):7.2%} of {planted:>5}  {what}"
+_SET_ASIDE = "broken rows set aside with a reason"
 
 
 def _twice(kept: pl.DataFrame, pairs: list[list[str]]) -> int:
     """Pairs of conversations of which two examples stay that are near-duplicates (rapidfuzz ratio of 90 and more)."""
+    concerned = pl.col("conversation_id").is_in([conversation for pair in pairs for conversation in pair])
+    kept = kept.filter(concerned)
     texts = kept.select("conversation_id", text=normalise(kept["user_text"]) + "\n" + normalise(kept["reply"]))
     by_conversation = {str(key[0]): group["text"].to_list() for key, group in texts.group_by("conversation_id")}
     return sum(
@@ -82,8 +91,8 @@ def main() -> None:
     folders = parser.parse_args().folders or [folder for folder in EXPORTS if (folder / "truth.json").exists()]
     for folder in folders:
         print(f"{folder.resolve().name}:")
-        for line in lines(folder):
-            print(line)
+        for kind in kinds(folder):
+            print(f"  {kind.share:7.2%} of {kind.planted:>5}  {kind.what}")
 
 
 if __name__ == "__main__":

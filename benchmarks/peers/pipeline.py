@@ -1,8 +1,10 @@
-"""Raw export to JSONL with pandas, re and datasketch: `python pipeline.py FOLDER OUT.json`. Written as their users do.
+"""Raw export to JSONL with pandas, re and datasketch: `pipeline.py [--same-work] FOLDER OUT.json`. As their users write it.
 
 The same steps as ours: bad rows, personal data, one example a reply with its context, feedback, filters, near-duplicates (word
 MinHash, 128 permutations, Jaccard 0.9), splits by a hash of the user, train, validation and test as JSON lines. It does less:
 no check digits, no names, no reasons, no lineage, no preferences, no proof that the splits share nothing.
+`--same-work` scrubs with `FOLDER/patterns.json` (pattern, flags), one `re.sub` each, and with the phonenumbers library for the
+regions of `FOLDER/regions.json` where a text holds seven digits.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,11 +42,34 @@ def scrub(text: str) -> str:
     return text
 
 
+def same_work(folder: Path) -> Callable[[str], str]:
+    """A `scrub` with the patterns of the folder; a pattern's group `name` is what is replaced, else the whole of it."""
+    import phonenumbers
+
+    given = json.loads((folder / "patterns.json").read_text(encoding="utf-8"))
+    patterns = [re.compile(pattern, flags) for pattern, flags in given]
+    regions = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+
+    def replaced(match: re.Match[str]) -> str:
+        group = "name" if "name" in match.re.groupindex else 0
+        start, end = match.start(group) - match.start(), match.end(group) - match.start()
+        return match[0][:start] + "[X]" + match[0][end:]
+
+    def scrub(text: str) -> str:
+        if sum(map(str.isdigit, text)) >= 7:
+            for region in regions:
+                for found in phonenumbers.PhoneNumberMatcher(text, region):
+                    text = text.replace(found.raw_string, "[PHONE]")
+        for pattern in patterns:
+            text = pattern.sub(replaced, text)
+        return text
+
+    return scrub
+
+
 def load(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The three tables without bad rows."""
-    conversations, messages, feedback = (
-        pd.read_parquet(folder / f"{name}.parquet") for name in ("conversations", "messages", "feedback")
-    )
+    conversations, messages, feedback = (pd.read_parquet(folder / name) for name in ("conversations", "messages", "feedback"))
     conversations = conversations.dropna(subset=["conversation_id", "tenant_id", "started_at"]).drop_duplicates("conversation_id")
     messages = messages.dropna(subset=["message_id", "conversation_id", "content", "created_at"]).drop_duplicates("message_id")
     messages = messages[messages["role"].isin(["user", "assistant"]) & (messages["content"].str.strip() != "")]
@@ -52,7 +78,9 @@ def load(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return conversations, messages, feedback
 
 
-def examples(conversations: pd.DataFrame, messages: pd.DataFrame, feedback: pd.DataFrame) -> pd.DataFrame:
+def examples(
+    conversations: pd.DataFrame, messages: pd.DataFrame, feedback: pd.DataFrame, scrub: Callable[[str], str]
+) -> pd.DataFrame:
     """One row a reply: context, user text, reply, satisfaction, verdict."""
     messages = messages.assign(content=messages["content"].apply(scrub)).sort_values(["conversation_id", "created_at"])
     newest = feedback.sort_values("created_at").drop_duplicates("message_id", keep="last").set_index("message_id")
@@ -108,9 +136,9 @@ def split(user: object) -> str:
     return "train" if place < 80 else "validation" if place < 90 else "test"
 
 
-def run(folder: Path, out: Path) -> int:
+def run(folder: Path, out: Path, scrub: Callable[[str], str]) -> int:
     """Everything; the number of rows."""
-    frame = examples(*load(folder))
+    frame = examples(*load(folder), scrub)
     frame = frame[frame.apply(keep, axis=1)].sort_values("corrected", ascending=False, kind="stable")
     frame = without_near_duplicates(frame.drop_duplicates(["user_text", "reply"]))
     frame = frame.assign(split=frame["user_id"].fillna(frame["conversation_id"]).apply(split))
@@ -123,12 +151,13 @@ def run(folder: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
+    source, target = map(Path, sys.argv[-2:])
     start = time.process_time()
     with tempfile.TemporaryDirectory() as made:
-        number = run(Path(sys.argv[1]), Path(made))
+        number = run(source, Path(made), same_work(source) if "--same-work" in sys.argv else scrub)
     told = {
         "cpu_seconds": time.process_time() - start,
         "rows": number,
         "version": f"{version('pandas')}, {version('datasketch')}",
     }
-    Path(sys.argv[2]).write_text(json.dumps(told), encoding="utf-8")
+    target.write_text(json.dumps(told), encoding="utf-8")

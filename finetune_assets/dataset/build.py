@@ -159,9 +159,9 @@ def _is_used(rated: Ratings) -> pl.Expr:
 
 def _with_contexts(rows: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
     """The rows with their `context`, in their order."""
-    numbered = rows.with_row_index("at")
+    numbered = rows.with_row_index("_order")
     nothing = numbered.clear().with_columns(context=pl.lit(None, EXAMPLES["context"]))
-    return pl.concat([nothing, *contexts(numbered)]).sort("at").drop("at")
+    return pl.concat([nothing, *contexts(numbered)]).sort("_order").drop("_order")
 
 
 def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None, contexts: Contexts) -> pl.DataFrame:
