@@ -33,7 +33,7 @@ from finetune_assets.errors import DataError, TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.presets import PREFERENCES
 from finetune_assets.training.tokens import Rows, token_rows
-from finetune_assets.worker import adapters, attention, checkpoints, memory, models, preferences
+from finetune_assets.worker import adapters, attention, checkpoints, memory, models, precision, preferences
 from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery
@@ -140,6 +140,8 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
     models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
     max_length = fitting_length(stage, model, progress)
     attention.choose(model, max_length)
+    if stage.bf16:
+        precision.cast_once(model)
     train, heldout = read_rows(stage, tokenizer, max_length, progress)
     before: dict[str, dict[str, list[float]]] = {}
     if stage.objective in PREFERENCES:
