@@ -10,7 +10,7 @@ from finetune_assets.storage import Store
 from finetune_assets.training import base_model, machine, plan
 from finetune_assets.training.base_model import Shape
 from finetune_assets.training.encoding import LightRenderer
-from finetune_assets.training.presets import OBJECTIVES
+from finetune_assets.training.presets import OBJECTIVES, PREFERENCES
 from finetune_assets.training.tokens import text_files
 from finetune_assets.training.trainer import TrainingRequest
 
@@ -70,6 +70,25 @@ def _check_hardware(request: TrainingRequest) -> None:
             "hyperparameters.precision is bfloat16, but this processor has no instructions for it (AVX512-BF16 or AMX) and there "
             "is no GPU. Remove the setting: float32 is faster here."
         )
+
+
+def check_processes(request: TrainingRequest, processes: int, *, here: bool = True) -> None:
+    """Raises SettingsError where a training cannot be divided among so many processes."""
+    if processes == 1:
+        return
+    places = (machine.gpus(), "GPUs") if machine.has_gpu() else (machine.cores(), "cores")
+    if here and processes > places[0]:
+        raise SettingsError(f"FINETUNE_PROCESSES is {processes}, this machine has {places[0]} {places[1]}: set at most as many.")
+    for objective, values in request.chain:
+        if objective in PREFERENCES:
+            raise SettingsError(
+                f"objective `{objective}` trains in one process: set FINETUNE_PROCESSES=1, or take it out of `objective`."
+            )
+        if values.batch_size % processes:
+            raise SettingsError(
+                f"batch_size {values.batch_size} of `{objective}` cannot be divided among {processes} processes: set "
+                f"hyperparameters.batch_size to a multiple of {processes}, or another FINETUNE_PROCESSES."
+            )
 
 
 def _check_tokenizer(model: str) -> None:

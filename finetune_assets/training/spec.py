@@ -90,6 +90,7 @@ def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_M
         **spec,
         "output": str(folder.resolve()),
         "cache": str(store.tokens.resolve()),
+        "processes": workers.processes,
         "threads": stored.get("threads") or workers.threads or free_threads(),
         "precision": stored.get("precision") or request.precision or default_precision(),
     }

@@ -25,10 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from finetune_assets.errors import FinetuneError, TrainingError
 from finetune_assets.storage import read_json, replacing_folder, write_text
 from finetune_assets.training.base_model import folder_hash
-from finetune_assets.worker import adapters, checkpoints, models
+from finetune_assets.worker import adapters, checkpoints, models, ranks
+from finetune_assets.worker.attempt import run_stage
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import disk_full
-from finetune_assets.worker.stage import Stage, check, run_stage
+from finetune_assets.worker.stage import Stage, check
 
 Result = dict[str, Any]
 
@@ -41,7 +42,8 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
         progress.note("This training is finished already; nothing is trained again.")
         return done
     check(spec)
-    torch.set_num_threads(int(spec["threads"]))
+    ranks.join()
+    torch.set_num_threads(max(1, int(spec["threads"]) // ranks.count()))
     try:
         tokenizer = models.load_tokenizer(spec["base_model"], spec["base_model_identity"].get("revision"))
         stages: list[Stage] = []
@@ -49,7 +51,10 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
         for number in range(len(spec["stages"])):
             stages.append(Stage(spec, number, stages[-1].place.best if stages else None))
             results.append(run_stage(stages[-1], tokenizer, progress))
-            write_log(output, stages)
+            if ranks.first():
+                write_log(output, stages)
+        if not ranks.first():
+            return {}
         finish_model(spec, stages[-1].place.best, tokenizer)
     except Exception as error:
         if isinstance(error, FinetuneError) or not disk_full(error):
@@ -147,6 +152,7 @@ def summary(spec: dict[str, Any], results: list[Result]) -> Result:
         "recoveries": [event for event in events if event["what"] != "resumed"],
         "stages": results,
         "threads": spec["threads"],
+        "processes": ranks.count(),
         "precision": spec["precision"],
         "environment": environment(),
         "host": os.uname().nodename,

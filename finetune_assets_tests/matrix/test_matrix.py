@@ -18,6 +18,7 @@ import yaml
 
 from finetune_assets.environment import ROOT
 from finetune_assets.training.machine import has_gpu
+from finetune_assets_tests.tiny_model import make_tiny_model
 
 SGD = ROOT.parent / "shared" / "data" / "sgd"
 EXPORTS = {"sample": (ROOT / "data" / "sample", "dental", "es"), "sgd": (SGD, "restaurant", "en")}
@@ -141,6 +142,32 @@ def test_a_chain_with_an_adapter_goes_to_its_report(tmp_path: Path):
     own = {"select": {"tenant": "clinica_aurora"}, "minimum": {"preference_pairs": 10}, "benchmark": {"max_rows": 4}}
     store.settings |= own
     check(store, ("continued_pretraining", "sft", "dpo"), "lora")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_gpt2_without_a_template_learns_to_answer_and_to_stop(tmp_path: Path):
+    """Random weights and a tokenizer of its own, no chat template: lower loss than before, replies that are there and end."""
+    base = make_tiny_model(
+        tmp_path / "gpt2", architecture="gpt2", template=False, hidden=96, layers=3, heads=3, vocabulary=1024, context=1024
+    )
+    assert not (base / "chat_template.jinja").exists()
+    store = made(tmp_path, "sample")
+    values = {"epochs": 3, "learning_rate": 3e-3, "batch_size": 8, "max_length": 768}
+    store.settings |= {"select": {"tenant": "clinica_aurora"}, "hyperparameters": values, "benchmark": {"max_rows": 24}}
+    done = store.run("gpt2", base_model=str(base))
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout)
+    report = json.loads(Path(outcome["report"]).with_suffix(".json").read_text())
+    version = store.folder / "home" / "models" / "gpt2" / outcome["version"]
+    result = json.loads((version / "result.json").read_text())
+    assert result["eval_losses"][-1] < result["eval_losses"][0] < 6.9  # ln 1024 at the start
+    tuned, before = (report["candidates"][name] for name in ("tuned", "base"))
+    assert tuned["loss"]["value"] < before["loss"]["value"] - 2
+    assert tuned["empty"]["value"] == 0
+    assert tuned["unfinished"]["value"] < 0.5 < before["unfinished"]["value"]
+    assert "eos_token" in (version / "chat_template.jinja").read_text()
+    assert "GPT2LMHeadModel" in (version / "config.json").read_text()
 
 
 @pytest.mark.slow
