@@ -93,5 +93,5 @@ def test_the_last_batch_is_filled_with_the_row_after_the_last():
 
 @pytest.mark.parametrize("text", ["0", "two", "-1", "2.5", "100"])
 def test_impossible_numbers_of_processes_are_refused(tmp_path: Path, text: str):
-    with pytest.raises(SettingsError, match="FINETUNE_PROCESSES.*one for each GPU"):
+    with pytest.raises(SettingsError, match=r"FINETUNE_PROCESSES.*one for each GPU"):
         Workers.read({"FINETUNE_PROCESSES": text}, tmp_path)
