@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 
 from finetune_assets.errors import DataError, ModelUnavailable, SettingsError, TrainingError
@@ -21,6 +22,8 @@ MENDS = {
     "dpo": "Preferences come from corrected replies: collect corrections, or take dpo out of `objective`.",
     "kto": "Rated replies come from thumbs up and down: collect feedback, or take kto out of `objective`.",
 }
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio", "comet_ml", "clearml", "swanlab", "codecarbon", "dvclive")
+"""What transformers' Trainer reports to, by the name of the package too."""
 SHORTEST = 64
 """Tokens of a row for which memory must suffice at least; recoveries make the micro-batch smaller, not the rows."""
 
@@ -65,11 +68,29 @@ def _check_hardware(request: TrainingRequest) -> None:
             f"adapter `qlora` cannot be trained here: {missing}. Set `adapter: lora`, or train on a machine with an NVIDIA GPU "
             "and `pip install 'finetune-assets[qlora]'`."
         )
+    if request.liger and not (machine.has_gpu() and machine.has_package("liger_kernel")):
+        missing = "there is no NVIDIA GPU" if not machine.has_gpu() else "the package liger-kernel is not installed"
+        raise TrainingError(
+            f"hyperparameters.liger is true, but {missing}. Remove the setting, or train on a machine with an NVIDIA GPU and "
+            "`pip install 'finetune-assets[liger]'`."
+        )
+    check_trackers(request.report_to)
     if request.precision == "bfloat16" and not (machine.has_gpu() or machine.multiplies_bfloat16()):
         raise TrainingError(
             "hyperparameters.precision is bfloat16, but this processor has no instructions for it (AVX512-BF16 or AMX) and there "
             "is no GPU. Remove the setting: float32 is faster here."
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises SettingsError for a tracker that is unknown, or whose package is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise SettingsError(f"FINETUNE_REPORT_TO={name!r} is unknown; allowed: {', '.join(TRACKERS)}.")
+        if not machine.has_package(name):
+            raise SettingsError(
+                f"FINETUNE_REPORT_TO={name} needs the package {name.replace('_', '-')}: pip install {name.replace('_', '-')}."
+            )
 
 
 def check_processes(request: TrainingRequest, processes: int, *, here: bool = True) -> None:

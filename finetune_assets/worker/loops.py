@@ -207,7 +207,8 @@ class SftLoop(Resumable, SFTTrainer):
         """
         whole = cast("Any", self.model)
         vocabulary = int(whole.config.get_text_config().vocab_size)
-        if self.accelerator.num_processes > 1 or self.aux_loss_enabled or not targets.fits(inputs, vocabulary):
+        elsewhere = self.accelerator.num_processes > 1 or self.aux_loss_enabled or self.args.use_liger_kernel
+        if elsewhere or not targets.fits(inputs, vocabulary):
             return SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         head = whole.get_output_embeddings()
         # One context around both passes: inside it weights are cast once.

@@ -23,6 +23,8 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from finetune_assets.errors import DataError, TrainingError
+from finetune_assets.storage import read_json, write_json
+from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.tokens import Rows, token_rows
 from finetune_assets.worker import adapters, models, preferences, ranks
 from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
@@ -82,6 +84,16 @@ class Stage:
     def revision(self) -> str | None:
         """Commit of a hub model."""
         return self.spec["base_model_identity"].get("revision")
+
+
+def on_this_machine(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with threads and precision, which the machine where the training first starts decides for all its starts."""
+    file = Path(spec["output"]) / "machine.json"
+    decided = read_json(file) if file.exists() else {"threads": free_threads(), "precision": default_precision()}
+    missing = {name: value for name, value in decided.items() if not spec.get(name)}
+    if missing and not file.exists():
+        write_json(file, decided)
+    return {**spec, **missing}
 
 
 def start_model(stage: Stage) -> PreTrainedModel:
@@ -206,7 +218,9 @@ def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig
         "dataloader_pin_memory": gpu,
         "ddp_backend": None if gpu or ranks.count() == 1 else "gloo",
         "ddp_find_unused_parameters": False,
-        "report_to": stage.spec.get("report_to") or "none",
+        "report_to": (stage.spec.get("report_to") if ranks.first() else None) or "none",
+        "run_name": f"{stage.spec.get('assistant', stage.place.name)}-{stage.spec['spec_hash']}-{stage.objective}",
+        "use_liger_kernel": bool(stage.spec.get("liger")),
         "disable_tqdm": True,
         "log_level": "error",
     }
