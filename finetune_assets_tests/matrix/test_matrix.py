@@ -1,6 +1,6 @@
 """Each objective and adapter on each export, from the source to the report, by `finetune run`.
 
-One combination is in the default tier; all of them (about half a minute each) are in `make test-all`.
+One is in the default tier; all of them (about half a minute each) are in `make test-all`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Store:
 
 
 def made(folder: Path, export: str) -> Store:
-    """A store of an export; its text and its tool calls are made from nothing but this file."""
+    """A store of an export; its text is made from nothing but this file."""
     source, vertical, language = EXPORTS[export]
     if not source.is_dir():
         pytest.skip(f"needs the export {source}")
@@ -79,23 +79,27 @@ def made(folder: Path, export: str) -> Store:
         "hyperparameters": SHORT,
         "benchmark": {"max_rows": 12},
     }
-    store = Store(folder, str(source), settings)
-    days = ["lunes", "martes", "jueves"] if language == "es" else ["Monday", "Tuesday", "Thursday"]
+    return Store(folder, str(source), settings)
+
+
+def with_tools(store: Store) -> Store:
+    """The store with an export of tool calls beside its own."""
+    days = ["lunes", "martes", "jueves"] if store.settings["language"] == "es" else ["Monday", "Tuesday", "Thursday"]
     rows = [
         {
-            "instruction": f"Quiero una cita el {day} a las {hour}" if language == "es" else f"Book a table on {day} at {hour}",
+            "instruction": f"Quiero una cita el {day} a las {hour}" if "lunes" in days else f"Book a table on {day} at {hour}",
             "output": {"name": "book", "arguments": {"day": day, "hour": hour}},
             "user_id": f"person{hour}{day}",
         }
         for day in days
         for hour in range(9, 23)
     ]
-    file = folder / "tools.jsonl"
+    file = store.folder / "tools.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     origin = ("--tenant", "booker", "--vertical", "booking", "--date", "2026-10-05")
-    done = store.finetune("import", str(file), "--to", str(folder / "tools"), *origin)
+    done = store.finetune("import", str(file), "--to", str(store.folder / "tools"), *origin)
     assert done.returncode == 0, done.stderr
-    store.source += f",{folder / 'tools'}"
+    store.source += f",{store.folder / 'tools'}"
     return store
 
 
@@ -107,7 +111,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
     class Made(dict[str, Store]):
         def __missing__(self, export: str) -> Store:
             (folder / export).mkdir()
-            return self.setdefault(export, made(folder / export, export))
+            return self.setdefault(export, with_tools(made(folder / export, export)))
 
     return Made(found)
 
@@ -137,11 +141,10 @@ def check(store: Store, chain: tuple[str, ...], adapter: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_chain_with_an_adapter_goes_to_its_report(tmp_path: Path):
+def test_an_adapter_goes_to_its_report(tmp_path: Path):
     store = made(tmp_path, "sample")
-    own = {"select": {"tenant": "clinica_aurora"}, "minimum": {"preference_pairs": 10}, "benchmark": {"max_rows": 4}}
-    store.settings |= own
-    check(store, ("continued_pretraining", "sft", "dpo"), "lora")
+    store.settings |= {"select": {"tenant": "clinica_aurora"}, "benchmark": {"max_rows": 4}}
+    check(store, ("sft",), "lora")
 
 
 @pytest.mark.slow

@@ -18,19 +18,19 @@ from finetune_assets.storage import read_json
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.rows import Filled, LengthGrouped
 from finetune_assets.workers import Workers
-from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+from finetune_assets_tests.tiny_model import dialogues
 from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def job(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[str, Any]:
     """A spec; 91 rows in batches of 8, so that the last batch of an epoch is short."""
     folder = tmp_path_factory.mktemp("job")
     write_rows(folder / "data" / "train.jsonl", dialogues(46, seed=3) + dialogues(45, seed=4, turns=3))
     write_rows(folder / "data" / "validation.jsonl", dialogues(16, seed=5))
-    return make_spec(folder / "one", make_tiny_model(folder / "base"), folder / "data")
+    return make_spec(folder / "one", base, folder / "data")
 
 
 @pytest.fixture(scope="module")

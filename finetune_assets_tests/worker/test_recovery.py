@@ -30,11 +30,6 @@ from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_rows(folder / "train.jsonl", dialogues(96, seed=3))
