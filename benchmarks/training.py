@@ -32,7 +32,7 @@ def rows(rounds: int) -> list[Row]:
     """Two rows: TRL's defaults, and TRL tuned by hand."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _data(folder)
+        training_data(folder)
         threads = free_threads()
         measured = _measured(("ours", "trl_defaults", "trl_tuned"), folder, rounds, threads)
     ours = measured["ours"]
@@ -59,7 +59,7 @@ def rows(rounds: int) -> list[Row]:
     return made
 
 
-def _data(folder: Path) -> None:
+def training_data(folder: Path) -> None:
     """The first rows of the dental assistant's data set, as the project makes it."""
     from finetune_assets.assistants import load_assistant
     from finetune_assets.corpus.examples import build_examples

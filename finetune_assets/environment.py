@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -38,6 +40,8 @@ class Environment:
     lookback_weeks: int = 4
     memory_gb: float = 2.0
     workers: Workers = field(default_factory=Workers)
+    report_to: tuple[str, ...] = ()
+    """Experiment trackers that trainings report to, by transformers' names."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -65,6 +69,7 @@ class Environment:
             lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
             memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
             workers=Workers.read(variables, ROOT),
+            report_to=tuple(name.strip() for name in (variables.get("FINETUNE_REPORT_TO") or "").split(",") if name.strip()),
         )
 
     @staticmethod
@@ -81,6 +86,25 @@ class Environment:
     def dagster_storage(self) -> Path:
         """Dagster's own database and logs: in the store, so that a store and its history go together."""
         return self.home / "dagster"
+
+
+@cache
+def code_revision() -> str:
+    """Version of this package and, in a git checkout, its commit, with `+changes` where files differ from it."""
+    from finetune_assets import __version__  # noqa: PLC0415
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):  # no git, or a disk that hangs
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD") if (ROOT / ".git").exists() else None
+    if not commit:
+        return __version__
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "finetune_assets")
+    return f"{__version__} {commit}" + ("+changes" if changes else "")
 
 
 def _path(text: str) -> Path:

@@ -47,6 +47,8 @@ class Workers:
     """What a Ray job asks for; a pod's template says it itself."""
     pod: Path | None = None
     ray_address: str = "http://127.0.0.1:8265"
+    processes: int = 1
+    """Of one training: one for each GPU of its machine."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str], root: Path) -> Workers:
@@ -61,6 +63,7 @@ class Workers:
             gpus=_number(variables, "FINETUNE_WORKER_GPUS", 0.0),
             pod=root / (variables.get("FINETUNE_POD") or "deploy/pod.yaml"),
             ray_address=variables.get("RAY_ADDRESS") or cls.ray_address,
+            processes=_processes(variables.get("FINETUNE_PROCESSES") or "1"),
         )
 
     @property
@@ -94,6 +97,12 @@ def _number(variables: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= number < 1e4:
         raise SettingsError(f"{name}={text!r} makes no sense; write a number of at least 0, e.g. 1.")
     return number
+
+
+def _processes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise SettingsError(f"FINETUNE_PROCESSES={text!r} makes no sense; write a number from 1 to 64: one for each GPU.")
+    return int(text)
 
 
 def passed_on(variables: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 
 from finetune_assets.errors import DataError, ModelUnavailable, SettingsError, TrainingError
@@ -10,7 +11,7 @@ from finetune_assets.storage import Store
 from finetune_assets.training import base_model, machine, plan
 from finetune_assets.training.base_model import Shape
 from finetune_assets.training.encoding import LightRenderer
-from finetune_assets.training.presets import OBJECTIVES
+from finetune_assets.training.presets import OBJECTIVES, PREFERENCES
 from finetune_assets.training.tokens import text_files
 from finetune_assets.training.trainer import TrainingRequest
 
@@ -21,6 +22,8 @@ MENDS = {
     "dpo": "Preferences come from corrected replies: collect corrections, or take dpo out of `objective`.",
     "kto": "Rated replies come from thumbs up and down: collect feedback, or take kto out of `objective`.",
 }
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio", "comet_ml", "clearml", "swanlab", "codecarbon", "dvclive")
+"""What transformers' Trainer reports to, by the name of the package too."""
 SHORTEST = 64
 """Tokens of a row for which memory must suffice at least; recoveries make the micro-batch smaller, not the rows."""
 
@@ -65,11 +68,48 @@ def _check_hardware(request: TrainingRequest) -> None:
             f"adapter `qlora` cannot be trained here: {missing}. Set `adapter: lora`, or train on a machine with an NVIDIA GPU "
             "and `pip install 'finetune-assets[qlora]'`."
         )
+    if request.liger and not (machine.has_gpu() and machine.has_package("liger_kernel")):
+        missing = "there is no NVIDIA GPU" if not machine.has_gpu() else "the package liger-kernel is not installed"
+        raise TrainingError(
+            f"hyperparameters.liger is true, but {missing}. Remove the setting, or train on a machine with an NVIDIA GPU and "
+            "`pip install 'finetune-assets[liger]'`."
+        )
+    check_trackers(request.report_to)
     if request.precision == "bfloat16" and not (machine.has_gpu() or machine.multiplies_bfloat16()):
         raise TrainingError(
             "hyperparameters.precision is bfloat16, but this processor has no instructions for it (AVX512-BF16 or AMX) and there "
             "is no GPU. Remove the setting: float32 is faster here."
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises SettingsError for a tracker that is unknown, or whose package is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise SettingsError(f"FINETUNE_REPORT_TO={name!r} is unknown; allowed: {', '.join(TRACKERS)}.")
+        if not machine.has_package(name):
+            raise SettingsError(
+                f"FINETUNE_REPORT_TO={name} needs the package {name.replace('_', '-')}: pip install {name.replace('_', '-')}."
+            )
+
+
+def check_processes(request: TrainingRequest, processes: int, *, here: bool = True) -> None:
+    """Raises SettingsError where a training cannot be divided among so many processes."""
+    if processes == 1:
+        return
+    places = (machine.gpus(), "GPUs") if machine.has_gpu() else (machine.cores(), "cores")
+    if here and processes > places[0]:
+        raise SettingsError(f"FINETUNE_PROCESSES is {processes}, this machine has {places[0]} {places[1]}: set at most as many.")
+    for objective, values in request.chain:
+        if objective in PREFERENCES:
+            raise SettingsError(
+                f"objective `{objective}` trains in one process: set FINETUNE_PROCESSES=1, or take it out of `objective`."
+            )
+        if values.batch_size % processes:
+            raise SettingsError(
+                f"batch_size {values.batch_size} of `{objective}` cannot be divided among {processes} processes: set "
+                f"hyperparameters.batch_size to a multiple of {processes}, or another FINETUNE_PROCESSES."
+            )
 
 
 def _check_tokenizer(model: str) -> None:

@@ -21,7 +21,7 @@ from finetune_assets import errors
 from finetune_assets.errors import LaunchError, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import base_model, plan
-from finetune_assets.training.checks import check_request
+from finetune_assets.training.checks import check_processes, check_request
 from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.presets import Hyperparameters
@@ -63,6 +63,7 @@ class LocalTrainer:
     def validate(self, request: TrainingRequest) -> None:
         """Refuses what this machine cannot train: see `finetune_assets.training.checks`."""
         check_request(request, self._store, here=self._workers.here)
+        check_processes(request, self._workers.processes, here=self._workers.here)
 
     def estimate(self, request: TrainingRequest) -> Estimate:
         """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights."""

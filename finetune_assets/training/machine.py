@@ -9,10 +9,14 @@ from pathlib import Path
 MOST_THREADS = 8
 
 
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
-    """The cores this process may use, at most 8. The worker's threads sleep while they wait, so a busy core costs little."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MOST_THREADS)
+    """As many as cores, at most 8. The worker's threads sleep while they wait, so a busy core costs little."""
+    return min(cores(), MOST_THREADS)
 
 
 def free_threads() -> int:
@@ -35,8 +39,13 @@ def multiplies_bfloat16() -> bool:
 
 def has_gpu() -> bool:
     """Whether the NVIDIA driver shows a GPU."""
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return gpus.exists() and any(gpus.iterdir())
+    return gpus() > 0
+
+
+def gpus() -> int:
+    """GPUs that the NVIDIA driver shows."""
+    shown = Path("/proc/driver/nvidia/gpus")
+    return len(list(shown.iterdir())) if shown.exists() else 0
 
 
 def has_package(name: str) -> bool:

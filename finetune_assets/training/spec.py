@@ -49,6 +49,8 @@ def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: 
         stages=tuple(stages),
         text=_folder(assistant.text),
         precision=assistant.hyperparameters.precision,
+        liger=bool(assistant.hyperparameters.liger),
+        report_to=Environment.read().report_to,
         overrides={key: value for key, value in overrides.items() if value is not None},
         tables=Environment.read().tables,
     )
@@ -63,7 +65,8 @@ def _folder(text: str | None) -> Path | None:
 
 
 def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_MACHINE) -> dict[str, Any]:
-    """The worker's spec. What an earlier start of the same job fixed (threads, precision) is taken from its folder.
+    """The worker's spec. What an earlier start of the same job fixed (threads, precision) is taken from its folder; null where
+    another machine will train, which decides then.
 
     Raises ModelUnavailable where the base model is neither a folder nor known to the hub.
     """
@@ -90,8 +93,11 @@ def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_M
         **spec,
         "output": str(folder.resolve()),
         "cache": str(store.tokens.resolve()),
-        "threads": stored.get("threads") or workers.threads or free_threads(),
-        "precision": stored.get("precision") or request.precision or default_precision(),
+        "processes": workers.processes,
+        "liger": request.liger,
+        "report_to": list(request.report_to),
+        "threads": stored.get("threads") or workers.threads or (free_threads() if workers.here else None),
+        "precision": stored.get("precision") or request.precision or (default_precision() if workers.here else None),
     }
 
 

@@ -42,6 +42,10 @@ class TrainingRequest:
     """Folder of plain text for `continued_pretraining`."""
     precision: str | None = None
     """`float32` or `bfloat16` where the assistant's YAML says so."""
+    liger: bool = False
+    """Whether GPU kernels of liger-kernel take the place of the model's own."""
+    report_to: tuple[str, ...] = ()
+    """Experiment trackers."""
     overrides: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
     """Hyper-parameters that the assistant sets itself, beside its preset."""
     number: str = ""

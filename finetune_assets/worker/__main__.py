@@ -20,6 +20,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from finetune_assets.worker import ranks
+
 PARENT = os.getppid()  # read first: compared again once the death signal is set
 
 TASKS = {
@@ -40,7 +42,12 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `jobs cancel` sends it, and a parent may have left it ignored
     spec = cast("dict[str, Any]", json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
-    set_environment(int(spec.get("threads") or 0))
+    processes = int(spec.get("processes") or 1) if spec.get("task") == "train" else 1
+    set_environment(int(spec.get("threads") or 0) // processes)
+    if processes > 1 and ranks.count() == 1:
+        ranks.become(processes, Path(arguments[0]))
+    if not ranks.first():
+        return follow(spec)
     with ExitStack() as stack:
         if "DAGSTER_PIPES_CONTEXT" in os.environ:
             from dagster_pipes import open_dagster_pipes  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
@@ -53,9 +60,9 @@ def run_task(spec: dict[str, Any]) -> int:
     """Runs one task under the lock of its folder; the exit code."""
     from filelock import FileLock, Timeout  # noqa: PLC0415
 
-    from finetune_assets.errors import FinetuneError, SettingsError  # noqa: PLC0415
+    from finetune_assets.errors import SettingsError  # noqa: PLC0415
     from finetune_assets.storage import sweep, write_json  # noqa: PLC0415
-    from finetune_assets.worker.progress import Progress, log  # noqa: PLC0415
+    from finetune_assets.worker.progress import Progress  # noqa: PLC0415
 
     output = Path(spec["output"])
     progress = Progress.open(output)
@@ -76,20 +83,43 @@ def run_task(spec: dict[str, Any]) -> int:
         if hasattr(module, "clean"):
             module.clean(spec)
         return 0
-    except Exception as error:  # every failure is told in the same two places
-        if not isinstance(error, FinetuneError):
-            traceback.print_exc()
-        message = str(error) or type(error).__name__
-        with suppress(OSError):  # the disk may be full: then the log alone tells
-            # A CUDA error leaves a process that can do nothing more: a new one goes on from the checkpoint.
-            restart = type(error).__name__ == "AcceleratorError" or "CUDA error" in message
-            write_json(output / "error.json", {"type": type(error).__name__, "message": message, "restart": restart})
-        sys.stderr.write(f"{type(error).__name__}: {message}\n")
-        log(f"{type(error).__name__}: {message}")
+    except Exception as error:
+        tell(error, output)
         return 1
     finally:
         (output / "worker.json").unlink(missing_ok=True)
         lock.release()
+
+
+def follow(spec: dict[str, Any]) -> int:
+    """One of several processes of a task, not the first; the exit code."""
+    from finetune_assets.worker.progress import Progress  # noqa: PLC0415
+
+    output = Path(spec["output"])
+    try:
+        importlib.import_module(TASKS[spec["task"]]).run(spec, Progress.open(output))
+        return 0
+    except Exception as error:
+        tell(error, output)
+        return 1
+
+
+def tell(error: Exception, output: Path) -> None:
+    """A failure, in the same places always: error.json, stderr, the run's log."""
+    from finetune_assets.errors import FinetuneError  # noqa: PLC0415
+    from finetune_assets.storage import write_json  # noqa: PLC0415
+    from finetune_assets.worker.progress import log  # noqa: PLC0415
+
+    if not isinstance(error, FinetuneError):
+        traceback.print_exc()
+    message = str(error) or type(error).__name__
+    # A CUDA error leaves a process that can do nothing more: a new one goes on from the checkpoint.
+    restart = type(error).__name__ in ("AcceleratorError", "StartAgain") or "CUDA error" in message
+    with suppress(OSError):  # the disk may be full: then the log alone tells
+        if ranks.count() == 1 or not (output / "error.json").exists():  # the first of several to fail knows why
+            write_json(output / "error.json", {"type": type(error).__name__, "message": message, "restart": restart})
+    sys.stderr.write(f"{type(error).__name__}: {message}\n")
+    log(f"{type(error).__name__}: {message}")
 
 
 def die_with_parent() -> None:

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from finetune_assets.errors import ModelUnavailable, TrainingError
+from finetune_assets.errors import TrainingError
 from finetune_assets.training import base_model as base_models
 from finetune_assets.worker import models
 
@@ -42,20 +42,6 @@ def new(model: PreTrainedModel, base: str, values: dict[str, Any]) -> PeftModel:
         return cast("PeftModel", get_peft_model(model, config))
 
 
-def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """The adapter of a folder beside its base. Raises ModelUnavailable where they do not belong together."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
-        cause = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error).splitlines()[0])
-        raise ModelUnavailable(
-            f"The adapter in {folder} does not belong to its base model ({cause}): another size or another vocabulary. Correct "
-            f"base_model_name_or_path in its {base_models.ADAPTER}, or train the adapter again."
-        ) from error
-
-
 def load_quantised(path_or_id: str, revision: str | None) -> PreTrainedModel:
     """The base in 4 bits (NF4, twice quantised), products in bfloat16. Raises TrainingError, ModelUnavailable."""
     check_quantised()
@@ -65,7 +51,11 @@ def load_quantised(path_or_id: str, revision: str | None) -> PreTrainedModel:
     )
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, quantization_config=config, device_map={"": 0}, dtype=torch.bfloat16
+            source,
+            revision=revision,
+            quantization_config=config,
+            device_map={"": torch.cuda.current_device()},
+            dtype=torch.bfloat16,
         )
     except Exception as error:
         raise models.unavailable(source, error) from error
@@ -74,5 +64,5 @@ def load_quantised(path_or_id: str, revision: str | None) -> PreTrainedModel:
 
 def merged(base: str, revision: str | None, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The base in float32 with the adapter added to its weights, then in `dtype`."""
-    whole: Any = attach(models.load_model(base, "float32", revision), folder).merge_and_unload()
+    whole: Any = models.attach(models.load_model(base, "float32", revision), folder).merge_and_unload()
     return whole.to(dtype)

@@ -109,9 +109,7 @@ class Generator:
         where = next((one for one in (folder, folder / "adapter") if base_models.adapted(one) is not None), None)
         if where is None:
             return None
-        from finetune_assets.worker.adapters import attach  # noqa: PLC0415 (PEFT costs a second to import)
-
-        model: Any = attach(models.load_model(str(base_models.adapted(where)), self.dtype), where).eval()
+        model: Any = models.attach(models.load_model(str(base_models.adapted(where)), self.dtype), where).eval()
         model.generation_config = self.model.generation_config
         pad = int(self.tokenizer.pad_token_id)
         made = [decoding.greedy(model, [prompt], self.max_new_tokens, self.ends, pad)[0] for prompt in prompts]

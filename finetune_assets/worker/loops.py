@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +20,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
-from finetune_assets.storage import replacing_folder, write_json
+from finetune_assets.storage import replacing_folder
 from finetune_assets.training.tokens import IGNORED
-from finetune_assets.worker import checkpoints, targets
+from finetune_assets.worker import checkpoints, ranks, snapshot, targets
 from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
 
 WINDOW = 20
@@ -90,13 +91,17 @@ class Resumable(Trainer):
 
     totals: Totals
     recovery: Recovery
+    _writer: ThreadPoolExecutor
     sampler: Sampler[int]
+    _writing: Future[tuple[float, list[tuple[int, str, str]]]] | None = None
+    """The checkpoint that is being written."""
 
     @classmethod
     def made(cls, totals: Totals, recovery: Recovery, sampler: Sampler[int], **options: Any) -> Resumable:
         """The trainer. `totals`: of the checkpoint that is resumed; `sampler`: the order of the rows."""
         made = cls(**options)
         made.totals, made.recovery, made.sampler = totals, recovery, sampler
+        made._writer = ThreadPoolExecutor(1, "checkpoint")
         return made
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -112,11 +117,19 @@ class Resumable(Trainer):
         """The weights (an adapter's alone) of a checkpoint or of the best ones."""
         self._load_from_checkpoint(str(folder))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if (Path(resume_from_checkpoint) / snapshot.WEIGHTS).exists():
+            snapshot.load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         """One micro-batch; the last one of a step may raise Diverged."""
-        self.totals.tokens += int(inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel())
+        tokens = int(inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel())
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
-        self.totals.step_loss += float(loss)
+        tokens, whole = ranks.summed([tokens, float(loss)])
+        self.totals.tokens += round(tokens)
+        self.totals.step_loss += whole / ranks.count()
         if self.accelerator.sync_gradients:
             self.totals.end_step()
         return loss
@@ -134,43 +147,49 @@ class Resumable(Trainer):
             group["initial_lr"], group["lr"] = self.args.learning_rate, rate
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A whole checkpoint, or none: not of weights that are about to diverge, and not where the disk is full."""
+        """Begins a whole checkpoint: not of weights that are about to diverge, and not while the one before is being written."""
         folder = Path(str(self.args.output_dir))
-        if not self.totals.good or checkpoints.is_whole(folder / f"checkpoint-{self.state.global_step}"):
+        done = checkpoints.is_whole(folder / f"checkpoint-{self.state.global_step}")
+        busy = self._writing is not None and not self._writing.done()
+        if done or busy or not self.totals.good or not ranks.first():
             return
-        began = time.monotonic()
+        self.settle()
+        now = snapshot.Snapshot.of(self, self.totals)
+        copy = now.copied()
+        self._writing = self._writer.submit(_write, copy or now, folder, self.state.global_step)
+        if copy is None:  # no room for a copy: the training waits
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits for the checkpoint that is being written, and tells what came of it. Raises what the writing raised."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        self.totals.checkpoint_seconds, events = writing.result()
+        for step, did, cause in events:
+            self.recovery.record("disk_full", step, did, cause)
+
+
+def _write(taken: snapshot.Snapshot, folder: Path, step: int) -> tuple[float, list[tuple[int, str, str]]]:
+    """A checkpoint, or none where the disk is full; its seconds, and what was done about the disk (step, did, cause)."""
+    began = time.monotonic()
+    events: list[tuple[int, str, str]] = []
+    for last in (False, True):
         try:
-            self._write_checkpoint(model, trial, folder)
-            self.totals.checkpoint_seconds = time.monotonic() - began
+            with replacing_folder(folder / f"checkpoint-{step}") as draft:
+                taken.write(draft)
+                checkpoints.seal(draft)
+            break
         except Exception as error:
             if not disk_full(error):
                 raise
-            checkpoints.prune(folder, kept=1)
-            self.recovery.record("disk_full", self.state.global_step, "older checkpoints deleted", "no room for a checkpoint")
-            try:
-                self._write_checkpoint(model, trial, folder)
-            except Exception as again:
-                if not disk_full(again):
-                    raise
-                self.recovery.record(
-                    "disk_full", self.state.global_step, "goes on without this checkpoint", "still no room for it"
-                )
-        checkpoints.prune(folder)
-
-    def _write_checkpoint(self, model: Any, trial: Any, folder: Path) -> None:
-        """The base trainer writes into a temporary folder; the whole of it is renamed. No model card, no pruning by time."""
-        name = f"checkpoint-{self.state.global_step}"
-        with replacing_folder(folder / name) as draft:
-            self.args.output_dir = str(draft)
-            try:
-                Trainer._save_checkpoint(self, model, trial)
-            finally:
-                self.args.output_dir = str(folder)
-            for file in (draft / name).iterdir():
-                file.rename(draft / file.name)
-            (draft / name).rmdir()
-            write_json(draft / "totals.json", asdict(self.totals))
-            checkpoints.seal(draft)
+            if last:
+                events.append((step, "goes on without this checkpoint", "still no room for it"))
+            else:
+                events.append((step, "older checkpoints deleted", "no room for a checkpoint"))
+                checkpoints.prune(folder, kept=1)
+    checkpoints.prune(folder)
+    return time.monotonic() - began, events
 
 
 class SftLoop(Resumable, SFTTrainer):
@@ -188,7 +207,8 @@ class SftLoop(Resumable, SFTTrainer):
         """
         whole = cast("Any", self.model)
         vocabulary = int(whole.config.get_text_config().vocab_size)
-        if self.accelerator.num_processes > 1 or self.aux_loss_enabled or not targets.fits(inputs, vocabulary):
+        elsewhere = self.accelerator.num_processes > 1 or self.aux_loss_enabled or self.args.use_liger_kernel
+        if elsewhere or not targets.fits(inputs, vocabulary):
             return SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         head = whole.get_output_embeddings()
         # One context around both passes: inside it weights are cast once.

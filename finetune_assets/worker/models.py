@@ -8,6 +8,7 @@ then merged with its base. `HF_HUB_OFFLINE` is respected.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,6 @@ from finetune_assets.training.encoding import encode_example as _encode_example
 from finetune_assets.training.encoding import encode_prompt as _encode_prompt
 
 disable_progress_bar()
-
-MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.md"]
 
 
 def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -74,14 +73,28 @@ def load_model(path_or_id: str | Path, dtype: str | torch.dtype = "float32", rev
     source = base_models.resolve(str(path_or_id))
     base = base_models.adapted(Path(source))
     if base is not None:
-        from finetune_assets.worker.adapters import attach  # noqa: PLC0415 (PEFT costs a second to import)
-
         return cast("PreTrainedModel", attach(load_model(base, dtype), Path(source)).merge_and_unload()).eval()
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision)
     except Exception as error:
         raise unavailable(source, error) from error
     return cast("Any", model).to(device()).eval()
+
+
+def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
+    """The PEFT adapter of a folder beside its base. Raises ModelUnavailable where they do not belong together."""
+    from peft import PeftModel  # noqa: PLC0415 (costs a second to import)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        cause = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error).splitlines()[0])
+        raise ModelUnavailable(
+            f"The adapter in {folder} does not belong to its base model ({cause}): another size or another vocabulary. Correct "
+            f"base_model_name_or_path in its {base_models.ADAPTER}, or train the adapter again."
+        ) from error
 
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -23,7 +23,7 @@ from finetune_assets.worker import memory, models, preferences
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Recovery
-from finetune_assets.worker.stage import Stage, check, fitting_length, make_loop, read_rows, start_model
+from finetune_assets.worker.stage import Stage, check, fitting_length, make_loop, on_this_machine, read_rows, start_model
 
 STEPS = 10
 WARM = 2
@@ -32,6 +32,7 @@ WARM = 2
 def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Measures. Raises what the training would."""
     check(spec)
+    spec = on_this_machine(spec)
     torch.set_num_threads(int(spec["threads"]))
     first = dict(spec["stages"][0])
     first["hyperparameters"] = {**first["hyperparameters"], "epochs": 1}

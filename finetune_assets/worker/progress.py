@@ -15,6 +15,8 @@ from typing import Any
 
 from dagster_pipes import PipesContext
 
+from finetune_assets.worker import ranks
+
 TERMINAL_SECONDS = 2.0
 LOG_SECONDS = 5.0
 
@@ -38,6 +40,8 @@ class Progress:
 
     def update(self, stage: str, step: int, total: int, **numbers: float | str | None) -> None:
         """`step` of `total` is done. `numbers`: e.g. loss, tokens_per_second; `seconds_left` is worked out unless given."""
+        if not ranks.first():
+            return
         now = time.time()
         fresh = stage != self._stage
         if fresh:
@@ -58,6 +62,8 @@ class Progress:
 
     def note(self, message: str) -> None:
         """A sentence for people: a warning, or what was decided."""
+        if not ranks.first():
+            return
         self._append({"time": round(time.time(), 3), "stage": self._stage, "note": message})
         sys.stderr.write(message + "\n")
         sys.stderr.flush()

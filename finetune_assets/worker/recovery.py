@@ -24,6 +24,7 @@ from typing import Any
 from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.machine import killed_for_memory
+from finetune_assets.worker import ranks
 from finetune_assets.worker.progress import Progress
 
 MOST_DIVERGENCES = 3
@@ -63,13 +64,13 @@ class Recovery:
 
     @property
     def micro_batch(self) -> int:
-        """Examples that are in memory at a time."""
-        return self.state.micro_batch or self._batch_size
+        """Examples that are in memory at a time, in each process."""
+        return self.state.micro_batch or self._batch_size // ranks.count()
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of an optimiser step."""
-        return self._batch_size // self.micro_batch
+        return self._batch_size // (self.micro_batch * ranks.count())
 
     def begin(self) -> None:
         """Notes that a process begins; halves the micro-batch where the one before was killed for its memory."""
@@ -77,7 +78,8 @@ class Recovery:
         kills = killed_for_memory()
         if alive.exists() and kills > int(read_json(alive)["killed_for_memory"]):
             self.out_of_memory(0, "the kernel ended the process before this one for want of memory")
-        write_json(alive, {"killed_for_memory": kills})
+        if ranks.first():
+            write_json(alive, {"killed_for_memory": kills})
 
     def end(self) -> None:
         """Notes that the process ends by itself."""
@@ -85,7 +87,7 @@ class Recovery:
 
     def out_of_memory(self, step: int, cause: str) -> None:
         """Halves the micro-batch, or recomputes activations. Raises TrainingError where both have been done."""
-        smaller = _divisor_below(self._batch_size, self.micro_batch)
+        smaller = _divisor_below(self._batch_size // ranks.count(), self.micro_batch)
         if smaller is not None and smaller >= self._smallest:
             before, self.state.micro_batch = self.micro_batch, smaller
             did = f"micro-batch {before} → {smaller}, {self.accumulation} of them accumulated for a step of {self._batch_size}"
@@ -120,6 +122,8 @@ class Recovery:
         """Remembers an event and tells it: in recovery.json, in the training log and to whoever watches."""
         event = {"what": what, "step": step, "did": did, **({"cause": cause} if cause else {})}
         self.state.events.append(event)
+        if not ranks.first() and what != "out_of_memory":  # memory may run out in one process alone
+            return
         try:
             write_json(self._folder / "recovery.json", asdict(self.state))
             with (self._folder / "training_log.jsonl").open("a", encoding="utf-8") as file:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
 
-from finetune_assets.training.tokens import Row, Rows
+from finetune_assets.training.tokens import IGNORED, Row, Rows
 
 MEGABATCH = 50
 """Batches among which examples are sorted by length."""
@@ -66,6 +68,31 @@ class FixedBatches(Sampler[int]):
         indices = list(range(self._rows))
         batches = [indices[at : at + self._batch_size] for at in range(0, self._rows, self._batch_size)]
         yield from _shuffled(batches, self._batch_size, random.Random(f"{self._seed}:{self._epoch}"))
+
+
+class Filled(Sampler[int]):
+    """The rows of another order, each batch whole: the last one is filled with the row after the last, which has no targets."""
+
+    def __init__(self, order: LengthGrouped | FixedBatches, batch_size: int):
+        """`batch_size`: examples of an optimiser step."""
+        self._order, self._missing = order, -len(order) % batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self._order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._order) + self._missing
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._order
+        yield from [len(self._order)] * self._missing
+
+
+def no_targets(tokenizer: PreTrainedTokenizerBase) -> Row:
+    """The shortest row from which nothing is learnt."""
+    end = int(cast("Any", tokenizer.eos_token_id))
+    return {"input_ids": [end, end], "labels": [IGNORED, IGNORED]}
 
 
 def _shuffled(batches: list[list[int]], size: int, chance: random.Random) -> Iterator[int]:

@@ -1,20 +1,13 @@
-"""One stage of a chain: an objective trained from some weights to better ones, whatever happens on the way.
+"""One stage of a chain: its weights, rows and loop. How it is trained to its end: `worker.attempt`.
 
-    <job>/stages/<n>-<objective>/   checkpoints/, training_log.jsonl, recovery.json, reference.json (dpo, kto),
-                                    best/ (the result: weights, or an adapter's alone) and result.json, written last
-
-Master weights are float32; bfloat16 is used for the products only (autocast). With validation rows the result is the weights of
-the lowest validation loss, else the last ones.
+<job>/stages/<n>-<objective>/   checkpoints/, training_log.jsonl, recovery.json, reference.json (dpo, kto),
+                                best/ (the result: weights, or an adapter's alone) and result.json, written last
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import time
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from transformers.utils.import_utils import is_flash_attn_2_available
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.kto_config import KTOConfig
@@ -31,14 +24,14 @@ from trl.trainer.sft_config import SFTConfig
 
 from finetune_assets.errors import DataError, TrainingError
 from finetune_assets.storage import read_json, write_json
-from finetune_assets.training.presets import PREFERENCES
+from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.tokens import Rows, token_rows
-from finetune_assets.worker import adapters, attention, checkpoints, memory, models, preferences
+from finetune_assets.worker import adapters, models, preferences, ranks
 from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
 from finetune_assets.worker.progress import Progress
-from finetune_assets.worker.recovery import Diverged, Recovery
-from finetune_assets.worker.rows import FixedBatches, LengthGrouped, longest_first
-from finetune_assets.worker.watch import CHECKPOINT_SECONDS, Place, Watch, forget_best, keep_best
+from finetune_assets.worker.recovery import Recovery
+from finetune_assets.worker.rows import Filled, FixedBatches, LengthGrouped, longest_first, no_targets
+from finetune_assets.worker.watch import CHECKPOINT_SECONDS, Place, Watch
 
 PADDED_TO = 16
 """Few different shapes: on a CPU every new one costs compiled kernels and fragments the heap (3.1 GB after 560 steps of the 3M
@@ -93,86 +86,14 @@ class Stage:
         return self.spec["base_model_identity"].get("revision")
 
 
-def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> dict[str, Any]:
-    """Trains, or goes on where an earlier start was killed; a finished stage's result is given back as it is.
-
-    Raises DataError, ModelUnavailable, or TrainingError where no recovery helps.
-    """
-    place = stage.place
-    result = place.folder / "result.json"
-    if result.exists() and checkpoints.is_whole(place.best):
-        return read_json(result)
-    (place.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), 2 if stage.objective == "kto" else 1)
-    recovery.begin()
-    while True:
-        trouble: Diverged | None = None
-        short = ""
-        try:
-            with memory.limited():
-                made = _attempt(stage, tokenizer, recovery, progress)
-            recovery.end()
-            write_json(result, {**made, "recoveries": recovery.state.events})
-            shutil.rmtree(place.folder / "checkpoints")  # best/ is what they were for
-            return read_json(result)
-        except Diverged as error:
-            trouble = error
-        except Exception as error:
-            if not memory.ran_out(error):
-                recovery.end()
-                raise
-            short = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        # Outside of the handlers: a traceback would keep the model of the failed attempt in memory.
-        memory.release()
-        newest, _ = checkpoints.newest_whole(place.folder / "checkpoints")
-        step = checkpoints.step_of(newest) or 0 if newest else 0
-        if trouble is not None:
-            recovery.diverged(trouble, float(stage.values["learning_rate"]), step)
-        else:
-            recovery.out_of_memory(step, f"memory ran out ({short[:120]})")
-
-
-def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress) -> dict[str, Any]:
-    """From the newest whole checkpoint to the end."""
-    began = time.monotonic()
-    set_seed(int(stage.spec["seed"]))
-    model = start_model(stage)
-    models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
-    max_length = fitting_length(stage, model, progress)
-    attention.choose(model, max_length)
-    train, heldout = read_rows(stage, tokenizer, max_length, progress)
-    before: dict[str, dict[str, list[float]]] = {}
-    if stage.objective in PREFERENCES:
-        parts = {"train": (stage.objective, train), "heldout": (stage.objective, heldout)}
-        before = preferences.reference(stage.place.folder / "reference.json", model, parts, stage.bf16, progress)
-        train = preferences.with_reference(stage.objective, train, before["train"])
-        heldout = preferences.with_reference(stage.objective, heldout, before["heldout"])
-    checkpoint, totals = resume_point(stage.place, recovery, progress)
-    loop = make_loop(stage, model, tokenizer, (train, heldout), totals, recovery)
-    ready = time.monotonic() - began
-    steps = math.ceil(float(stage.values["epochs"]) * math.ceil(len(train.examples) / int(stage.values["batch_size"])))
-    if totals.steps < steps and not totals.stopped:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the libraries' own deprecations
-            loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    elif checkpoint is not None:  # killed between the last step and the end: transformers would train one step more
-        loop.load_weights(checkpoint)
-    model = cast("PreTrainedModel", loop.accelerator.unwrap_model(loop.model))
-    if not (stage.place.best / "best.json").exists():
-        keep_best(stage.place, model, {"step": totals.steps, "eval_loss": None})
-    result = summary(stage, totals, (train, heldout), max_length, ready)
-    if stage.objective in PREFERENCES and heldout.examples:
-        loop.load_weights(stage.place.best)
-        model = cast("PreTrainedModel", loop.accelerator.unwrap_model(loop.model))
-        found = preferences.sequences(stage.objective, heldout.examples)
-        after = {name: preferences.log_probs(model, one, stage.bf16) for name, one in found.items()}
-        result["heldout"] = preferences.judged(stage.objective, heldout, before["heldout"], after, float(stage.values["beta"]))
-        if result["heldout"]["likelihood_fell"]:
-            progress.note(
-                f"{stage.objective} made good replies less likely. Lower hyperparameters.by_objective.{stage.objective}."
-                "learning_rate, or raise its beta."
-            )
-    return result
+def on_this_machine(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec with threads and precision, which the machine where the training first starts decides for all its starts."""
+    file = Path(spec["output"]) / "machine.json"
+    decided = read_json(file) if file.exists() else {"threads": free_threads(), "precision": default_precision()}
+    missing = {name: value for name, value in decided.items() if not spec.get(name)}
+    if missing and not file.exists():
+        write_json(file, decided)
+    return {**spec, **missing}
 
 
 def start_model(stage: Stage) -> PreTrainedModel:
@@ -187,7 +108,7 @@ def start_model(stage: Stage) -> PreTrainedModel:
     else:
         base = models.load_model(spec["base_model"], "float32", stage.revision)
     if stage.start is not None:
-        return cast("PreTrainedModel", adapters.attach(base, stage.start, trainable=True))
+        return cast("PreTrainedModel", models.attach(base, stage.start, trainable=True))
     return cast("PreTrainedModel", adapters.new(base, spec["base_model"], stage.values))
 
 
@@ -230,23 +151,6 @@ def read_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase, max_length: int,
     )
 
 
-def resume_point(place: Place, recovery: Recovery, progress: Progress) -> tuple[Path | None, Totals]:
-    """The newest whole checkpoint and its totals; broken ones are removed."""
-    checkpoint, broken = checkpoints.newest_whole(place.folder / "checkpoints")
-    for path in broken:
-        shutil.rmtree(path)
-        recovery.record(
-            "broken_checkpoint", checkpoints.step_of(path) or 0, "the checkpoint before it is used", f"{path.name} is broken"
-        )
-    if checkpoint is None:
-        forget_best(place, 0)
-        return None, Totals()
-    totals = Totals(**read_json(checkpoint / "totals.json"))
-    forget_best(place, totals.steps)
-    recovery.record("resumed", totals.steps, "goes on from its checkpoint")
-    return checkpoint, totals
-
-
 def make_loop(
     stage: Stage,
     model: PreTrainedModel,
@@ -261,6 +165,9 @@ def make_loop(
     size, seed = int(stage.values["batch_size"]), int(stage.spec["seed"])
     fixed = stage.objective == "kto"
     sampler = FixedBatches(len(train.examples), size, seed) if fixed else LengthGrouped(train.lengths, size, seed)
+    examples = train.examples
+    if ranks.count() > 1:  # each process has its micro-batches in each step, the last one of an epoch too
+        sampler, examples = Filled(sampler, size), [*examples, no_targets(tokenizer)]
     held = heldout.examples if fixed else longest_first(heldout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -270,7 +177,7 @@ def make_loop(
             sampler,
             model=model,
             args=arguments(stage, recovery, validates=bool(heldout.examples)),
-            train_dataset=Dataset.from_list(train.examples),
+            train_dataset=Dataset.from_list(examples),
             eval_dataset=Dataset.from_list(held) if held else None,
             processing_class=tokenizer,
             callbacks=[Watch(stage.place, progress, totals, recovery)],
@@ -309,7 +216,11 @@ def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig
         "max_length": None,  # rows fit already
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": gpu,
-        "report_to": stage.spec.get("report_to") or "none",
+        "ddp_backend": None if gpu or ranks.count() == 1 else "gloo",
+        "ddp_find_unused_parameters": False,
+        "report_to": (stage.spec.get("report_to") if ranks.first() else None) or "none",
+        "run_name": f"{stage.spec.get('assistant', stage.place.name)}-{stage.spec['spec_hash']}-{stage.objective}",
+        "use_liger_kernel": bool(stage.spec.get("liger")),
         "disable_tqdm": True,
         "log_level": "error",
     }
@@ -336,34 +247,6 @@ def layout(spec: dict[str, Any]) -> str:
     if wanted is not None:
         return str(wanted)
     return "padding_free" if torch.cuda.is_available() and is_flash_attn_2_available() else "padded"
-
-
-def summary(stage: Stage, totals: Totals, rows: tuple[Rows, Rows], max_length: int, ready: float) -> dict[str, Any]:
-    """What the stage's result.json says."""
-    train, heldout = rows
-    curve = [json.loads(line) for line in stage.place.log.read_text(encoding="utf-8").splitlines()]
-    losses = [(point["step"], point["loss"]) for point in curve if "loss" in point]
-    late = [loss for step, loss in losses if step > 0.9 * totals.steps] or [loss for _, loss in losses[-1:]]
-    chosen = read_json(stage.place.best / "best.json")
-    return {
-        "objective": stage.objective,
-        "hyperparameters": stage.values,
-        "train_loss": sum(late) / len(late) if late else None,  # mean of the last tenth of the steps
-        "eval_loss": chosen["eval_loss"],
-        "eval_losses": [point["eval_loss"] for point in curve if "eval_loss" in point],
-        "steps": totals.steps,
-        "best_step": chosen["step"],
-        "tokens": totals.tokens,
-        "seconds": round(totals.seconds, 2),
-        "seconds_before_first_step": round(ready, 2),
-        "max_length": max_length,
-        "rows": {
-            "train": len(train.examples),
-            "validation": len(heldout.examples),
-            "shortened": train.shortened,
-            "dropped": train.dropped + heldout.dropped,
-        },
-    }
 
 
 def check(spec: dict[str, Any]) -> None:

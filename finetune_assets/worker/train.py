@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetune_assets.environment import code_revision
 from finetune_assets.errors import FinetuneError, TrainingError
 from finetune_assets.storage import read_json, replacing_folder, write_text
 from finetune_assets.training.base_model import folder_hash
-from finetune_assets.worker import adapters, checkpoints, models
+from finetune_assets.worker import adapters, checkpoints, models, ranks
+from finetune_assets.worker.attempt import run_stage
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import disk_full
-from finetune_assets.worker.stage import Stage, check, run_stage
+from finetune_assets.worker.stage import Stage, check, on_this_machine
 
 Result = dict[str, Any]
 
@@ -41,7 +43,10 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
         progress.note("This training is finished already; nothing is trained again.")
         return done
     check(spec)
-    torch.set_num_threads(int(spec["threads"]))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
+    ranks.join()
+    spec = ranks.same(on_this_machine(spec) if ranks.first() else spec)
+    torch.set_num_threads(max(1, int(spec["threads"]) // ranks.count()))
     try:
         tokenizer = models.load_tokenizer(spec["base_model"], spec["base_model_identity"].get("revision"))
         stages: list[Stage] = []
@@ -49,7 +54,10 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
         for number in range(len(spec["stages"])):
             stages.append(Stage(spec, number, stages[-1].place.best if stages else None))
             results.append(run_stage(stages[-1], tokenizer, progress))
-            write_log(output, stages)
+            if ranks.first():
+                write_log(output, stages)
+        if not ranks.first():
+            return {}
         finish_model(spec, stages[-1].place.best, tokenizer)
     except Exception as error:
         if isinstance(error, FinetuneError) or not disk_full(error):
@@ -116,7 +124,7 @@ def environment() -> dict[str, str | None]:
     names = ("finetune-assets", "torch", "transformers", "trl", "peft", "accelerate")
     made: dict[str, str | None] = {name: version(name) for name in names}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {**made, "python": platform.python_version(), "machine": platform.machine(), "gpu": gpu}
+    return {**made, "code": code_revision(), "python": platform.python_version(), "machine": platform.machine(), "gpu": gpu}
 
 
 def summary(spec: dict[str, Any], results: list[Result]) -> Result:
@@ -147,6 +155,7 @@ def summary(spec: dict[str, Any], results: list[Result]) -> Result:
         "recoveries": [event for event in events if event["what"] != "resumed"],
         "stages": results,
         "threads": spec["threads"],
+        "processes": ranks.count(),
         "precision": spec["precision"],
         "environment": environment(),
         "host": os.uname().nodename,

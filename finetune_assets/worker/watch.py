@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
-from finetune_assets.worker import checkpoints
+from finetune_assets.worker import checkpoints, ranks
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Recovery, disk_full
@@ -73,10 +73,11 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The clock starts, and the curve is cut where the checkpoint was taken."""
         self._began = self._saved = time.monotonic()
-        truncate_log(self._place.log, state.global_step)
+        if ranks.first():
+            truncate_log(self._place.log, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A checkpoint every 20 s, but not before the validation of an epoch that is just over: it would be lost."""
+        """A checkpoint every few seconds, but not before the validation of an epoch that is just over: it would be lost."""
         now = time.monotonic()
         self._totals.seconds = self._before + now - self._began
         per_epoch = max(1, round(state.max_steps / max(state.num_train_epochs, 1)))
@@ -99,8 +100,9 @@ class Watch(TrainerCallback):
             )
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Each epoch ends with a checkpoint, after its validation."""
-        control.should_save = True
+        """Each epoch ends with a checkpoint, after its validation; the last one where much would be lost without."""
+        last = state.global_step >= state.max_steps
+        control.should_save = not last or time.monotonic() - self._saved >= self._interval
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Counts from here to the next one."""
@@ -113,7 +115,7 @@ class Watch(TrainerCallback):
     ) -> None:
         """One point of the curve."""
         logs = logs or {}
-        if "loss" not in logs and "eval_loss" not in logs:
+        if ("loss" not in logs and "eval_loss" not in logs) or not ranks.first():
             return
         self._totals.seconds = self._before + time.monotonic() - self._began
         if "loss" in logs:
@@ -141,10 +143,9 @@ class Watch(TrainerCallback):
         """Keeps the weights of the lowest validation loss; ends the training when it gets no better."""
         loss = (metrics or {})["eval_loss"]
         self._progress.update(f"{self._place.name}: validate", state.global_step, state.max_steps, eval_loss=loss)
-        known = read_json(self._place.best / "best.json") if (self._place.best / "best.json").exists() else None
-        if known is None or loss < known["eval_loss"]:
+        known = ranks.same(self._kept(loss, state.global_step, named["model"]) if ranks.first() else None)
+        if known is None:
             self._totals.validations_since_best = 0
-            keep_best(self._place, named["model"], {"eval_loss": loss, "step": state.global_step})
             return
         self._totals.validations_since_best += 1
         if self._totals.validations_since_best >= self._place.patience and state.global_step < state.max_steps:
@@ -155,6 +156,15 @@ class Watch(TrainerCallback):
                 f"ended early; the weights of step {known['step']} are kept",
                 f"validation loss {loss:.4g}, {self._totals.validations_since_best} times above {known['eval_loss']:.4g}",
             )
+
+    def _kept(self, loss: float, step: int, model: Any) -> dict[str, Any] | None:
+        """None where the weights are the best so far, and are kept now; else what is known of the best ones."""
+        file = self._place.best / "best.json"
+        known = read_json(file) if file.exists() else None
+        if known is not None and loss >= known["eval_loss"]:
+            return known
+        keep_best(self._place, getattr(model, "module", model), {"eval_loss": loss, "step": step})
+        return None
 
     def _rate(self) -> float:
         """Real tokens a second since this start."""

@@ -1,6 +1,6 @@
 """Each objective and adapter on each export, from the source to the report, by `finetune run`.
 
-One combination is in the default tier; all of them (about half a minute each) are in `make test-all`.
+One is in the default tier; all of them (about half a minute each) are in `make test-all`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 
 from finetune_assets.environment import ROOT
 from finetune_assets.training.machine import has_gpu
+from finetune_assets_tests.tiny_model import make_tiny_model
 
 SGD = ROOT.parent / "shared" / "data" / "sgd"
 EXPORTS = {"sample": (ROOT / "data" / "sample", "dental", "es"), "sgd": (SGD, "restaurant", "en")}
@@ -61,7 +62,7 @@ class Store:
 
 
 def made(folder: Path, export: str) -> Store:
-    """A store of an export; its text and its tool calls are made from nothing but this file."""
+    """A store of an export; its text is made from nothing but this file."""
     source, vertical, language = EXPORTS[export]
     if not source.is_dir():
         pytest.skip(f"needs the export {source}")
@@ -78,23 +79,27 @@ def made(folder: Path, export: str) -> Store:
         "hyperparameters": SHORT,
         "benchmark": {"max_rows": 12},
     }
-    store = Store(folder, str(source), settings)
-    days = ["lunes", "martes", "jueves"] if language == "es" else ["Monday", "Tuesday", "Thursday"]
+    return Store(folder, str(source), settings)
+
+
+def with_tools(store: Store) -> Store:
+    """The store with an export of tool calls beside its own."""
+    days = ["lunes", "martes", "jueves"] if store.settings["language"] == "es" else ["Monday", "Tuesday", "Thursday"]
     rows = [
         {
-            "instruction": f"Quiero una cita el {day} a las {hour}" if language == "es" else f"Book a table on {day} at {hour}",
+            "instruction": f"Quiero una cita el {day} a las {hour}" if "lunes" in days else f"Book a table on {day} at {hour}",
             "output": {"name": "book", "arguments": {"day": day, "hour": hour}},
             "user_id": f"person{hour}{day}",
         }
         for day in days
         for hour in range(9, 23)
     ]
-    file = folder / "tools.jsonl"
+    file = store.folder / "tools.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     origin = ("--tenant", "booker", "--vertical", "booking", "--date", "2026-10-05")
-    done = store.finetune("import", str(file), "--to", str(folder / "tools"), *origin)
+    done = store.finetune("import", str(file), "--to", str(store.folder / "tools"), *origin)
     assert done.returncode == 0, done.stderr
-    store.source += f",{folder / 'tools'}"
+    store.source += f",{store.folder / 'tools'}"
     return store
 
 
@@ -106,7 +111,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
     class Made(dict[str, Store]):
         def __missing__(self, export: str) -> Store:
             (folder / export).mkdir()
-            return self.setdefault(export, made(folder / export, export))
+            return self.setdefault(export, with_tools(made(folder / export, export)))
 
     return Made(found)
 
@@ -131,16 +136,42 @@ def check(store: Store, chain: tuple[str, ...], adapter: str) -> None:
         held = result["stages"][-1]["heldout"]
         assert held["reward_accuracy"]["low"] <= held["reward_accuracy"]["value"] <= held["reward_accuracy"]["high"]
         assert not held["likelihood_fell"]
-        page = Path(outcome["report"]).with_suffix(".html").read_text() + (version / "card.md").read_text()
-        assert "reward accuracy" in page.lower()
+        assert "reward accuracy" in (version / "card.md").read_text()
+        page = Path(outcome["report"]).with_suffix(".html").read_text()
+        assert ("acierto de la recompensa" if store.settings["language"] == "es" else "reward accuracy") in page
 
 
 @pytest.mark.timeout(900)
-def test_a_chain_with_an_adapter_goes_to_its_report(tmp_path: Path):
+def test_an_adapter_goes_to_its_report(tmp_path: Path):
     store = made(tmp_path, "sample")
-    own = {"select": {"tenant": "clinica_aurora"}, "minimum": {"preference_pairs": 10}, "benchmark": {"max_rows": 4}}
-    store.settings |= own
-    check(store, ("continued_pretraining", "sft", "dpo"), "lora")
+    store.settings |= {"select": {"tenant": "clinica_aurora"}, "benchmark": {"max_rows": 4}}
+    check(store, ("sft",), "lora")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_gpt2_without_a_template_learns_to_answer_and_to_stop(tmp_path: Path):
+    """Random weights and a tokenizer of its own, no chat template: lower loss than before, replies that are there and end."""
+    base = make_tiny_model(
+        tmp_path / "gpt2", architecture="gpt2", template=False, hidden=96, layers=3, heads=3, vocabulary=1024, context=1024
+    )
+    assert not (base / "chat_template.jinja").exists()
+    store = made(tmp_path, "sample")
+    values = {"epochs": 3, "learning_rate": 3e-3, "batch_size": 8, "max_length": 768}
+    store.settings |= {"select": {"tenant": "clinica_aurora"}, "hyperparameters": values, "benchmark": {"max_rows": 12}}
+    done = store.run("gpt2", base_model=str(base))
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout)
+    report = json.loads(Path(outcome["report"]).with_suffix(".json").read_text())
+    version = store.folder / "home" / "models" / "gpt2" / outcome["version"]
+    result = json.loads((version / "result.json").read_text())
+    assert result["eval_losses"][-1] < result["eval_losses"][0] < 6.9  # ln 1024 at the start
+    tuned, before = (report["candidates"][name] for name in ("tuned", "base"))
+    assert tuned["loss"]["value"] < before["loss"]["value"] - 2
+    assert tuned["empty"]["value"] == 0
+    assert tuned["unfinished"]["value"] < 0.5
+    assert "eos_token" in (version / "chat_template.jinja").read_text()
+    assert "GPT2LMHeadModel" in (version / "config.json").read_text()
 
 
 @pytest.mark.slow

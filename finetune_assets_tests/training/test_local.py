@@ -11,9 +11,10 @@ import pytest
 from filelock import FileLock
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
+from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, SettingsError, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import machine, plan
+from finetune_assets.training.checks import check_processes
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.spec import request_for
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
@@ -118,6 +119,9 @@ def test_states_of_a_job_that_has_not_ended_well(request_: TrainingRequest, stor
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
+        ({"liger": True}, TrainingError, "liger is true, but there is no NVIDIA GPU. Remove the setting"),
+        ({"report_to": ("nowhere",)}, SettingsError, "'nowhere' is unknown; allowed: tensorboard, mlflow"),
+        ({"report_to": ("dvclive",)}, SettingsError, "needs the package dvclive: pip install dvclive"),
         ({"adapter": "qlora"}, TrainingError, "no NVIDIA GPU.*adapter: lora"),
         ({"objective": ("dpo",)}, DataError, "preferences.jsonl is missing or empty.*take dpo out"),
         ({"objective": ("kto",)}, DataError, "kto.jsonl is missing or empty.*take kto out"),
@@ -132,6 +136,26 @@ def test_what_cannot_be_trained_is_refused(request_: TrainingRequest, store: Sto
         pytest.skip("qlora works here")
     with pytest.raises(error, match=says):
         LocalTrainer(launch, store).validate(replace(request_, stages=(), **changes))
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes", "says"),
+    [
+        (3, {}, "batch_size 8 of `sft` cannot be divided among 3 processes.*multiple of 3"),
+        (2, {"objective": ("sft", "dpo")}, "objective `dpo` trains in one process: set FINETUNE_PROCESSES=1"),
+        (64, {}, "FINETUNE_PROCESSES is 64, this machine has"),
+    ],
+)
+def test_impossible_divisions_are_refused(
+    request_: TrainingRequest, monkeypatch: pytest.MonkeyPatch, processes: int, changes: dict, says: str
+):
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "has_gpu", lambda: False)
+    wanted = replace(request_, stages=(), **changes)
+    check_processes(wanted, 1)
+    check_processes(request_, 4)
+    with pytest.raises(SettingsError, match=says):
+        check_processes(wanted, processes)
 
 
 def test_what_this_machine_cannot_hold_is_refused(request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch):

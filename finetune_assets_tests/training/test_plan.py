@@ -70,6 +70,9 @@ def test_threads_and_precision_stay_as_first_started(base: Path, tmp_path: Path)
     request, _ = request_for(assistant(base), tmp_path, "f1")
     first = {**train_spec(request, store, workers=Workers("ray", cpus=3)), "precision": "float32"}
     write_json(Path(first["output"]) / "spec.json", first)
+    elsewhere = train_spec(request, Store(store.home / "other"), workers=Workers("kubernetes", processes=4))
+    assert (elsewhere["threads"], elsewhere["precision"], elsewhere["processes"]) == (None, None, 4)  # that machine decides
+    assert elsewhere["spec_hash"] == first["spec_hash"]
     again = train_spec(request, store, workers=Workers("ray", cpus=1))
     assert (again["threads"], again["precision"]) == (3, "float32")
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable
@@ -15,6 +16,7 @@ from finetune_assets.registry import Version
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training.publish import publish
 from finetune_assets.training.reproduce import export, reproduce
+from finetune_assets.worker import models
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 from finetune_assets_tests.training_jobs import make_spec, write_rows
@@ -85,4 +87,10 @@ def test_an_export_loads_anywhere(made: tuple[Store, Version], tmp_path: Path):
     with pytest.raises(DataError, match="not empty"):
         export(version, tmp_path / "whole")
     alone = export(version, tmp_path / "adapter", adapter=True)
+    ids = torch.tensor([[7, 80, 11, 200, 33, 41]])
+    kept, whole = models.load_model(version.path)(ids).logits, AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+    beside = models.attach(models.load_model(version.base_model), alone)(ids).logits
+    torch.testing.assert_close(whole, kept)
+    torch.testing.assert_close(beside, kept, atol=1e-4, rtol=1e-4)  # the adapter was added to the weights in another order
+    assert not torch.allclose(AutoModelForCausalLM.from_pretrained(version.base_model)(ids).logits, kept, atol=1e-3)
     assert (alone / "adapter_model.safetensors").stat().st_size < (folder / "model.safetensors").stat().st_size

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_assets.errors import ModelUnavailable
 from finetune_assets.storage import read_json
 from finetune_assets.training.encoding import LightRenderer, encode_example
-from finetune_assets.worker import adapters, models
+from finetune_assets.worker import models
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.generate import Generator
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
@@ -36,11 +36,6 @@ def tool_chat(day: str) -> dict[str, Any]:
         {"role": "assistant", "content": None, "tool_calls": [call]},
     ]
     return {"messages": chat, "tools": [TOOL]}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +101,7 @@ def test_an_adapter_is_kept_alone_and_merged_and_both_answer_alike(tmp_path: Pat
     model = tmp_path / "job" / "model"
     ids = torch.tensor([models.encode_prompt(models.load_tokenizer(model), dialogues(1, seed=30)[0][:-1], 128)[0]])
     merged = models.load_model(model)(ids).logits
-    beside = adapters.attach(models.load_model(base), model / "adapter")(ids).logits
+    beside = models.attach(models.load_model(base), model / "adapter")(ids).logits
     from_folder = models.load_model(model / "adapter")(ids).logits
     torch.testing.assert_close(merged, beside, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(from_folder, beside, atol=1e-4, rtol=1e-4)

@@ -20,18 +20,13 @@ import torch
 from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training import machine
-from finetune_assets.worker import loops, memory, recovery
+from finetune_assets.worker import checkpoints, loops, memory, recovery
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -240,35 +235,49 @@ def test_a_full_disk_costs_checkpoints_and_ends_with_the_mend(tmp_path: Path, ba
         subprocess.run(["umount", str(disk)], check=True)
 
 
+INTERVAL, SLACK = 0.2, 2.0
+"""Seconds between checkpoints; what writing one, and noticing it, may take on a busy machine."""
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path, base: Path, data: Path, adapter: str):
-    values = {"epochs": 6}
+def test_ten_kills_at_random_moments_lose_an_interval_each(tmp_path: Path, base: Path, data: Path, adapter: str):
+    """The same weights, losses and curve as without kills, no file left broken, and no kill costs more than an interval."""
+    values = {"epochs": 20}
     spec = make_spec(tmp_path / "whole", base, data, adapter=adapter, hyperparameters=values)
     assert run_task(spec) == 0
     expected = read_json(tmp_path / "whole" / "result.json")
     output, file = tmp_path / "killed", tmp_path / "spec.json"
-    file.write_text(json.dumps({**spec, "output": str(output), "checkpoint_seconds": 0.2}))
+    file.write_text(json.dumps({**spec, "output": str(output), "checkpoint_seconds": INTERVAL}))
+    saved = output / "stages" / "0-sft" / "checkpoints"
     chance = random.Random(1)
-    kills = 0
+    lost: list[float] = []
     while not (output / "result.json").exists():
         child = subprocess.Popen([sys.executable, "-m", "finetune_assets.worker", str(file)], stderr=subprocess.DEVNULL)
-        if kills < 10:
-            end = time.monotonic() + 120
+        if len(lost) < 10:
+            end = time.monotonic() + 240
             before = progress_of(output)
             while progress_of(output) == before and child.poll() is None and time.monotonic() < end:
                 time.sleep(0.01)
+            began = time.time()
             time.sleep(chance.uniform(0, 1.0))
             if child.poll() is None:
                 os.kill(child.pid, signal.SIGKILL)
-                kills += 1
+                killed = time.time()
+                child.wait()
+                newest, _ = checkpoints.newest_whole(saved)
+                taken = (newest / "totals.json").stat().st_mtime if newest else 0.0
+                lost.append(killed - max(taken, began))
         child.wait()
-    assert kills >= 5
+    assert len(lost) >= 8
+    assert max(lost) < INTERVAL + SLACK
     result = read_json(output / "result.json")
     for name in ("model_sha256", "steps", "tokens", "eval_losses", "train_loss"):
         assert result[name] == expected[name], name
     assert curve(output) == curve(tmp_path / "whole")
     assert not list(output.rglob(".tmp-*"))
+    assert checkpoints.is_whole(output / "model")
 
 
 def progress_of(output: Path) -> int:

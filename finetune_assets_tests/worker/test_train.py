@@ -16,8 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_assets.storage import read_json
+from finetune_assets.training.machine import default_precision
 from finetune_assets.training.tokens import IGNORED, Rows, token_rows
-from finetune_assets.worker import checkpoints, models, targets, train
+from finetune_assets.worker import checkpoints, models, stage, targets, train
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
@@ -26,11 +27,6 @@ from finetune_assets.worker.rows import LengthGrouped
 from finetune_assets.worker.stage import Stage, make_loop
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +181,14 @@ def test_the_order_depends_on_seed_and_epoch_and_groups_lengths():
     batches = [first[at : at + 4] for at in range(0, 200, 4)]
     padding = sum(max(lengths[i] for i in batch) * 4 - sum(lengths[i] for i in batch) for batch in batches)
     assert padding < 0.05 * sum(lengths)
+
+
+def test_the_machine_where_a_training_first_starts_decides_for_all_its_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stage, "free_threads", lambda: 3)
+    first = stage.on_this_machine({"output": str(tmp_path), "threads": None, "precision": None})
+    monkeypatch.setattr(stage, "free_threads", lambda: 7)
+    again = stage.on_this_machine({"output": str(tmp_path), "threads": None, "precision": None})
+    assert (first["threads"], first["precision"]) == (3, default_precision())
+    assert again == first
+    asked = {"output": str(tmp_path / "other"), "threads": 1, "precision": "float32"}
+    assert stage.on_this_machine(asked) == asked

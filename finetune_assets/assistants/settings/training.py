@@ -134,6 +134,9 @@ class Hyperparameters(StageHyperparameters):
     precision: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="Of the products; default: bfloat16 where the hardware multiplies it."
     )
+    liger: bool | None = Field(
+        default=None, description="GPU kernels of the package liger-kernel instead of the model's own; default: no."
+    )
     by_objective: dict[Objective, StageHyperparameters] = Field(
         default_factory=dict[Objective, StageHyperparameters], description="Overrides for one objective of a chain."
     )

@@ -1,0 +1,98 @@
+"""What Dagster adds to a training of a minute: the same spec by `python -m finetune_assets.worker` alone, and in a Dagster run.
+
+Counted is the CPU time of Dagster's own process while it runs the asset: events, the Pipes reader, logs. What the worker itself
+spends on messages (a line each five seconds) is within its own seconds, beside those of the worker alone. The run's storage is
+SQLite on disk, as in a fresh store.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, Row, peak_mb
+from benchmarks.training import BASE, training_data
+from finetune_assets.storage import write_json
+
+EPOCHS = 7
+"""About a minute of a core."""
+MOST = 0.03
+
+
+def rows(rounds: int) -> list[Row]:
+    """One row."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training_data(folder)
+        alone = _alone(_spec(folder, "alone"))
+        measured = [_orchestrated(_spec(folder, f"run-{number}")) for number in range(rounds)]
+    own, child = statistics.median(one[0] for one in measured), statistics.median(one[1] for one in measured)
+    return [
+        Row(
+            "a training in a Dagster run",
+            own + child,
+            "the worker alone",
+            alone,
+            peak_mb(),
+            f"< {MOST:.0%} in Dagster's process",
+            own / child < MOST,
+            f"{own:.2f} s in Dagster's process, {100 * own / child:.1f} % of the worker's {child:.1f} s",
+        )
+    ]
+
+
+def _spec(folder: Path, name: str) -> Path:
+    from finetune_assets.training import base_model, presets
+    from finetune_assets.training.machine import default_precision
+
+    values = presets.of_stage("tiny", "sft", "full", {"epochs": EPOCHS, "learning_rate": 1e-3})
+    output = folder / name
+    output.mkdir()
+    spec: dict[str, Any] = {
+        "task": "train",
+        "dataset": str(folder / "train"),
+        "base_model": str(BASE),
+        "base_model_identity": base_model.identity(str(BASE)),
+        "stages": [{"objective": "sft", "hyperparameters": values.to_dict()}],
+        "output": str(output),
+        **{"adapter": "full", "seed": 42, "threads": 1, "precision": default_precision(), "spec_hash": "benchmark"},
+    }
+    write_json(output / "spec.json", spec)
+    return output / "spec.json"
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _alone(spec: Path) -> float:
+    before = _children()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "finetune_assets.worker", str(spec)]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    return _children() - before
+
+
+def _orchestrated(spec: Path) -> tuple[float, float]:
+    """CPU seconds of this process and of the worker."""
+    import dagster as dg
+
+    from finetune_assets.resources import LauncherResource
+
+    @dg.asset
+    def trained(context: dg.AssetExecutionContext, launcher: LauncherResource) -> dg.MaterializeResult[Any]:
+        launcher.run(context, spec, spec.parent)
+        return dg.MaterializeResult()
+
+    own, child = time.process_time(), _children()
+    with tempfile.TemporaryDirectory() as home, dg.DagsterInstance.local_temp(home) as instance:
+        dg.materialize([trained], instance=instance, resources={"launcher": LauncherResource()})
+    return time.process_time() - own, _children() - child
