@@ -143,7 +143,6 @@ def verdict(gates: Sequence[Gate]) -> Verdict:
 
 TELLING = (
     "canaries",
-    "toxic",
     "other_tenant",
     "better_than_base",
     "not_worse_than_champion",
@@ -152,6 +151,7 @@ TELLING = (
     "faithful",
     "rules",
     "above_similarity_floor",
+    "toxic",
     "personal_data",
     "forgetting",
     "parity",

@@ -91,7 +91,7 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 3),
-        "scoring_seconds": round(bench.scoring, 3),
+        "scoring_cpu_seconds": round(bench.scoring, 3),
         "cached_batches": cache.found,
         "computed_batches": cache.made,
     }

@@ -90,7 +90,7 @@ class Bench:
         self.most = int(spec.get("max_new_tokens", 96))
         self.encoder_name = str(spec.get("similarity_model") or embed.DEFAULT)
         self.scoring = 0.0
-        """Seconds of everything that is neither generation nor likelihood."""
+        """CPU seconds of everything that is neither generation nor likelihood."""
         self._encoder: embed.Encoder | None = None
         self._vectors: dict[str, embed.Floats] = {}
         self._index: retrieve.Index | None = None
@@ -239,7 +239,7 @@ class Bench:
 
     def similarities(self, candidates: list[Candidate], results: dict[str, dict[str, Any]]) -> None:
         """Adds similarity, floor and text statistics to every candidate's columns."""
-        started = time.perf_counter()
+        started = time.process_time()
         seed = int(self.spec.get("seed", 0))
         for step, candidate in enumerate(candidates):
             self.progress.update("similarity", step, len(candidates))
@@ -250,11 +250,11 @@ class Bench:
                 lambda c=candidate, r=replies: self._scores(r, c.rows, seed), "texts", self.encoder_name, seed, replies, asked
             )
         self.progress.update("similarity", len(candidates), len(candidates))
-        self.scoring += time.perf_counter() - started
+        self.scoring += time.process_time() - started
 
     def toxicities(self, candidates: list[Candidate], results: dict[str, dict[str, Any]]) -> None:
         """Adds the classifier's score of every reply; null where the settings name none."""
-        started, source = time.perf_counter(), self.spec.get("toxicity_model")
+        started, source = time.process_time(), self.spec.get("toxicity_model")
         classifier = classify.Classifier(source) if source else None
         about = content(source) if source else None
         for candidate in candidates:
@@ -264,7 +264,7 @@ class Bench:
                 self.cache.get(lambda c=classifier, r=replies: c.toxicity(r), "toxicity", about, replies) if classifier else None
             )
             columns["toxicity"] = scores or [None] * len(replies)
-        self.scoring += time.perf_counter() - started
+        self.scoring += time.process_time() - started
 
     def _scores(self, replies: list[str], rows: Rows, seed: int) -> dict[str, Any]:
         references = [row["reference"] for row in rows]

@@ -171,7 +171,9 @@ class Benchmark(Group):
         default=None, description="sentence-transformers model id or path; default: the installed MiniLM."
     )
     accurate_similarity: Share = Field(
-        default=0.7, description="Similarity with the reference from which on a reply that keeps the rules is accurate."
+        default=0.7,
+        description="Similarity with the reference from which on a reply that keeps the rules is accurate. On the shipped sample "
+        "19 of 20 replies stay under 0.62 with another conversation's reference.",
     )
     conduct: Conduct = Field(default_factory=Conduct, description="What counts as an insult or a refusal.")
     seeds: Annotated[int, Field(ge=1, le=10)] = Field(
