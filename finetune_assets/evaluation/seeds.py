@@ -26,6 +26,8 @@ from finetune_assets.training.spec import spec_hash
 
 PREFIX = "seed-"
 """Of a further training's name as a candidate; endpoints have no dash."""
+BUDGET, RENTED = "budget", "rented"
+"""Why a training was not begun."""
 Launch = Callable[[Path, Path], None]
 """(spec file, output folder) -> runs the worker to its end. Raises LaunchError."""
 
@@ -59,17 +61,19 @@ def affordable(wanted: int, training: Mapping[str, Any], budget: Budget) -> int:
 def train(store: Store, version: Path, dataset: Path, wanted: int, budget: Budget, launch: Launch) -> list[Training]:
     """The trainings of a version beside its own, each in its job's folder; what has been trained is not trained again.
 
-    Empty for a version of a rented trainer. One that fails is told with its cause, and stops nothing.
+    Those of a rented trainer's version are not begun. One that fails is told with its cause, and stops nothing.
     """
-    if wanted < 2 or not (version / "spec.json").exists():
+    if wanted < 2:
         return []
+    if not (version / "spec.json").exists():
+        return [Training(0, None, RENTED)]
     spec, result = read_json(version / "spec.json"), read_json(version / "result.json")
     fits = affordable(wanted, result, budget)
     made: list[Training] = []
     for n in range(1, wanted):
         seed = int(spec["seed"]) + n
         if n >= fits:
-            made.append(Training(seed, None, "budget"))
+            made.append(Training(seed, None, BUDGET))
             continue
         job = {**spec, "seed": seed, "dataset": str(dataset.resolve()), "cache": str(store.tokens.resolve())}
         job["spec_hash"] = spec_hash(job)

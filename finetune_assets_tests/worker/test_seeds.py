@@ -104,6 +104,6 @@ def test_what_cannot_be_trained_is_told_and_stops_nothing(home: tuple[Store, Pat
         Store(tmp_path), version, dataset, 3, Budget(hours=2 * read_json(version / "result.json")["seconds"] / 3600), dies
     )
     assert [(one.seed, one.model, one.problem) for one in found] == [(8, None, "killed"), (9, None, "budget")]
-    assert seeds.train(store, tmp_path, dataset, 3, Budget(), dies) == []  # a rented trainer's version keeps no spec
+    assert seeds.train(store, tmp_path, dataset, 3, Budget(), dies) == [seeds.Training(0, None, "rented")]  # it keeps no spec
     assert seeds.train(store, version, dataset, 1, Budget(), dies) == []
     assert seeds.spread({}, []) is None
