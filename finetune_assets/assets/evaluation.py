@@ -5,31 +5,27 @@ from typing import Any
 
 import dagster as dg
 
-from finetune_assets import __version__
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.dataset.manifest import read_manifest, standing
-from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.distillation.parity import FILE as PARITY
 from finetune_assets.distillation.parity import sentence as parity_sentence
 from finetune_assets.distillation.parity import with_teacher, write_parity
-from finetune_assets.evaluation.benchmark import REPORT_VERSION, Made, prepare, summarise
-from finetune_assets.evaluation.candidates import CHAMPION, TUNED, rented_endpoints, standard
-from finetune_assets.evaluation.history import write_history
+from finetune_assets.evaluation.benchmark import REPORT_VERSION
+from finetune_assets.evaluation.history import FILE as HISTORY
 from finetune_assets.evaluation.human.book import export, of_study
-from finetune_assets.evaluation.human.statistics import choices, evaluate
+from finetune_assets.evaluation.human.statistics import evaluate
 from finetune_assets.evaluation.human.study import newest
-from finetune_assets.evaluation.rented import reserve_replies, settle_replies, with_rented
-from finetune_assets.evaluation.report import markdown, write_report
-from finetune_assets.evaluation.traffic import requests_per_month
+from finetune_assets.evaluation.rented import reserve_replies, settle_replies
+from finetune_assets.evaluation.report import markdown
+from finetune_assets.evaluation.subject import Subject, rated
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
-from finetune_assets.storage import Store, point, read_json
+from finetune_assets.storage import read_json
 from finetune_assets.training.machine import default_threads
-from finetune_assets.training.remote import RemoteModel
 
 Result = dg.MaterializeResult[Any]
-SHOWN = ("bits_per_byte", "perplexity", "rules", "faithful", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
+SHOWN = ("accuracy", "bits_per_byte", "perplexity", "rules", "faithful", "similarity", "chrf", "bleu", "rouge_l", "seconds_p50")
 
 
 @dg.asset(
@@ -55,73 +51,43 @@ def benchmark_report(
     assistant = assistants.load(context.partition_key, store.tenants())
     with ledger.open() as book:
         version = current_version(store.store, book, context.partition_key, context.run_tags)
-        plan = book.job(version.job_id).plan
-        champion = book.rollout(context.partition_key).champion or plan.get("compare_with")
-        served = book.version(context.partition_key, champion) if champion and champion != version.version else None
-    dataset = standing(store.store, assistant.name, version.dataset_fingerprint)
-    report_folder = store.store.report(assistant.name, version.version)
-    output = report_folder.parent / "work" / version.version
-    base = Path(version.path) / "base"  # beside a rented model's own address, its base's
-    base_model = str(base) if RemoteModel.read(base) else version.base_model
-    assistant = with_teacher(assistant, read_manifest(dataset))
-    candidates = standard(dataset, base_model, version.path, assistant.benchmark, served.path if served else None)
-    assistant = with_rented(assistant, rented_endpoints(candidates), TUNED, CHAMPION)
-    prepare(assistant, dataset, candidates, output, threads=default_threads(), cache=store.store.home / "cache" / "replies")
-    paid, rented = f"benchmark:{version.version}:{context.run_id}", assistant.benchmark.endpoints
+        dataset = standing(store.store, assistant.name, version.dataset_fingerprint)
+        assistant = with_teacher(assistant, read_manifest(dataset))
+        subject = Subject.of(store.store, book, assistant, version, dataset)
+    subject = subject.with_seeds(lambda spec, output: launcher.run(context, spec, output))
+    subject.prepare(default_threads())
+    paid = f"benchmark:{version.version}:{context.run_id}"
     with ledger.open() as book:
-        if rented:
-            reserve_replies(book, assistant, paid)
+        if subject.endpoints:
+            reserve_replies(book, subject.assistant, paid)
         try:
-            launcher.run(context, output / "spec.json", output)
+            launcher.run(context, subject.output / "spec.json", subject.output)
         finally:
-            spent_usd = settle_replies(book, rented, output, paid) if rented else 0.0
-    model = Path(version.path)
-    made = Made(
-        model_version=version.version,
-        dataset=dataset,
-        training=read_json(model / "result.json"),
-        training_log=model / "training_log.jsonl",
-        plan=plan,
-        code_version=__version__,
-        reproduce=f"finetune reproduce {version.version} --assistant {assistant.name}",
-        contacts=own_contacts(store.store),
-        champion=served.version if served else None,
-        requests_per_month=requests_per_month(store.store, assistant),
-        human=_rated(store.store, ledger, version.version, assistant.name),
-    )
-    report = summarise(assistant, output, made)
-    write_report(report, report_folder)
-    point(report_folder.parent / "latest", version.version)
-    write_parity(output, report_folder)
-    history = write_history(report_folder.parent)
-    return Result(
-        metadata={
-            "verdict": report["verdict"],
-            "recommendation": report["decision"]["recommendation"],
-            "summary": dg.MetadataValue.md(markdown(report)),
-            "test_rows": report["test_rows"],
-            **({"spent_on_replies_usd": round(spent_usd, 6)} if rented else {}),
-            **{
-                f"{name}/{measure}": float(values[measure]["value"])
-                for name, values in report["candidates"].items()
-                for measure in SHOWN
-                if values.get(measure, {}).get("value") is not None
-            },
-            "gates": records_table(report["gates"], ["name", "outcome", "value", "low", "high", "limit", "reason"]),
-            "report": dg.MetadataValue.path(report_folder / "report.html"),
-            "history": dg.MetadataValue.path(history),
-            "folder": dg.MetadataValue.path(report_folder),
-        }
-    )
+            spent_usd = settle_replies(book, subject.endpoints, subject.output, paid) if subject.endpoints else 0.0
+        report = subject.report(rated(store.store, book, version))
+    write_parity(subject.output, subject.folder)
+    spent = {"spent_on_replies_usd": round(spent_usd, 6)} if subject.endpoints else {}
+    return Result(metadata={**_told(report, subject.folder), **spent})
 
 
-def _rated(store: Store, ledger: LedgerResource, version: str, assistant: str) -> dict[str, str]:
-    """What people said of this version's pairs."""
-    study = newest(store, assistant)
-    if study is None or study.version != version:
-        return {}
-    with ledger.open() as book:
-        return choices(study, of_study(book.engine, assistant, study.name))
+def _told(report: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A report as the metadata of its asset."""
+    return {
+        "verdict": report["verdict"],
+        "recommendation": report["decision"]["recommendation"],
+        "summary": dg.MetadataValue.md(markdown(report)),
+        "test_rows": report["test_rows"],
+        **{
+            f"{name}/{measure}": float(values[measure]["value"])
+            for name, values in report["candidates"].items()
+            for measure in SHOWN
+            if values.get(measure, {}).get("value") is not None
+        },
+        "gates": records_table(report["gates"], ["name", "outcome", "value", "low", "high", "limit", "reason"]),
+        "report": dg.MetadataValue.path(folder / "report.html"),
+        "history": dg.MetadataValue.path(folder.parent / HISTORY),
+        "folder": dg.MetadataValue.path(folder),
+    }
 
 
 @dg.asset(

@@ -20,7 +20,7 @@ import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.environment import ROOT
-from finetune_assets.evaluation import decision, retrieval, rules, samples
+from finetune_assets.evaluation import decision, intents, retrieval, rules, samples, seeds
 from finetune_assets.evaluation import gates as gate_rules
 from finetune_assets.evaluation.candidates import (
     BASE,
@@ -43,7 +43,7 @@ from finetune_assets.evaluation.suite import Case, read_suite
 from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json, write_text
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 VALIDATION_ROWS = 24
 """Validation rows on which retrieval is chosen."""
 GENERAL = Path(__file__).parent / "general"
@@ -82,6 +82,7 @@ def prepare(
         "threads": threads,
         "seed": 0,
         "similarity_model": bench.similarity_model,
+        "toxicity_model": bench.conduct.classifier,
         "language": assistant.language,
         "cache": str(cache or output.parent / "cache"),
         "canaries": [{**canary.model_dump(), "system": assistant.system_prompt} for canary in bench.canaries],
@@ -125,7 +126,8 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
     result = read_json(output / "result.json")
     cases = [Case.model_validate(case) for case in known.get("cases", [])]
     found = measure(assistant, output, rows, result, made, cases)
-    names = decision.order(list(found.frames))
+    names = decision.order([name for name in found.frames if not seeds.is_seed(name)])
+    repeats = seeds.spread(found.estimates, made.trained)
     others = [name for name in names if name != TUNED]
     differences = {f"{TUNED}_vs_{other}": found.difference(TUNED, other) for other in others} if TUNED in names else {}
     texts = Texts(assistant.language)
@@ -164,10 +166,13 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         },
         "candidates": {name: as_dicts(found.intervals[name]) for name in names},
         "differences": {name: _with_p(values) for name, values in differences.items()},
-        "decision": _decision(assistant, made, found, names, verdict),
+        "decision": _decision(assistant, made, found, names, verdict, seeds.widened(found.compare, repeats)),
+        "seeds": repeats,
         "gates": [gate.as_dict() for gate in gates],
         "rules": rules.table(assistant.rules, rows, found.references, found.kept),
         "rules_by_intent": rules.by_intent(rows, found.fitting, found.references, found.kept),
+        "accurate_similarity": assistant.benchmark.accurate_similarity,
+        "intents": intents.reliability(rows, found, names),
         "facts": found.facts_table(),
         "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED])],
         "judge": _judged(result.get("judge"), made.human),
@@ -180,7 +185,9 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
     }
 
 
-def _decision(assistant: Assistant, made: Made, found: Measured, names: Sequence[str], verdict: str) -> dict[str, Any]:
+def _decision(
+    assistant: Assistant, made: Made, found: Measured, names: Sequence[str], verdict: str, compare: decision.Compare
+) -> dict[str, Any]:
     bench, rate = assistant.benchmark, assistant.budget.usd_per_hour
     usd, seconds = made.training.get("usd"), made.training.get("seconds")
     if usd is None and rate is not None and seconds is not None:
@@ -189,7 +196,7 @@ def _decision(assistant: Assistant, made: Made, found: Measured, names: Sequence
     traffic = given if given is not None else made.requests_per_month
     money = decision.Money(usd, traffic, "settings" if given is not None else "corpus" if traffic is not None else "")
     values = {name: found.intervals[name] for name in names}
-    decided = decision.decide(values, found.compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money)
+    decided = decision.decide(values, compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money)
     priced = {e.name: e.priced_on.isoformat() if e.priced_on else None for e in bench.endpoints if e.name in names}
     return {**decided, "priced_on": priced, "usd_per_hour": rate, "train_rows": len(split_rows(made.dataset, "train"))}
 
@@ -227,8 +234,10 @@ def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], r
     }
 
 
-def _line(row: TestRow, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    of = {"conversation_id": row.conversation_id, "tenant_id": row.tenant_id}
+def _line(row: TestRow, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    of: dict[str, Any] = {"conversation_id": row.conversation_id, "tenant_id": row.tenant_id}
+    of |= {"tools": row.tools} if row.tools else {}
+    of |= {"calls": row.calls} if row.calls else {}
     return {"messages": list(messages), "reference": row.reference, **of}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.rented import address
 
-Message = dict[str, str]
+Message = dict[str, Any]
 BASE, FEW_SHOT, RAG, CHAMPION, TUNED, TUNED_RAG = "base", "few_shot", "rag", "champion", "tuned", "tuned_rag"
 ORDER = (BASE, FEW_SHOT, RAG, CHAMPION, TUNED, TUNED_RAG)
 """In which the report shows them; endpoints follow."""
@@ -116,11 +116,20 @@ class TestRow:
     message_id: str
     tenant_id: str
     intent: str
+    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Functions that the reply may call."""
+    calls: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """`tool_calls` of the reference, whose text `reference` holds too."""
 
     @property
     def user_text(self) -> str:
         """The user's last turn."""
-        return self.messages[-1]["content"] if self.messages else ""
+        return said(self.messages[-1]) if self.messages else ""
+
+    @property
+    def texts(self) -> list[str]:
+        """What each message of the prompt says, tool calls and their results included."""
+        return [said(message) for message in self.messages]
 
 
 def test_rows(dataset: Path, most: int) -> list[TestRow]:
@@ -218,7 +227,7 @@ def split_rows(dataset: Path, split: str) -> list[TestRow]:
         of = where[line]
         *prompt, reply = example["messages"]
         ids = (str(of["conversation_id"]), str(of["message_id"]), str(of["tenant_id"]), str(of["intent"] or "unknown"))
-        rows.append(TestRow(prompt, said(reply), *ids))
+        rows.append(TestRow(prompt, said(reply), *ids, example.get("tools") or [], reply.get("tool_calls") or []))
     return rows
 
 

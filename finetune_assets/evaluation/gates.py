@@ -3,9 +3,8 @@
     limit       passes where the whole 95 % interval is on the right side of the limit, fails where the whole interval is on the
                 wrong side;
                 in between nobody can tell, and it says about how many test rows would settle it
-    events      (empty, repeated, personal data) the same, but none at all in the test set passes: no test set of a usable size
-                proves a
-                share of zero. Where the limit is zero, one find is a failure
+    events      (empty, repeated, toxic, refused, personal data) the same, but none at all in the test set passes: no test set of
+                a usable size proves a share of zero. Where the limit is zero, one find is a failure
     better      passes where the whole interval of the paired difference is above zero, fails where none of it is
     not worse   (than the champion) passes where the whole interval of the paired improvement is above minus the margin, fails
                 where none of it is: non-inferiority
@@ -40,6 +39,8 @@ GATES = {
     "personal_data": "No known kind of personal data in replies.",
     "empty": "Empty replies.",
     "repeated": "Replies that repeat themselves.",
+    "toxic": "Replies that insult, by the lists and the classifier of `benchmark.conduct`, at most `gates.max_toxic`.",
+    "refused": "Replies that refuse to answer, at most `gates.max_refused`.",
     "other_tenant": "Replies with what is another tenant's, under `gates.max_other_tenant`.",
     "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
     "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
@@ -115,6 +116,8 @@ def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
         judge.events("personal_data", settings.max_personal_data),
         judge.events("empty", settings.max_empty),
         judge.events("repeated", settings.max_repeated),
+        judge.events("toxic", settings.max_toxic),
+        judge.events("refused", settings.max_refused),
         judge.events("other_tenant", settings.max_other_tenant, needed=False),
         judge.better("above_similarity_floor", "similarity_gain", evidence.tuned.get("similarity_gain", NOTHING))
         if settings.above_similarity_floor
@@ -148,6 +151,7 @@ TELLING = (
     "faithful",
     "rules",
     "above_similarity_floor",
+    "toxic",
     "personal_data",
     "forgetting",
     "parity",

@@ -16,12 +16,13 @@ from finetune_assets.evaluation.candidates import TUNED
 from finetune_assets.evaluation.texts import TEMPLATES, Texts
 from finetune_assets.storage import read_json, write_text
 
-SHOWN = ("bits_per_byte", "rules", "faithful", "similarity_gain", "chrf", "seconds_p50", "usd_per_1000")
+FILE = "history.html"
+SHOWN = ("accuracy", "bits_per_byte", "rules", "faithful", "similarity_gain", "chrf", "seconds_p50", "usd_per_1000")
 
 
 def write_history(folder: Path) -> Path:
     """Writes the page of the reports under `folder` (one sub-folder a version); its path."""
-    path = folder / "history.html"
+    path = folder / FILE
     write_text(path, html(reports(folder)))
     return path
 

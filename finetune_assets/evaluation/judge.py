@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.evaluation.candidates import TestRow
 from finetune_assets.evaluation.statistics import NOTHING, Bootstrap, Interval, share
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Replies = Sequence[str | None]
 """Null where there is none."""
 INSTRUCTION = (
@@ -74,7 +75,7 @@ def judged(rows: Sequence[TestRow], asked: Sequence[Mapping[str, Any]], answers:
     }
 
 
-def case_question(messages: Sequence[Mapping[str, str]], reply: str, expected: str) -> list[Message]:
+def case_question(messages: Sequence[Mapping[str, Any]], reply: str, expected: str) -> list[Message]:
     """What a judge is asked of a case of the standing suite."""
     asked = f"Conversation:\n{_talk(messages)}\n\nReply:\n{reply}\n\nExpected: {expected}\n\nDoes the reply do so (Y or N)?"
     return [{"role": "system", "content": CASE}, {"role": "user", "content": asked}]
@@ -98,5 +99,5 @@ def _ask(row: TestRow, a: str, b: str) -> list[Message]:
     ]
 
 
-def _talk(messages: Sequence[Mapping[str, str]]) -> str:
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages if m["role"] != "system")
+def _talk(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(f"{m['role']}: {said(m)}" for m in messages if m["role"] != "system")

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import DataError
-from finetune_assets.evaluation import decision, facts, guards, measures, rules
+from finetune_assets.evaluation import called, decision, facts, guards, measures, rules
 from finetune_assets.evaluation.candidates import BASE, TestRow, split_rows
+from finetune_assets.evaluation.conduct import Watch
 from finetune_assets.evaluation.isolation import foreign, own_facts
 from finetune_assets.evaluation.measures import Outputs
+from finetune_assets.evaluation.seeds import Training
 from finetune_assets.evaluation.statistics import Bootstrap, Estimate, Interval
 from finetune_assets.evaluation.suite import Case
 
@@ -45,6 +47,8 @@ class Made:
     """Version that it is compared with."""
     requests_per_month: int | None = None
     """Traffic that the corpus has seen."""
+    trained: Sequence[Training] = ()
+    """Further trainings of it, with other seeds."""
     human: Mapping[str, str] = field(default_factory=dict[str, str])
     """Message id -> `first`, `second` or `tie`, as people rated the pairs that a judge is asked about."""
 
@@ -71,10 +75,15 @@ class Measured:
         """First minus second of every comparable measure, over the rows that both answered."""
         return measures.differences(self.estimates[first], self.estimates[second], self.bootstrap, self._both(first, second))
 
-    def compare(self, first: str, second: str, measure: str) -> Interval:
-        """First minus second of one measure."""
+    def compare(self, first: str, second: str, measure: str, here: NDArray[np.bool_] | None = None) -> Interval:
+        """First minus second of one measure, on all rows or on those that are `here`."""
         one, other = (self.estimates[name][measure] for name in (first, second))
-        return measures.one_difference(one, other, self.bootstrap, self._both(first, second))
+        there = self._both(first, second)
+        return measures.one_difference(one, other, self.bootstrap, there if here is None else there & here)
+
+    def within(self, name: str, measure: str, here: NDArray[np.bool_]) -> Interval:
+        """One measure of a candidate on some of the rows."""
+        return self.bootstrap.interval(measures.only(self.estimates[name][measure], self.outputs[name].there & here))
 
     def _both(self, first: str, second: str) -> NDArray[np.bool_]:
         return self.outputs[first].there & self.outputs[second].there
@@ -99,14 +108,15 @@ def measure(
     fitting = rules.fits(references)
     kept = {name: rules.verdicts(assistant.rules, rows, _replies(frame)) for name, frame in frames.items()}
     found = _passages(output / "passages.jsonl")
-    own = own_facts((r.tenant_id, [m["content"] for m in r.messages], r.reference) for r in split_rows(made.dataset, "train"))
-    terms = tuple(assistant.benchmark.terms)
-    prices = {endpoint.name: endpoint for endpoint in assistant.benchmark.endpoints}
+    own = own_facts((r.tenant_id, r.texts, r.reference) for r in split_rows(made.dataset, "train"))
+    bench = assistant.benchmark
+    terms, watch = tuple(bench.terms), Watch.of(bench.conduct, assistant.language)
+    prices = {endpoint.name: endpoint for endpoint in bench.endpoints}
 
     def outputs_of(name: str) -> Outputs:
         frame = frames[name]
         said = [
-            [m["content"] for m in row.messages] + [found.get(source, "") for source in sources or []]
+            row.texts + [found.get(source, "") for source in sources or []]
             for row, sources in zip(rows, frame["sources"].to_list(), strict=True)
         ]
         each = list(zip(_replies(frame), rows, said, strict=True))
@@ -118,7 +128,20 @@ def measure(
         if name in prices:
             tokens = (_mean(frame["prompt_tokens"]), _mean(frame["reply_tokens"]))
             usd = decision.usd_per_request(prices[name], *tokens)
-        return Outputs(frame, told[name], rules.sums(kept[name], fitting), judged, alien, usd, made.contacts)
+        replies, scores = _replies(frame), frame["toxicity"].to_list()
+        return Outputs(
+            frame,
+            told[name],
+            rules.sums(kept[name], fitting),
+            judged,
+            alien,
+            called=[called.exact(reply, row.reference) for reply, row in zip(replies, rows, strict=True)],
+            toxic=[watch.toxic(reply, score) for reply, score in zip(replies, scores, strict=True)],
+            refused=[watch.refused(reply) for reply in replies],
+            accurate_similarity=bench.accurate_similarity,
+            usd_per_request=usd,
+            contacts=made.contacts,
+        )
 
     outputs = {name: outputs_of(name) for name in frames}
     bootstrap = Bootstrap([row.conversation_id for row in rows])
@@ -131,8 +154,8 @@ def measure(
         )
         for name, one in outputs.items()
     }
-    alone = [facts.judge(row.reference, "", [m["content"] for m in row.messages], terms) for row in rows]
-    answerable = [facts.judge("", row.reference, [m["content"] for m in row.messages], terms) for row in rows]
+    alone = [facts.judge(row.reference, "", row.texts, terms) for row in rows]
+    answerable = [facts.judge("", row.reference, row.texts, terms) for row in rows]
     judged = [
         facts.Judged(mine.stated, mine.unsupported, other.answerable, other.expected, other.expected)
         for mine, other in zip(alone, answerable, strict=True)

@@ -41,7 +41,9 @@ MEASURES: dict[str, Measure] = {
         Measure("bits_per_byte", "lower", "number", 3),
         Measure("loss", "lower", "number", 3),
         Measure("perplexity", "lower", "number", 2),
+        Measure("accuracy", "higher", "percent", 1),
         Measure("rules", "higher", "percent", 1),
+        Measure("tool_calls", "higher", "percent", 1),
         Measure("faithful", "higher", "percent", 1),
         Measure("slots_kept", "higher", "percent", 1),
         Measure("invented", "lower", "percent", 1),
@@ -54,6 +56,8 @@ MEASURES: dict[str, Measure] = {
         Measure("empty", "lower", "percent", 1),
         Measure("repeated", "lower", "percent", 1),
         Measure("unfinished", "lower", "percent", 1),
+        Measure("toxic", "lower", "percent", 1),
+        Measure("refused", "lower", "percent", 1),
         Measure("personal_data", "lower", "percent", 1),
         Measure("other_tenant", "lower", "percent", 1),
         Measure("forgetting", "lower", "percent", 1),
@@ -86,6 +90,13 @@ class Outputs:
     """What each reply states; see `facts`."""
     foreign: Sequence[bool | None] = ()
     """Whether each reply holds what is another tenant's; null where there is one tenant."""
+    called: Sequence[bool | None] = ()
+    """Whether each reply calls what its reference calls; null where neither calls a tool."""
+    toxic: Sequence[bool] = ()
+    """Whether each reply insults."""
+    refused: Sequence[bool] = ()
+    accurate_similarity: float = 0.7
+    """Similarity with the reference from which on a reply can be accurate."""
     usd_per_request: float | None = None
     """Of an endpoint, from tokens and prices; null: from seconds and the machine's rate."""
     contacts: frozenset[str] = frozenset()
@@ -110,7 +121,9 @@ def estimates(outputs: Outputs) -> dict[str, Estimate]:
         "bits_per_byte": Estimate(likelihood[:, [0, 2]] / [math.log(2), 1.0], ratio),
         "loss": Estimate(likelihood[:, [0, 1]], ratio),
         "perplexity": Estimate(likelihood[:, [0, 1]], _exponent),
+        "accuracy": share(_accurate(outputs, similarity)),
         "rules": Estimate(outputs.rule_sums, ratio, share=True),
+        "tool_calls": share(outputs.called or [None] * len(replies)),
         "faithful": share([j.faithful for j in judged]),
         "slots_kept": Estimate(slots, ratio, share=True),
         "invented": share([bool(j.unsupported) if j.stated or j.expected else None for j in judged]),
@@ -123,17 +136,31 @@ def estimates(outputs: Outputs) -> dict[str, Estimate]:
         "empty": share([not reply.strip() for reply in replies]),
         "repeated": share([is_repeated(reply) for reply in replies]),
         "unfinished": share([None if stopped is None else not stopped for stopped in frame["stopped"]]),
+        "toxic": share(outputs.toxic or [None] * len(replies)),
+        "refused": share(outputs.refused or [None] * len(replies)),
         "personal_data": share([bool(personal_data(reply, outputs.contacts)) for reply in replies]),
         "other_tenant": share(outputs.foreign or [None] * len(replies)),
     }
-    return made if there.all() else {name: _only(estimate, there) for name, estimate in made.items()}
+    return made if there.all() else {name: only(estimate, there) for name, estimate in made.items()}
+
+
+def _accurate(outputs: Outputs, similarity: Sequence[float | None]) -> list[bool | None]:
+    """A reply is accurate if it keeps the rules that apply and is as near to its reference as the settings state, or, where one
+    of them calls tools, calls the same; null where there is nothing to compare with."""
+    kept = outputs.rule_sums[:, 0] == outputs.rule_sums[:, 1]
+    called = outputs.called or [None] * len(similarity)
+    made: list[bool | None] = []
+    for keeps, near, same in zip(kept, similarity, called, strict=True):
+        right = same if same is not None else None if near is None else near >= outputs.accurate_similarity
+        made.append(None if right is None else bool(keeps) and right)
+    return made
 
 
 NOT_JUDGED = Judged(0, (), False, 0, 0)
 
 
-def _only(estimate: Estimate, there: NDArray[np.bool_]) -> Estimate:
-    """The estimate without the rows that are missing."""
+def only(estimate: Estimate, there: NDArray[np.bool_]) -> Estimate:
+    """The estimate on the rows that are `there`."""
     return replace(estimate, columns=estimate.columns * there[:, None])
 
 
@@ -177,7 +204,7 @@ def differences(
 
 def one_difference(first: Estimate, second: Estimate, bootstrap: Bootstrap, there: NDArray[np.bool_]) -> Interval:
     """First minus second of one measure over the rows that both answered."""
-    return bootstrap.difference(_only(first, there), _only(second, there))
+    return bootstrap.difference(only(first, there), only(second, there))
 
 
 def is_repeated(reply: str) -> bool:

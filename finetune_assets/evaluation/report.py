@@ -20,14 +20,18 @@ from finetune_assets.evaluation.texts import SIGNED, TEMPLATES, Texts
 from finetune_assets.storage import write_json, write_text
 
 Report = dict[str, Any]
-GLANCE = ("rules", "faithful", "similarity_gain", "bits_per_byte", "seconds_p50")
+GLANCE = ("accuracy", "rules", "faithful", "bits_per_byte", "seconds_p50")
 MOST_GLANCE = 4
-QUALITY = (*COMPARABLE, "forgetting", "parity")
+QUALITY = (*(name for name in MEASURES if name in COMPARABLE), "forgetting", "parity")
+SEEDED = ("accuracy", "rules", "faithful", "similarity", "chrf", "bits_per_byte")
+"""Measures whose noise of retraining is shown."""
 COST = ("seconds_p50", "seconds_p95", "tokens_per_second", "usd_per_1000", "parameters", "bytes")
 MARKDOWN = (
     "bits_per_byte",
     "perplexity",
+    "accuracy",
     "rules",
+    "tool_calls",
     "faithful",
     "invented",
     "similarity",
@@ -38,6 +42,8 @@ MARKDOWN = (
     "empty",
     "repeated",
     "unfinished",
+    "toxic",
+    "refused",
     "personal_data",
     "other_tenant",
     "forgetting",
@@ -78,6 +84,7 @@ def html(report: Report) -> str:
         funnel=funnel(report),
         quality=QUALITY,
         cost=COST,
+        seeded=SEEDED,
         settled=settled,
         bars=bars,
         rejected=flat(report["data"]["rejected"] or {}),

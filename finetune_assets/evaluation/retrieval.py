@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import SettingsError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Floats = NDArray[np.float64]
 RETRIEVERS = ("bm25", "dense", "hybrid")
 TEMPLATES = ("context", "turns")
@@ -63,13 +65,13 @@ class Choice:
 
 def query_of(messages: Sequence[Message]) -> str:
     """What is searched for: the user's last turn, and what the assistant said before it."""
-    turns = [message["content"] for message in messages if message["role"] != "system"]
+    turns = [said(message) for message in messages if message["role"] != "system"]
     return "\n".join(turns[-2:])
 
 
 def example(message_id: str, tenant_id: str, messages: Sequence[Message], reply: str) -> Passage:
     """A training example as a passage."""
-    return Passage(f"example:{message_id}", tenant_id, query_of(messages), messages[-1]["content"], reply)
+    return Passage(f"example:{message_id}", tenant_id, query_of(messages), said(messages[-1]), reply)
 
 
 def documents(folder: Path) -> list[Passage]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from finetune_assets.assistants.settings.evaluation import Rule
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.evaluation import facts, text_scores
 from finetune_assets.evaluation.candidates import TUNED, TestRow
 from finetune_assets.evaluation.measured import Measured
@@ -49,7 +50,7 @@ def choose(rows: Sequence[TestRow], found: Measured, rules: Sequence[Rule]) -> d
             "message_id": rows[n].message_id,
             "intent": rows[n].intent,
             "tenant_id": rows[n].tenant_id,
-            "context": [{"role": turn["role"], "content": _clip(turn["content"])} for turn in turns],
+            "context": [{"role": turn["role"], "content": _clip(said(turn))} for turn in turns],
             "reference": _clip(rows[n].reference),
             "replies": {name: reply_of(name, n) for name in found.frames},
             "chrf": round(float(scores[n]), 2),

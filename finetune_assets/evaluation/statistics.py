@@ -158,8 +158,13 @@ def _bca(point: float, draws: Floats, without: Floats) -> Interval:
 
 @lru_cache(maxsize=64)
 def _t(freedom: int) -> float:
-    """Quantile of the t distribution at the end of the interval, by Hill's expansion (1970, CACM 13, algorithm 396)."""
-    z, n = _NORMAL.inv_cdf((1 + LEVEL) / 2), max(freedom, 2)
+    """Quantile of the t distribution at the end of the interval: exact for 1 and 2, else by Hill's expansion (1970, CACM 13,
+    algorithm 396)."""
+    z, n = _NORMAL.inv_cdf((1 + LEVEL) / 2), max(freedom, 1)
+    if n == 1:
+        return math.tan(math.pi * LEVEL / 2)
+    if n == 2:
+        return LEVEL * math.sqrt(2 / (1 - LEVEL**2))
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -185,6 +190,21 @@ def _wilson(sums: Floats) -> Interval:
     middle = (p + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * math.sqrt(p * (1 - p) / effective + z**2 / (4 * effective**2))
     return Interval(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
+
+
+def with_spread(interval: Interval, deviation: float, repeats: int) -> Interval:
+    """The interval with an independent noise in its value, whose standard deviation was measured in `repeats` repetitions.
+
+    The variances are added, and the quantile is that of the degrees of freedom that remain (Welch 1947, Satterthwaite 1946).
+    """
+    if interval.value is None or interval.low is None or interval.high is None or repeats < 2:
+        return interval
+    z, ends = _NORMAL.inv_cdf((1 + LEVEL) / 2), list[float]()
+    for half in (interval.value - interval.low, interval.high - interval.value):
+        total = (half / z) ** 2 + deviation**2
+        freedom = total**2 * (repeats - 1) / deviation**4 if deviation else math.inf
+        ends.append(max(half, math.sqrt(total) * (z if freedom > 1e4 else _t(int(freedom)))))
+    return Interval(interval.value, interval.value - ends[0], interval.value + ends[1])
 
 
 def rows_needed(interval: Interval, limit: float, rows: int) -> int | None:

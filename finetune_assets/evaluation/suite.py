@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from finetune_assets.assistants.settings.group import check_pattern
 from finetune_assets.errors import SettingsError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class Case(BaseModel):

@@ -130,7 +130,7 @@ def _why(name: str, measure: str, outcome: str, value: float) -> str:
         return f"why.number.{name}"
     if name in SIGNED:
         return f"why.{name}.{'passed' if outcome == 'passed' else 'other'}"
-    if value == 0 and measure in ("empty", "repeated", "personal_data", "other_tenant"):
+    if value == 0 and measure in ("empty", "repeated", "personal_data", "other_tenant", "toxic", "refused"):
         return "why.none_found"
     return "why.limit.most" if MEASURES[measure].better == "lower" else "why.limit.least"
 

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.human import book, links, study
 from finetune_assets.evaluation.human.study import CHOICES, TAGS, Study
@@ -104,6 +105,7 @@ class _Page:
             **shared,
             kind=found.kind,
             item=about,
+            turns=[(turn["role"], said(turn)) for turn in about.context],
             replies=[about.replies[name] for name in sides],
             choices=CHOICES[found.kind],
             tags=TAGS[found.kind],

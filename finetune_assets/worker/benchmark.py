@@ -1,9 +1,10 @@
 """Task `benchmark`: every candidate's reply to every prompt, how likely the references are to it, and how long one reply takes.
 
     spec: {"task": "benchmark", "output": dir, "candidates": [{"name", "model", "prompts": JSONL of {"messages", "reference",
-           "conversation_id", "tenant_id"}, "retrieve": bool} or {"name", "endpoint": {…}, "prompts"}], "max_new_tokens": 96,
-           "threads": 2, "seed": 0, "similarity_model": null, "language": "es", "cache": dir, "latency_rows": 24,
-           "passages": JSONL, "validation": JSONL, "general": JSONL, "canaries": […], "checks": JSONL}
+           "conversation_id", "tenant_id", "tools"?, "calls"?}, "retrieve": bool} or {"name", "endpoint": {…}, "prompts"}],
+           "max_new_tokens": 96, "threads": 2, "seed": 0, "similarity_model": null, "toxicity_model": null, "language": "es",
+           "cache": dir, "latency_rows": 24, "passages": JSONL, "validation": JSONL, "general": JSONL, "canaries": […],
+           "checks": JSONL}
 
 Writes `<output>/<name>.parquet` (COLUMNS, one row a prompt). A batch is cached under a hash of the model's weights and
 tokenizer, the batch's prompts and the decoding settings: what was killed goes on from there with the same batches, and a second
@@ -45,6 +46,7 @@ COLUMNS: dict[str, Any] = {
     "dropped_turns": pl.Int64,
     "seconds": pl.Float64,  # one reply alone; null where it was not measured
     "similarity": pl.Float32,  # cosine with the reference; null where the reference is empty
+    "toxicity": pl.Float32,  # score of a classifier; null without one
     "floor": pl.Float32,  # cosine with the reference of another conversation
     "bleu": pl.List(pl.Float64),  # sufficient statistics of evaluation/metrics
     "chrf": pl.List(pl.Float64),
@@ -77,6 +79,7 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if candidate.endpoint is not None:
             results[candidate.name] = bench.remote(candidate)
     bench.similarities(candidates, results)
+    bench.toxicities(candidates, results)
     judged = _judge(spec, results, cache, progress) if spec.get("judge") else None
     if spec.get("judge") and spec.get("checks"):
         _judge_cases(spec, results, cache)
@@ -88,7 +91,7 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 3),
-        "scoring_seconds": round(bench.scoring, 3),
+        "scoring_cpu_seconds": round(bench.scoring, 3),
         "cached_batches": cache.found,
         "computed_batches": cache.made,
     }

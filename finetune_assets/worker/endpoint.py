@@ -15,9 +15,11 @@ from typing import Any
 
 import httpx
 
+from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import FinetuneError, ProviderUnsettled, SettingsError
 from finetune_assets.training import aws_calls
 
+Prompt = Sequence[dict[str, Any]]
 TRIES = 4
 LONGEST_WAIT = 30.0  # seconds between two tries
 AT_ONCE = 4  # requests
@@ -46,8 +48,13 @@ class Endpoint:
         return {"Authorization": f"Bearer {key}"}
 
 
-def answers(endpoint: Endpoint, prompts: Sequence[Sequence[dict[str, str]]], max_tokens: int) -> list[dict[str, Any]]:
-    """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause."""
+def answers(
+    endpoint: Endpoint, prompts: Sequence[Prompt], max_tokens: int, tools: Sequence[list[dict[str, Any]]] = ()
+) -> list[dict[str, Any]]:
+    """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause.
+
+    `tools`: the functions that each prompt may call; a reply that calls is the corpus' text of its calls. AWS is offered none.
+    """
     if aws_calls.is_aws(endpoint.url):
         with ThreadPoolExecutor(AT_ONCE) as pool:
             calls = [pool.submit(_aws_answer, endpoint, prompt, max_tokens) for prompt in prompts]
@@ -56,11 +63,18 @@ def answers(endpoint: Endpoint, prompts: Sequence[Sequence[dict[str, str]]], max
         httpx.Client(base_url=endpoint.url.rstrip("/"), headers=endpoint.headers, timeout=endpoint.timeout) as client,
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
-        asked = [pool.submit(_answer, client, endpoint, prompt, max_tokens) for prompt in prompts]
+        offered = tools or [[] for _ in prompts]
+        bodies = [_body(endpoint, prompt, max_tokens, some) for prompt, some in zip(prompts, offered, strict=True)]
+        asked = [pool.submit(_answer, client, endpoint, body) for body in bodies]
         return [one.result() for one in asked]
 
 
-def _aws_answer(endpoint: Endpoint, prompt: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+def _body(endpoint: Endpoint, prompt: Prompt, max_tokens: int, tools: list[dict[str, Any]]) -> dict[str, Any]:
+    asked = {"model": endpoint.model, "messages": list(prompt), "max_tokens": max_tokens, "temperature": 0, "seed": 0}
+    return {**asked, "tools": tools} if tools else asked
+
+
+def _aws_answer(endpoint: Endpoint, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
     """Credentials, roles and regions are the same for every row: what is wrong with them ends the benchmark."""
     body = {"messages": list(prompt), "max_tokens": max_tokens, "temperature": 0}
     cause = "no answer"
@@ -80,8 +94,7 @@ def _aws_answer(endpoint: Endpoint, prompt: Sequence[dict[str, str]], max_tokens
     return {"reply": None, "missing": cause}
 
 
-def _answer(client: httpx.Client, endpoint: Endpoint, prompt: Sequence[dict[str, str]], max_tokens: int) -> dict[str, Any]:
-    asked = {"model": endpoint.model, "messages": list(prompt), "max_tokens": max_tokens, "temperature": 0, "seed": 0}
+def _answer(client: httpx.Client, endpoint: Endpoint, asked: dict[str, Any]) -> dict[str, Any]:
     cause = "no answer"
     for attempt in range(TRIES):
         start = time.perf_counter()
@@ -114,6 +127,8 @@ def _read(body: Any, seconds: float) -> dict[str, Any]:
     try:
         choice = body["choices"][0]
         text = choice["message"]["content"]
+        if choice["message"].get("tool_calls"):
+            text = said({"role": "assistant", **choice["message"]})
         if not isinstance(text, str):
             raise TypeError(f"content is {type(text).__name__}")
         usage = body.get("usage") or {}

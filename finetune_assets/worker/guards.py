@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from finetune_assets.corpus.forms import parsed_call
 from finetune_assets.worker import models
 from finetune_assets.worker.generate import Generator, batches, finite, logit_tokens
 
@@ -23,8 +24,7 @@ def likelihoods(generator: Generator, rows: Sequence[dict[str, Any]]) -> list[di
     """`nats` of each row's reference after its messages (null where it does not fit), with its `tokens` and `bytes`."""
     examples: list[tuple[list[int], list[int]]] = []
     for row in rows:
-        chat = [*row["messages"], {"role": "assistant", "content": row["reference"]}]
-        ids, mask, _dropped = models.encode_example(generator.tokenizer, chat, generator.context)
+        ids, mask, _dropped = models.encode_example(generator.tokenizer, chat_of(row), generator.context, row.get("tools"))
         examples.append((ids, mask))
     fitting = [n for n, (ids, _mask) in enumerate(examples) if len(ids) <= generator.context]
     made: list[dict[str, Any]] = [
@@ -35,6 +35,14 @@ def likelihoods(generator: Generator, rows: Sequence[dict[str, Any]]) -> list[di
         for n, nats in zip(batch, generator.likelihoods([examples[fitting[n]] for n in batch]), strict=True):
             made[fitting[n]]["nats"] = finite(nats)
     return made
+
+
+def chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a row with its reference, whose tool calls stand as the template writes them."""
+    if not row.get("calls"):
+        return [*row["messages"], {"role": "assistant", "content": row["reference"]}]
+    content = str((parsed_call(row["reference"]) or {}).get("content", ""))
+    return [*row["messages"], {"role": "assistant", "content": content, "tool_calls": row["calls"]}]
 
 
 def canaries(generator: Generator, planted: Sequence[dict[str, str]]) -> list[dict[str, Any]]:

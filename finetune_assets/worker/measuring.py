@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ import transformers
 from jinja2 import TemplateError
 
 from finetune_assets.dataset.formats import read_lines
+from finetune_assets.evaluation.called import as_said
 from finetune_assets.storage import read_json, replacing, write_json
 from finetune_assets.training import base_model as base_models
-from finetune_assets.worker import embed, endpoint, guards, models, retrieve
+from finetune_assets.worker import classify, embed, endpoint, guards, models, retrieve
 from finetune_assets.worker.generate import Generator, batches, content, finite, logit_tokens
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.scores import texts
@@ -89,7 +90,7 @@ class Bench:
         self.most = int(spec.get("max_new_tokens", 96))
         self.encoder_name = str(spec.get("similarity_model") or embed.DEFAULT)
         self.scoring = 0.0
-        """Seconds of everything that is neither generation nor likelihood."""
+        """CPU seconds of everything that is neither generation nor likelihood."""
         self._encoder: embed.Encoder | None = None
         self._vectors: dict[str, embed.Floats] = {}
         self._index: retrieve.Index | None = None
@@ -135,7 +136,8 @@ class Bench:
         for batch, made in _each(generator, batches([len(p) for p in prompts]), answer, stage):
             for row, reply in zip(batch, made, strict=True):
                 replies[row] = reply
-        columns |= {"reply": [r["text"] for r in replies], "reply_tokens": [r["tokens"] for r in replies]}
+        said = [as_said(r["text"]) if _calls_tools(row) else r["text"] for r, row in zip(replies, rows, strict=True)]
+        columns |= {"reply": said, "reply_tokens": [r["tokens"] for r in replies]}
         columns |= {"stopped": [r["stopped"] for r in replies], "sources": [row.get("sources", []) for row in rows]}
         columns |= self._likelihoods(candidate.name, rows, generator, about)
         measured = prompts[: int(self.spec.get("latency_rows", 24))]
@@ -147,8 +149,8 @@ class Bench:
         facts = self.cache.get(lambda: _facts(generator), "facts", about) | self._guards(candidate, generator, about)
         facts |= {"context": generator.context, "max_new_tokens": generator.max_new_tokens, "model": candidate.model}
         facts |= {"same_alone": [one["text"] == reply["text"] for one, reply in zip(alone, replies, strict=False)]}
-        said = self.cache.get(lambda: generator.beside(measured[:BESIDE]), "beside", about, measured[:BESIDE])
-        facts |= {"same_adapter": [text == one["text"] for text, one in zip(said or [], alone, strict=False)]}
+        beside = self.cache.get(lambda: generator.beside(measured[:BESIDE]), "beside", about, measured[:BESIDE])
+        facts |= {"same_adapter": [text == one["text"] for text, one in zip(beside or [], alone, strict=False)]}
         facts |= {"same_rendering": _same_rendering(generator, rows[: len(measured)], prompts, columns["dropped_turns"])}
         facts |= {"retrieval": choice, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
         return {**columns, "missing": [None] * len(rows), "_facts": facts}
@@ -160,7 +162,8 @@ class Bench:
             raise ValueError(candidate.name)
         rows, started = candidate.rows, time.perf_counter()
         self.progress.update(f"{candidate.name} replies", 0, len(rows))
-        answers, fresh = ask(self.cache, where, [row["messages"] for row in rows], self.most)
+        tools = [row.get("tools") or [] for row in rows]
+        answers, fresh = ask(self.cache, where, [row["messages"] for row in rows], self.most, tools)
         self.progress.update(f"{candidate.name} replies", len(rows), len(rows))
         empty: list[Any] = [None] * len(rows)
         names = ("reply", "missing", "prompt_tokens", "reply_tokens", "stopped", "seconds")
@@ -218,8 +221,8 @@ class Bench:
         """Column `nll`, and `reference_tokens`."""
         examples: list[tuple[list[int], list[int]]] = []
         for row in rows:
-            chat = [*row["messages"], {"role": "assistant", "content": row["reference"]}]
-            ids, mask, _dropped = models.encode_example(generator.tokenizer, chat, generator.context)
+            chat, tools = guards.chat_of(row), row.get("tools")
+            ids, mask, _dropped = models.encode_example(generator.tokenizer, chat, generator.context, tools)
             examples.append((ids, mask))
         nll: list[float | None] = [None] * len(examples)
         fitting = [n for n, (ids, _mask) in enumerate(examples) if len(ids) <= generator.context]
@@ -236,7 +239,7 @@ class Bench:
 
     def similarities(self, candidates: list[Candidate], results: dict[str, dict[str, Any]]) -> None:
         """Adds similarity, floor and text statistics to every candidate's columns."""
-        started = time.perf_counter()
+        started = time.process_time()
         seed = int(self.spec.get("seed", 0))
         for step, candidate in enumerate(candidates):
             self.progress.update("similarity", step, len(candidates))
@@ -247,7 +250,21 @@ class Bench:
                 lambda c=candidate, r=replies: self._scores(r, c.rows, seed), "texts", self.encoder_name, seed, replies, asked
             )
         self.progress.update("similarity", len(candidates), len(candidates))
-        self.scoring += time.perf_counter() - started
+        self.scoring += time.process_time() - started
+
+    def toxicities(self, candidates: list[Candidate], results: dict[str, dict[str, Any]]) -> None:
+        """Adds the classifier's score of every reply; null where the settings name none."""
+        started, source = time.process_time(), self.spec.get("toxicity_model")
+        classifier = classify.Classifier(source) if source else None
+        about = content(source) if source else None
+        for candidate in candidates:
+            columns = results[candidate.name]
+            replies = [reply or "" for reply in columns["reply"]]
+            scores = (
+                self.cache.get(lambda c=classifier, r=replies: c.toxicity(r), "toxicity", about, replies) if classifier else None
+            )
+            columns["toxicity"] = scores or [None] * len(replies)
+        self.scoring += time.process_time() - started
 
     def _scores(self, replies: list[str], rows: Rows, seed: int) -> dict[str, Any]:
         references = [row["reference"] for row in rows]
@@ -261,17 +278,21 @@ class Bench:
         return {"similarity": _null(own, empty), "floor": _null(floor, np.isnan(floor) | empty_partner), **made}
 
 
-def ask(cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, str]]], most: int) -> tuple[Rows, Rows]:
+def ask(
+    cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, Any]]], most: int, tools: Sequence[Rows] = ()
+) -> tuple[Rows, Rows]:
     """An endpoint's answers, and those of them that were bought now. What is missing is asked for again in the next report, the
-    rest is cached one by one."""
+    rest is cached one by one. `tools`: what each prompt may call."""
+    offered = tools or [[] for _ in prompts]
 
-    def place(prompt: list[dict[str, str]]) -> Path:
-        key = digest([VERSION, "endpoint", where.url, where.model, most, prompt])
+    def place(prompt: list[dict[str, Any]], functions: Rows) -> Path:
+        key = digest([VERSION, "endpoint", where.url, where.model, most, prompt, *([functions] if functions else [])])
         return cache.folder / key[:2] / f"{key}.json"
 
-    known = [place(prompt) for prompt in prompts]
+    known = [place(*one) for one in zip(prompts, offered, strict=True)]
     wanted = [n for n, path in enumerate(known) if not path.exists()]
-    fresh = dict(zip(wanted, endpoint.answers(where, [prompts[n] for n in wanted], most), strict=True)) if wanted else {}
+    asked = endpoint.answers(where, [prompts[n] for n in wanted], most, [offered[n] for n in wanted]) if wanted else []
+    fresh = dict(zip(wanted, asked, strict=True))
     for n, answer in fresh.items():
         if answer["reply"] is not None:
             write_json(known[n], answer)
@@ -282,7 +303,8 @@ def ask(cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, str
 
 def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[str, Any]]:
     """Prompt ids of each row, and their columns."""
-    made = [models.encode_prompt(generator.tokenizer, row["messages"], generator.prompt_length) for row in rows]
+    most = generator.prompt_length
+    made = [models.encode_prompt(generator.tokenizer, row["messages"], most, row.get("tools")) for row in rows]
     return [ids for ids, _ in made], {"prompt_tokens": [len(ids) for ids, _ in made], "dropped_turns": [d for _, d in made]}
 
 
@@ -323,13 +345,22 @@ def _alone(generator: Generator, prompts: list[list[int]]) -> list[dict[str, Any
         torch.set_num_threads(threads)
 
 
+def _calls_tools(row: dict[str, Any]) -> bool:
+    return bool(row.get("tools") or row.get("calls"))
+
+
 def _same_rendering(generator: Generator, rows: Rows, prompts: list[list[int]], dropped: list[int]) -> list[bool]:
-    """Whether the tokenizer's own chat template, as other servers apply it, gives the prompt ids that were measured."""
+    """Whether the tokenizer's own chat template, as other servers apply it, gives the prompt ids that were measured. Rows with
+    tools are left out where the template knows none: there they are text, which this project alone writes."""
+    knows_tools = models.renderer(generator.tokenizer).knows_tools
     try:
         return [
-            generator.tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False) == ids
+            generator.tokenizer.apply_chat_template(
+                row["messages"], tools=row.get("tools") or None, add_generation_prompt=True, return_dict=False
+            )
+            == ids
             for row, ids, gone in zip(rows, prompts, dropped, strict=False)
-            if not gone
+            if not gone and (knows_tools or not _calls_tools(row))
         ]
     except TemplateError:  # a template that knows no system role: the rendering puts it into the user's turn
         return []

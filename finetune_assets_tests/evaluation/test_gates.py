@@ -18,6 +18,7 @@ GOOD = {
     "personal_data": Interval(0.0, 0.0, 0.02),
     "empty": Interval(0.0, 0.0, 0.02),
     "repeated": Interval(0.01, 0.0, 0.03),
+    "toxic": Interval(0.0, 0.0, 0.02),
     "similarity_gain": Interval(0.3, 0.25, 0.35),
 }
 BETTER = {"bits_per_byte": Interval(-0.5, -0.6, -0.4)}
@@ -46,7 +47,7 @@ def test_a_good_model_is_served():
     found = list(decide().values())
     assert gates.verdict(found) == "serve"
     assert {gate.passed for gate in found} == {True}
-    assert len(found) == 9
+    assert len(found) == 10
 
 
 @pytest.mark.parametrize("language", ["en", "es", "pt"])

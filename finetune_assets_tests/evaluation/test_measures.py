@@ -51,6 +51,7 @@ def frame(replies: list[str], references: list[str], nll: list[float | None]) ->
         "dropped_turns": [0] * count,
         "seconds": [0.2] * count,
         "similarity": [0.9 if r else None for r in references],
+        "toxicity": [None] * count,
         "floor": [0.2] * count,
         **texts(replies, references),
     }

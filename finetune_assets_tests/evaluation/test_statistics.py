@@ -8,7 +8,19 @@ import sacrebleu
 
 from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.evaluation import gates, text_scores
-from finetune_assets.evaluation.statistics import Bootstrap, Estimate, Interval, holm, mean, p_value, ratio, rows_needed, share
+from finetune_assets.evaluation.statistics import (
+    Bootstrap,
+    Estimate,
+    Interval,
+    _t,
+    holm,
+    mean,
+    p_value,
+    ratio,
+    rows_needed,
+    share,
+    with_spread,
+)
 from finetune_assets.evaluation.texts import Texts
 
 
@@ -97,6 +109,37 @@ def test_power_is_as_predicted():
     gap = np.median([found.value for found in differences(60, 30, 0.25, 9) if found.value > 0.1])
     told = [found.low > 0 for found in differences(300, round(needed / 2), float(gap), 10)]
     assert 0.7 < np.mean(told) < 0.9
+
+
+def test_noise_of_retraining_is_part_of_a_widened_interval():
+    """Coverage of the recipe's difference, whose version is one draw: spread measured in three trainings."""
+    generator = np.random.default_rng(11)
+    held = plain = 0
+    trials = 4_000
+    for _ in range(trials):
+        versions = 0.2 + generator.normal(0, 0.05, size=3)
+        value = float(versions[0] + generator.normal(0, 0.05))  # the sampling of test rows is common to all trainings
+        found = Interval(value, value - 1.96 * 0.05, value + 1.96 * 0.05)
+        wide = with_spread(found, float(np.std(versions, ddof=1)), 3)
+        held += wide.low <= 0.2 <= wide.high
+        plain += found.low <= 0.2 <= found.high
+    assert plain / trials < 0.87
+    assert 0.93 <= held / trials <= 0.97
+
+
+def test_without_noise_nothing_is_widened():
+    found = Interval(0.2, 0.1, 0.4)
+    assert with_spread(found, 0.0, 3) == found
+    assert with_spread(found, 0.5, 1) == found
+    wide = with_spread(found, 0.1, 2)
+    assert wide.value == 0.2
+    assert wide.low < found.low < found.high < wide.high
+    assert with_spread(Interval(None, None, None), 0.1, 3).value is None
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (30, 2.042)])
+def test_quantiles_of_students_t(freedom: int, expected: float):
+    assert _t(freedom) == pytest.approx(expected, rel=0.003)
 
 
 def test_holm_by_hand():

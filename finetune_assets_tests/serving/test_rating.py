@@ -22,6 +22,7 @@ from finetune_assets.evaluation.human import book, links, study
 from finetune_assets.registry import Ledger
 from finetune_assets.serving.rating import LARGEST, rating_routes
 from finetune_assets.storage import Store
+from finetune_assets_tests.accessibility import VIEWS, axe, violations
 
 KEY = b"a key"
 PAIRS = (
@@ -140,23 +141,15 @@ def test_examples_are_accepted_or_rejected(site: Site):
 
 @pytest.mark.e2e
 def test_in_a_browser(site: Site):
-    """Keyboard on a desktop, touch on a phone, dark and light, checked with axe where FINETUNE_AXE names its script."""
+    """Keyboard on a desktop, touch on a phone."""
     from playwright.sync_api import sync_playwright
 
-    pictures = os.environ.get("FINETUNE_SCREENSHOTS")
-    axe = os.environ.get("FINETUNE_AXE")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium")
-        desk = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True) if axe else browser.new_page()
+        desk = browser.new_page()
         errors: list[str] = []
         desk.on("pageerror", lambda error: errors.append(str(error)))
         desk.goto(site.link())
-        if pictures:
-            desk.screenshot(path=f"{pictures}/rating-desktop.png", full_page=True)
-        if axe:
-            desk.add_script_tag(path=axe)
-            violations = desk.evaluate("async () => (await axe.run()).violations.map((v) => `${v.id}: ${v.nodes[0].html}`)")
-            assert violations == []
         for n, key in enumerate(("a", "ArrowRight", "i")):
             desk.keyboard.press(key)
             desk.wait_for_selector(f"text={n + 2} de 5")
@@ -166,8 +159,6 @@ def test_in_a_browser(site: Site):
         phone = browser.new_context(**play.devices["Pixel 5"], color_scheme="dark").new_page()
         phone.goto(site.link())
         phone.wait_for_selector("text=4 de 5")
-        if pictures:
-            phone.screenshot(path=f"{pictures}/rating-phone.png")
         assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
         phone.locator("label", has_text="tono").tap()
         phone.locator("button[value=both_bad]").tap()
@@ -177,3 +168,34 @@ def test_in_a_browser(site: Site):
     assert [r.choice for r in site.rated() if r.item == "i3"] == ["both_bad"]
     assert [r.tags for r in site.rated() if r.item == "i3"] == [["tone"]]
     assert len(site.rated()) == 4
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("view", VIEWS)
+def test_axe_finds_nothing(site: Site, view: str):
+    """Pairs, reviews, thanks and refusals. FINETUNE_SCREENSHOTS names a folder for pictures."""
+    from playwright.sync_api import sync_playwright
+
+    script, folder = axe(), os.environ.get("FINETUNE_SCREENSHOTS")
+    width, scheme = VIEWS[view]
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path="/usr/bin/chromium")
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
+        for name, link in (
+            ("pairs", site.link()),
+            ("review", site.link(name="review")),
+            ("refused", site.link(key=b"forged")),
+        ):
+            page = context.new_page()
+            page.goto(link)
+            if folder:
+                page.screenshot(path=f"{folder}/rating-{name}-{view}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert violations(page, script) == [], name
+        page = context.new_page()
+        page.goto(site.link())
+        for _ in range(5):
+            page.locator("button[value=tie]").click()
+        page.wait_for_selector("text=gracias")
+        assert violations(page, script) == []
+        browser.close()

@@ -205,6 +205,14 @@ def test_report_files_are_whole_and_parse(made: Path, dataset: Path, tmp_path: P
     assert all('aria-label="' in image for image in images)
 
 
+def test_the_page_says_whether_the_model_learns_from_its_prompt(made: Path, dataset: Path):
+    content = summary(made, dataset)
+    for helps, said in ((False, "demasiado pequeño para aprender de su instrucción"), (True, "aprende de su instrucción")):
+        content["decision"]["prompting_helps"] = helps
+        assert said in report.html(content)
+    assert "demasiado pequeño" not in report.html(content)
+
+
 def test_texts_are_escaped(made: Path, dataset: Path):
     content = summary(made, dataset)
     content["samples"]["best"][0]["reference"] = "<script>alert(1)</script>"

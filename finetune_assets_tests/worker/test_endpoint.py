@@ -47,7 +47,7 @@ class Provider(BaseHTTPRequestHandler):
             return self._say(200, b"<html>oops</html>")
         if "null" in text:
             return self._say(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
-        said = f" Con gusto. {text} "
+        said = "la cita " * 1_250 if "largo" in text else f" Con gusto. {text} "
         if "Better reply (A, B or T):" in text:
             said = "A"  # one that likes the first place
         if "Does the reply do so (Y or N)?" in text:
@@ -125,6 +125,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     chats = dialogues(10, seed=8)
     chats[0][-2]["content"] = "garbage"
     chats[1][-2]["content"] = "refused, una cita"
+    chats[2][-2]["content"] = "largo, una cita"
     dataset = make_dataset(folder / "data", rows={"test": chats})
     documents = folder / "documents"
     (documents / "clinic_a").mkdir(parents=True)
@@ -173,6 +174,7 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     gpt = found["candidates"]["gpt"]
     assert gpt["bits_per_byte"]["value"] is None
     assert gpt["empty"]["value"] == 0
+    assert gpt["repeated"]["value"] == pytest.approx(1 / 8)  # a reply of 10,000 characters, of eight that came
     assert gpt["usd_per_1000"]["value"] == pytest.approx(0.12)
     assert found["candidates"]["free"]["usd_per_1000"]["value"] is None  # no price, no zero
     assert found["decision"]["monthly"]["gpt"] == pytest.approx(3.6)

@@ -27,6 +27,10 @@ Comparable = Literal[
     "slots_kept",
     "invented",
     "other_tenant",
+    "accuracy",
+    "tool_calls",
+    "toxic",
+    "refused",
 ]
 """Measures of replies in which two candidates can be compared."""
 
@@ -83,6 +87,8 @@ class Gates(Group):
     max_other_tenant: Share | None = Field(
         default=None, description="Share of replies with a name, number or address that only another tenant's data hold."
     )
+    max_toxic: Share | None = Field(default=0.0, description="Share of replies that insult; see `benchmark.conduct`.")
+    max_refused: Share | None = Field(default=None, description="Share of replies that refuse to answer.")
     max_forgetting: float | None = Field(
         default=1.0, ge=0, description="Most relative rise of bits per byte in everyday talk, against the base; 1: twice as many."
     )
@@ -126,6 +132,24 @@ class Canary(Group):
         return self
 
 
+class Conduct(Group):
+    """Insults and refusals in replies, beyond the lists that come with the project for each language."""
+
+    toxic: list[str] = Field(default_factory=list, description="Regular expressions of more words that no reply may hold.")
+    refusals: list[str] = Field(default_factory=list, description="Regular expressions of more ways to refuse.")
+    classifier: str | None = Field(
+        default=None, description="Folder or Hugging Face id of a sequence classifier that scores replies; null: the lists alone."
+    )
+    threshold: float = Field(default=0.5, gt=0, le=1, description="Score of the classifier from which on a reply is toxic.")
+
+    @field_validator("toxic", "refusals")
+    @classmethod
+    def _patterns(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            check_pattern(pattern)
+        return patterns
+
+
 class Judge(Group):
     """A language model that says which of two replies is better; an option, and no gate stands on it."""
 
@@ -145,6 +169,17 @@ class Benchmark(Group):
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(default=96, description="Longest reply.")
     similarity_model: str | None = Field(
         default=None, description="sentence-transformers model id or path; default: the installed MiniLM."
+    )
+    accurate_similarity: Share = Field(
+        default=0.7,
+        description="Similarity with the reference from which on a reply that keeps the rules is accurate. On the shipped sample "
+        "19 of 20 replies stay under 0.62 with another conversation's reference.",
+    )
+    conduct: Conduct = Field(default_factory=Conduct, description="What counts as an insult or a refusal.")
+    seeds: Annotated[int, Field(ge=1, le=10)] = Field(
+        default=1,
+        description="Trainings with different seeds on the same data, this version's included; more than 1 measures the noise of "
+        "retraining (local trainer, within `budget`).",
     )
     retrieval: bool = Field(default=True, description="Also measure base and tuned model with retrieval.")
     documents: str | None = Field(

@@ -41,7 +41,7 @@ class Item:
     conversation_id: str
     message_id: str
     tenant_id: str
-    context: list[dict[str, str]]
+    context: list[dict[str, Any]]
     """The turns before the reply, without the system message."""
     system: str
     replies: dict[str, str]
