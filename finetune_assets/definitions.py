@@ -11,7 +11,7 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from finetune_assets.assets import corpus, dataset, deployment, distillation, evaluation, training, watch  # noqa: E402
-from finetune_assets.automation import rollouts  # noqa: E402
+from finetune_assets.automation import job_control, rollouts  # noqa: E402
 from finetune_assets.automation.jobs import JOBS  # noqa: E402
 from finetune_assets.automation.schedules import SCHEDULES  # noqa: E402
 from finetune_assets.automation.sensors import SENSORS  # noqa: E402
@@ -33,7 +33,7 @@ def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=[asset for part in PARTS for asset in part.ASSETS],
         asset_checks=[check for part in PARTS for check in part.CHECKS],
-        jobs=[*JOBS, *rollouts.JOBS],
+        jobs=[*JOBS, *job_control.JOBS, *rollouts.JOBS],
         schedules=[*SCHEDULES, *rollouts.SCHEDULES],
         sensors=[*SENSORS, *rollouts.SENSORS],
         executor=dg.in_process_executor,  # light steps; a heavy one is a child process anyway

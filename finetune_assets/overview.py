@@ -123,12 +123,15 @@ def cancel_job(environment: Environment, job_id: str) -> str:
                 return f"{job_id} is cancelled; it had not been submitted."
             trainer, handle = _at_provider(environment, ledger, remote)
             trainer.cancel(handle)
+            ended = trainer.poll(handle).status
+            if ended in ("succeeded", "failed"):
+                return f"{job_id} has already {ended} at {job.provider} ({handle.id}); nothing to cancel, the next tick takes it."
             settle(ledger, job_id, None)
-            ledger.set_job(job_id, "cancelled", error="cancelled from the command line")
+            ledger.set_job(job_id, "cancelled", error="cancelled by a person")
             notes = trainer.clean_up(handle)
             return f"{job_id} is cancelled at {job.provider} ({handle.id}). " + " ".join(notes)
         stopped = cancel(Store(environment.home).job(job.spec_hash))
-        ledger.set_job(job_id, "cancelled", error="cancelled from the command line")
+        ledger.set_job(job_id, "cancelled", error="cancelled by a person")
     return f"{job_id} is cancelled" + ("." if stopped else "; no process was running it.")
 
 

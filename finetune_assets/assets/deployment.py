@@ -18,6 +18,7 @@ from finetune_assets.serving.health import digest, health, health_file
 from finetune_assets.serving.notify import notify
 from finetune_assets.storage import Store, read_json, write_json, write_text
 from finetune_assets.training import base_model
+from finetune_assets.training.remote import RemoteModel
 
 Result = dg.MaterializeResult[Any]
 
@@ -47,7 +48,8 @@ def registered_model(
         report = _report(store.store, version)
         manifest = read_json(standing(store.store, assistant.name, version.dataset_fingerprint) / "manifest.json")
         training = read_json(Path(version.path) / "result.json")
-        card = model_card(manifest, training, report, base_model.card(version.base_model))
+        about = {} if RemoteModel.read(version.path) else base_model.card(version.base_model)  # a provider's model has none here
+        card = model_card(manifest, training, report, about)
         write_text(Path(version.path) / "README.md", card)
         write_text(Path(version.path) / "card.md", card)
         file = store.store.report(assistant.name, version.version) / "report.html"

@@ -320,7 +320,7 @@ def model_lives(
     return dg.AssetCheckResult(
         passed=not first.urgent,
         severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
-        description=" ".join(one.text() for one in found[:3]),
+        description=" | ".join(one.text() for one in found[:3]),
         metadata={"days_left": days if days is not None else 0, "model": first.use.model, "models": len(found)},
     )
 

@@ -12,15 +12,21 @@ from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
+from finetune_assets.dataset.formats import read_lines
 from finetune_assets.environment import Environment
 from finetune_assets.errors import TrainingError
 from finetune_assets.registry import Ledger
-from finetune_assets.registry.spending import Limits, Purchase, release, reserve, settle
+from finetune_assets.registry.spending import Limits, Purchase, release, reserve, settle, unsettled
 from finetune_assets.storage import read_json
+from finetune_assets.training.provider_formats import estimate_tokens
 from finetune_assets.training.remote import RemoteModel
 
 LIKELIHOODS = ("bits_per_byte", "loss", "perplexity")
 INSTEAD = "similarity"
+REPLY_TOKENS = 80
+"""Of a usual reply, for the estimate."""
+RENTED = ("base", "few_shot", "tuned", "champion", "teacher")
+"""Candidates that are the assistant's own, so a price for them is expected."""
 
 
 def address(name: str, model: str) -> EndpointSettings | None:
@@ -48,10 +54,38 @@ def address_of(name: str, remote: RemoteModel) -> EndpointSettings:
     )
 
 
-def reserve_replies(ledger: Ledger, assistant: Assistant, reference: str) -> None:
-    """Before rented candidates are asked. Raises BudgetExceeded where nothing is left of the month."""
+def estimate_replies(endpoints: Sequence[EndpointSettings], work: Path) -> float:
+    """US dollars of all replies of a prepared benchmark, were none of them cached; an address without a price costs nothing."""
+    usd = 0.0
+    for endpoint in endpoints:
+        if endpoint.usd_per_million_input is None or endpoint.usd_per_million_output is None:
+            continue
+        prompts = list(read_lines(work / "prompts" / f"{endpoint.name}.jsonl"))
+        asked = sum(estimate_tokens({"messages": prompt["messages"]}) for prompt in prompts)
+        usd += (asked * endpoint.usd_per_million_input + len(prompts) * REPLY_TOKENS * endpoint.usd_per_million_output) / 1e6
+    return usd
+
+
+def reserve_replies(
+    ledger: Ledger, assistant: Assistant, endpoints: Sequence[EndpointSettings], work: Path, reference: str
+) -> None:
+    """Reserves the estimate before rented candidates are asked; a benchmark that was killed keeps its own as the last word.
+
+    Raises BudgetExceeded where it does not fit into the month, SettingsError where a month is limited and a rented model of the
+    assistant has no price.
+    """
+    for left in unsettled(ledger, assistant.name, reference.rpartition(":")[0] + ":"):
+        settle(ledger, left, None)
     limits = Limits(assistant.budget.monthly_usd, Environment.read().monthly_usd)
-    reserve(ledger, Purchase(reference, assistant.name, "benchmark", "replies", 0.0), limits)
+    unpriced = next((one for one in endpoints if one.name in RENTED and one.usd_per_million_input is None), None)
+    usd = None if unpriced else estimate_replies(endpoints, work)
+    mend = (
+        f"{unpriced.model} has no price for replies: add input and output to its entry in prices.yaml in the folder that "
+        "FINETUNE_TABLES names."
+        if unpriced
+        else ""
+    )
+    reserve(ledger, Purchase(reference, assistant.name, "benchmark", "replies", usd, None, mend), limits)
 
 
 def settle_replies(ledger: Ledger, endpoints: Sequence[EndpointSettings], work: Path, reference: str) -> float:

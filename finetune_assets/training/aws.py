@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.environment import Environment
-from finetune_assets.errors import ProviderError, ProviderUnsettled, SettingsError, TrainingError
+from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.storage import Store
 from finetune_assets.training import aws_calls, lifecycle, prices, provider_formats, remote, screening
 from finetune_assets.training.remote import Connection, Journal
@@ -69,8 +69,9 @@ class AwsTrainer(ABC):
                 f"trainer: {self.provider}: nothing says where the tuned model will answer, so nobody could measure or serve it. "
                 "Set `remote.deploy: true` (AWS bills the deployment), or remote.base_url to a gateway that speaks OpenAI's API."
             )
+        self.check(request)
         self.parameters(request)
-        screening.check_files((path for path in self._sources(request).values() if path.exists()), own_contacts(self._store))
+        screening.check_files((path for path in self.sources(request).values() if path.exists()), own_contacts(self._store))
         self.files(request)
         known = lifecycle.find(self.provider, request.base_model, request.tables)
         least = int(self.options.get("min_model_life_days", 0))
@@ -78,7 +79,8 @@ class AwsTrainer(ABC):
 
     def estimate(self, request: TrainingRequest) -> Estimate:
         """Tokens by the length of the texts, cost by the dated table."""
-        tokens = round(self.files(request)["train"].tokens * request.hyperparameters.epochs)
+        files = (file.tokens for role, file in self.files(request).items() if "validation" not in role and "heldout" not in role)
+        tokens = round(sum(files) * request.hyperparameters.epochs)
         price = prices.find(self.provider, request.base_model, request.tables)
         return Estimate(tokens, False, None, price.of_training(tokens) if price else None, None)
 
@@ -200,11 +202,12 @@ class AwsTrainer(ABC):
         state = self._journal.load()
         if not self.options.get("delete_files", True) or state.get("files_deleted"):
             return []
+        prefix = self.prefix(str(state.get("run_key") or handle.run_key))
         try:
-            for uri in dict(state.get("uris") or {}).values():
-                with self.errors(f"deleting {uri}"):
-                    bucket, key = _parts(uri)
-                    self.client("s3").delete_object(Bucket=bucket, Key=key)
+            for part in ("input", "base"):
+                with self.errors(f"deleting what was uploaded to {prefix}/{part}"):
+                    for bucket, key in self._listed(f"{prefix}/{part}"):
+                        self.client("s3").delete_object(Bucket=bucket, Key=key)
         except TrainingError as error:
             return [str(error)]
         self._journal.save(files_deleted=True)
@@ -220,6 +223,9 @@ class AwsTrainer(ABC):
     def answers_elsewhere(self) -> bool:
         """Whether the finished model stays at AWS."""
         return True
+
+    def check(self, request: TrainingRequest) -> None:  # noqa: B027 - nothing to add is the usual case
+        """Raises for what this service cannot train."""
 
     needs: ClassVar[tuple[str, ...]] = ("role", "bucket")
 
@@ -293,7 +299,8 @@ class AwsTrainer(ABC):
         known = {"usd_per_million_input": price.input, "usd_per_million_output": price.output}
         return {**known, "priced_on": price.date.isoformat()}
 
-    def _sources(self, request: TrainingRequest) -> dict[str, Path]:
+    def sources(self, request: TrainingRequest) -> dict[str, Path]:
+        """What is sent, by role."""
         return {"train": request.dataset / "train.jsonl", "validation": request.dataset / "validation.jsonl"}
 
     def prepare(
@@ -302,10 +309,12 @@ class AwsTrainer(ABC):
         """The service's files in one shape; a validation set below `least` rows is left out."""
         folder = self._store.job(self.spec_hash(request)) / "upload"
         made: dict[str, provider_formats.Prepared] = {}
-        for role, source in self._sources(request).items():
+        for role, source in self.sources(request).items():
             if role == "validation" and (not source.exists() or source.read_bytes().count(b"\n") < least):
                 continue
-            made[role] = provider_formats.write(source, folder / f"{role}.jsonl", shape)
+            if not source.exists() or source.stat().st_size == 0:
+                raise DataError(f"{source} is missing or empty: there is nothing to train on. Materialise jsonl_splits again.")
+            made[role] = provider_formats.write(source, folder / f"{role}.jsonl", shape, least_rows=least)
         return made
 
     def prefix(self, run_key: str) -> str:
@@ -325,18 +334,22 @@ class AwsTrainer(ABC):
 
     def fetch(self, uri: str, folder: Path) -> list[Path]:
         """Downloads everything below a prefix; the files."""
-        bucket, prefix = _parts(uri.rstrip("/") + "/")
-        made: list[Path] = []
+        prefix, made = _parts(uri.rstrip("/") + "/")[1], list[Path]()
         with self.errors(f"downloading {uri}"):
-            for page in self.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-                for entry in page.get("Contents", []):
-                    target = folder / str(entry["Key"]).removeprefix(prefix)
-                    if not target.resolve().is_relative_to(folder.resolve()):
-                        raise TrainingError(f"{uri} holds a key that leads out of its folder: {entry['Key']!r}.")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    self.client("s3").download_file(bucket, entry["Key"], str(target))
-                    made.append(target)
+            for bucket, key in self._listed(uri):
+                target = folder / key.removeprefix(prefix)
+                if not target.resolve().is_relative_to(folder.resolve()):
+                    raise TrainingError(f"{uri} holds a key that leads out of its folder: {key!r}.")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.client("s3").download_file(bucket, key, str(target))
+                made.append(target)
         return made
+
+    def _listed(self, uri: str) -> list[tuple[str, str]]:
+        """Bucket and key of everything below a prefix."""
+        bucket, prefix = _parts(uri.rstrip("/") + "/")
+        pages = self.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [(bucket, str(entry["Key"])) for page in pages for entry in page.get("Contents", [])]
 
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""

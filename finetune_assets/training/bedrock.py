@@ -20,8 +20,10 @@ from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
 from finetune_assets.training.remote import RemoteModel
 from finetune_assets.training.trainer import JobHandle, TrainingRequest
 
-CONVERSATIONS = ("nova", "llama3-1", "llama3-2", "llama3-3", "claude")
-"""Models whose rows are `bedrock-conversation-2024`; the others take prompt and completion."""
+CONVERSATIONS = ("nova", "llama3-2", "llama3-3")
+"""Models whose rows are `bedrock-conversation-2024`; Claude has a shape of its own, the others (Titan, Cohere, Llama 3.1) take
+prompt and completion: https://docs.aws.amazon.com/bedrock/latest/userguide/preparing-text-data.html."""
+LEAST_OF_CLAUDE = 32
 
 
 class BedrockTrainer(AwsTrainer):
@@ -47,6 +49,8 @@ class BedrockTrainer(AwsTrainer):
 
     def files(self, request: TrainingRequest) -> dict[str, Prepared]:
         """Conversation schema or prompt and completion, by the model."""
+        if "claude" in request.base_model:
+            return self.prepare(request, "bedrock_claude", LEAST_OF_CLAUDE)
         talks = any(name in request.base_model for name in CONVERSATIONS)
         return self.prepare(request, "bedrock_conversation" if talks else "bedrock_prompt", LEAST_ROWS)
 

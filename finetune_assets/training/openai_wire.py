@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.environment import Environment, variable
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, TrainingError
 from finetune_assets.storage import Store, write_json, write_text
-from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening, wire_states
+from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening, wire_checkpoints, wire_states
 from finetune_assets.training.provider_formats import Prepared
 from finetune_assets.training.remote import Connection, Journal, RemoteModel
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
@@ -33,9 +34,6 @@ from finetune_assets.training.wire_submission import Submission
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
-
-CREATE_TRIES = 3
-FILE_SECONDS = 300.0
 
 
 class OpenAIWire:
@@ -89,20 +87,48 @@ class OpenAIWire:
         return self._handle(request.run_key, request.fingerprint)
 
     def poll(self, handle: JobHandle) -> JobState:
-        """Where the job is. Raises ProviderUnsettled where the provider is busy or unreachable."""
+        """Where the job is; with `remote.deploy` at Nebius it has not ended before its model answers.
+
+        Raises ProviderUnsettled where the provider is busy or unreachable.
+        """
         with self._errors(f"asking for job {handle.id}"):
             job = self._client().fine_tuning.jobs.retrieve(handle.id)
-        return self._state(job, handle.id)
+        state = self._state(job, handle.id)
+        return self._served(handle, job, state) if state.status == "succeeded" and self._serves else state
+
+    @property
+    def _serves(self) -> bool:
+        return self.profile.checkpoints and bool(self.connection.options.get("deploy"))
+
+    def _served(self, handle: JobHandle, job: FineTuningJob, state: JobState) -> JobState:
+        name = remote.slug(str(self._journal.load().get("suffix") or "finetune"), handle.id)
+        try:
+            with self._errors("making the model answer"):
+                _, status, why = wire_checkpoints.serve(self._client(), self._journal, handle.id, job.model, name)
+        except ProviderUnsettled:
+            raise
+        except TrainingError as error:
+            status, why = "error", str(error)
+        if status in wire_checkpoints.SERVED:
+            return state
+        if status not in wire_checkpoints.BROKEN:
+            return replace(state, status="running", provider_status=f"Deploying ({status})")
+        self._journal.save(served=None)
+        warning = f"the model is trained, but does not answer: {why or 'no reason given'}; its files come home instead"
+        return replace(state, progress={**state.progress, "warning": warning})
 
     def result(self, handle: JobHandle) -> TrainedResult:
         """The tuned model's name, after seeing that it is there. Raises TrainingError."""
         with self._errors(f"asking for job {handle.id}"):
             job = self._client().fine_tuning.jobs.retrieve(handle.id)
         state = self._state(job, handle.id)
+        tokens = {"tokens": getattr(job, "trained_tokens", None)}
+        if state.status == "succeeded" and self.profile.checkpoints:
+            return TrainedResult(str(self._journal.load().get("served") or handle.id), tokens)
         if state.status != "succeeded" or not job.fine_tuned_model:
             raise TrainingError(f"Job {handle.id} has no model: {state.provider_status}. {state.error or ''}".rstrip())
         self._check_there(job.fine_tuned_model, handle.id)
-        return TrainedResult(job.fine_tuned_model, {"tokens": getattr(job, "trained_tokens", None)})
+        return TrainedResult(job.fine_tuned_model, tokens)
 
     def cancel(self, handle: JobHandle) -> None:
         """Ends the job; one that has ended is left as it is."""
@@ -162,7 +188,10 @@ class OpenAIWire:
         return notes
 
     def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-        """`model/remote.json`, `model/base/remote.json`, the training log and result.json of a finished job."""
+        """`model/remote.json`, `model/base/remote.json`, the training log and result.json of a finished job.
+
+        Nebius' model comes home as files, unless it was made to answer there.
+        """
         trained = self.result(handle)
         points = [point for event in self.events(handle) if (point := metrics(event))]
         log = "".join(json.dumps(point) + "\n" for point in points)
@@ -170,8 +199,12 @@ class OpenAIWire:
         job = self._client().fine_tuning.jobs.retrieve(handle.id)
         model = folder / "model"
         base = str(request["base_model"])
-        for name, where in ((trained.model, model), (base, model / "base")):
-            self._model(name, base).write(where)
+        if self.profile.checkpoints and not self._journal.load().get("served"):
+            with self._errors(f"downloading the checkpoint of job {handle.id}"):
+                wire_checkpoints.fetch(self._client(), wire_checkpoints.newest(self._client(), handle.id), model)
+        else:
+            for name, where in ((trained.model, model), (base, model / "base")):
+                self._model(name, base).write(where)
         started, ended = getattr(job, "created_at", None), getattr(job, "finished_at", None)
         result = {
             "model": "model",
@@ -288,7 +321,7 @@ class OpenAIWire:
     # reading
 
     def _state(self, job: FineTuningJob, asked: str) -> JobState:
-        return wire_states.state_of(job, asked, self.provider, self._key())
+        return wire_states.state_of(job, asked, self.provider, self._key(), named=not self.profile.checkpoints)
 
     def _check_there(self, model: str, job_id: str) -> None:
         if not self.profile.strict_models:

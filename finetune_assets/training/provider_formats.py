@@ -4,8 +4,9 @@
     azure     the same, in UTF-8 with a byte order mark
     nebius    {"messages": […]} without weights
     DPO       {"input": {"messages": […]}, "preferred_output": [reply], "non_preferred_output": [reply]}
-    bedrock   {"schemaVersion": "bedrock-conversation-2024", …} or {"prompt", "completion"}
-    sagemaker {"messages": […]}, the frozen rows themselves
+    bedrock   {"schemaVersion": "bedrock-conversation-2024", …}; Claude {"system", "messages"} of plain texts; others
+              {"prompt", "completion"}
+    sagemaker the frozen rows themselves; serverless: {"messages": […]}, or {"prompt", "chosen", "rejected"}
 
 A row of several targets (`rows: per_conversation`) keeps its weights where weights are taken; elsewhere each target has a
 row of its own. Tool calls and `tools` are carried as they are in OpenAI's chat, whose rules are checked; Bedrock's rows have no
@@ -31,7 +32,9 @@ from finetune_assets.errors import DataError
 from finetune_assets.storage import replacing
 
 Row = dict[str, Any]
-Shape = Literal["messages", "weighted", "dpo", "bedrock_conversation", "bedrock_prompt"]
+Shape = Literal[
+    "messages", "weighted", "dpo", "bedrock_conversation", "bedrock_claude", "bedrock_prompt", "preferences", "frozen"
+]
 
 LEAST_ROWS = 10
 MOST_BYTES = 512 * 10**6
@@ -41,6 +44,12 @@ CHARS_PER_TOKEN = 3.3
 MESSAGE_TOKENS = 4
 MOST_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+RESERVED = ("User:", "Bot:", "Assistant:", "System:", "<image>", "<video>", "[EOS]")
+"""Beginnings of a user's or system's text that Nova's fine-tuning refuses."""
+KEYS: dict[str, set[str]] = {
+    "messages": {"messages", "tools", "parallel_tool_calls"},
+    "weighted": {"messages", "tools", "parallel_tool_calls"},
+}
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -87,6 +96,14 @@ def bedrock_conversation(row: Row) -> Row:
     return {"schemaVersion": "bedrock-conversation-2024", **({"system": system} if system else {}), "messages": turns}
 
 
+def bedrock_claude(row: Row) -> Row:
+    """A chat as Claude 3 Haiku takes it: the system message stands apart, contents are plain texts."""
+    _refuse_tools(row)
+    system = "\n".join(m["content"] for m in row["messages"] if m["role"] in ("system", "developer"))
+    turns = [{"role": m["role"], "content": m["content"]} for m in row["messages"] if m["role"] in ("user", "assistant")]
+    return {**({"system": system} if system else {}), "messages": turns}
+
+
 def bedrock_prompt(row: Row) -> Row:
     """A chat as one prompt and its completion, for models without a conversation schema."""
     _refuse_tools(row)
@@ -123,19 +140,24 @@ CONVERT: dict[Shape, Callable[[Row], Row]] = {
     "weighted": weighted,
     "dpo": preference,
     "bedrock_conversation": bedrock_conversation,
+    "bedrock_claude": bedrock_claude,
     "bedrock_prompt": bedrock_prompt,
+    "preferences": _same,
+    "frozen": _same,
 }
+WHOLE: tuple[Shape, ...] = ("weighted", "dpo", "preferences", "frozen")
+"""Shapes in which a row of several targets stays one row."""
 
 
-def write(source: Path, target: Path, shape: Shape, *, bom: bool = False) -> Prepared:
+def write(source: Path, target: Path, shape: Shape, *, bom: bool = False, least_rows: int = LEAST_ROWS) -> Prepared:
     """Writes a provider's file and checks it. Raises DataError."""
     with replacing(target) as draft, draft.open("wb") as file:
         if bom:
             file.write(codecs.BOM_UTF8)
         for whole in read_lines(source):
-            for row in [whole] if shape in ("weighted", "dpo") else per_reply(whole):
+            for row in [whole] if shape in WHOLE else per_reply(whole):
                 file.write(json.dumps(CONVERT[shape](row), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-    return check(target, shape, bom=bom)
+    return check(target, shape, bom=bom, least_rows=least_rows)
 
 
 def check(path: Path, shape: Shape, *, bom: bool = False, least_rows: int = LEAST_ROWS, most_bytes: int = MOST_BYTES) -> Prepared:
@@ -195,27 +217,50 @@ def _rows(path: Path, bom: bool) -> Iterator[tuple[int, Row]]:
             yield number, cast("Row", row)
 
 
-def _problem(row: Row, shape: Shape) -> str | None:  # noqa: PLR0911 - one return a rule
-    if shape == "dpo":
-        chats = row.get("input", {}).get("messages") or []
-        if set(row) != {"input", "preferred_output", "non_preferred_output"}:
-            return f"the keys are {sorted(row)}, not input, preferred_output and non_preferred_output"
-        for key in ("preferred_output", "non_preferred_output"):
-            if len(row[key]) != 1 or row[key][0].get("role") != "assistant" or not row[key][0].get("content"):
-                return f"{key} is not exactly one reply of the assistant"
-        if row["preferred_output"] == row["non_preferred_output"]:
-            return "both outputs are the same"
-        return _chat_problem(chats, last="user") or _tools_problem(row["input"].get("tools"))
+def _problem(row: Row, shape: Shape) -> str | None:
+    if shape == "frozen":
+        return None  # this project's own rows, for this project's own trainer
+    if shape in ("dpo", "preferences"):
+        return _preference_problem(row, shape)
     if shape == "bedrock_prompt":
         empty = [key for key in ("prompt", "completion") if not str(row.get(key) or "").strip()]
         return f"{empty[0]} is empty" if empty else None
-    if shape == "bedrock_conversation":
-        roles = [message["role"] for message in row["messages"]]
-        expected = ["user" if n % 2 == 0 else "assistant" for n in range(len(roles))]
-        if not roles or roles != expected or roles[-1] != "assistant":
-            return f"the turns are {', '.join(roles) or 'none'}, not user and assistant in alternation"
-        return None
+    if shape in ("bedrock_conversation", "bedrock_claude"):
+        return _turns_problem(row)
+    if extra := set(row) - KEYS[shape]:
+        return f"the key {min(extra)!r} is none of {', '.join(sorted(KEYS[shape]))}"
     return _chat_problem(row.get("messages") or [], last="assistant") or _tools_problem(row.get("tools"))
+
+
+def _turns_problem(row: Row) -> str | None:
+    """User and assistant in alternation, and no text of the user or system that begins with a reserved word."""
+    roles = [message["role"] for message in row["messages"]]
+    if not roles or roles != ["user" if n % 2 == 0 else "assistant" for n in range(len(roles))] or roles[-1] != "assistant":
+        return f"the turns are {', '.join(roles) or 'none'}, not user and assistant in alternation"
+    asked = [row.get("system") or [], *(message["content"] for message in row["messages"] if message["role"] == "user")]
+    texts = (text for part in asked for text in ([part] if isinstance(part, str) else (one["text"] for one in part)))
+    word = next((word for text in texts for word in RESERVED if text.lstrip().startswith(word)), None)
+    return f"a text begins with the reserved word {word!r}" if word else None
+
+
+def _preference_problem(row: Row, shape: Shape) -> str | None:
+    """Two different replies to one prompt; a reply may be nothing but a tool call."""
+    names = ("input", "preferred_output", "non_preferred_output") if shape == "dpo" else ("prompt", "chosen", "rejected")
+    if not set(names) <= set(row) <= {*names, *(() if shape == "dpo" else ("tools",))}:
+        return f"the keys are {', '.join(sorted(row))}, not {', '.join(names)}"
+    chats: list[Row] = row["input"].get("messages") or [] if shape == "dpo" else row["prompt"]
+    tools = row["input"].get("tools") if shape == "dpo" else row.get("tools")
+    for key in names[1:]:
+        reply: Row = row[key][0] if len(row[key]) == 1 else {}
+        if reply.get("role") != "assistant" or not (reply.get("content") or reply.get("tool_calls")):
+            return f"{key} is not exactly one reply of the assistant"
+        if reply.get("tool_calls") and not tools:
+            return f"{key} calls a tool, but the row has no `tools`"
+        if problem := _calls_problem([{"role": "user", "content": "…"}, reply]):
+            return f"{key}: {problem.replace('message 2', 'the reply')}"
+    if row[names[1]] == row[names[2]]:
+        return "both outputs are the same"
+    return _chat_problem(chats, last="user") or _tools_problem(tools)
 
 
 def _chat_problem(messages: list[Row], last: str) -> str | None:  # noqa: PLR0911 - one return a rule
@@ -236,7 +281,7 @@ def _chat_problem(messages: list[Row], last: str) -> str | None:  # noqa: PLR091
         return problem
     if messages[-1]["role"] not in (last, "tool" if last == "user" else last):
         return f"the last message is the {messages[-1]['role']}'s, not the {last}'s"
-    if last == "assistant" and messages[-1].get("weight") == 0:
+    if last == "assistant" and not any(m["role"] == "assistant" and m.get("weight") != 0 for m in messages):
         return "no reply has a weight above 0"
     return None
 

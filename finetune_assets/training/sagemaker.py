@@ -15,6 +15,7 @@ from finetune_assets.errors import ProviderError, TrainingError
 from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
 from finetune_assets.training import base_model
 from finetune_assets.training.aws import THERE, AwsTrainer
+from finetune_assets.training.checks import check_request
 from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
 from finetune_assets.training.remote import RemoteModel
 from finetune_assets.training.spec import train_spec
@@ -22,7 +23,16 @@ from finetune_assets.training.trainer import JobHandle, TrainingRequest
 
 INPUT = "/opt/ml/input/data"
 OUTPUT = "/opt/ml/checkpoints"
+CACHE = "/tmp/finetune/tokens"
+"""Tokenised rows: in the container, never among the checkpoints."""
 MOST_WAIT = 24 * 3600
+DATA: dict[str, tuple[str, ...]] = {
+    "sft": ("train", "validation"),
+    "tools": ("train", "validation"),
+    "dpo": ("preferences", "preferences_heldout"),
+    "kto": ("kto", "kto_heldout"),
+}
+"""Files of the frozen data set that each objective reads."""
 TECHNIQUES: dict[tuple[str, ...], str] = {("sft",): "SFT", ("dpo",): "DPO"}
 
 
@@ -55,9 +65,29 @@ class SageMakerTrainer(AwsTrainer):
             "global_batch_size": str(values.batch_size),
         }
 
+    def check(self, request: TrainingRequest) -> None:
+        """A container trains whatever the local worker trains, but plain text, which stays here."""
+        if not self._serverless:
+            if request.text is not None or "continued_pretraining" in request.objective:
+                raise TrainingError(
+                    "sagemaker gets the frozen data set and nothing else, so it cannot train continued_pretraining on `text`. "
+                    "Take it out of `objective`, or set `trainer: local`."
+                )
+            check_request(request, self._store, here=False)
+
+    def sources(self, request: TrainingRequest) -> dict[str, Path]:
+        """The files that the chain reads, by the names under which the worker looks for them."""
+        if self._serverless:
+            first, second = DATA[request.objective[0]]
+            return {"train": request.dataset / f"{first}.jsonl", "validation": request.dataset / f"{second}.jsonl"}
+        names = dict.fromkeys(name for objective in request.objective for name in DATA[objective])
+        return {name: path for name in names if (path := request.dataset / f"{name}.jsonl").exists()}
+
     def files(self, request: TrainingRequest) -> dict[str, Prepared]:
-        """The frozen rows themselves."""
-        return self.prepare(request, "messages", LEAST_ROWS if self._serverless else 1)
+        """The frozen rows themselves; serverless customization has no weights, so each target has a row of its own."""
+        if not self._serverless:
+            return self.prepare(request, "frozen", 1)
+        return self.prepare(request, "preferences" if request.objective == ("dpo",) else "messages", LEAST_ROWS)
 
     def create(self, request: TrainingRequest, name: str, uris: Mapping[str, str]) -> None:
         """One training job."""
@@ -88,7 +118,7 @@ class SageMakerTrainer(AwsTrainer):
     def _container(self, request: TrainingRequest, asked: dict[str, Any], prefix: str, run_seconds: int) -> None:
         """Our worker, its spec with the container's paths, the base model as a channel where it is a folder here."""
         spec = train_spec(request, self._store)
-        spec |= {"dataset": f"{INPUT}/training", "output": OUTPUT, "threads": 0}
+        spec |= {"dataset": f"{INPUT}/training", "output": OUTPUT, "cache": CACHE, "threads": 0}
         resolved = base_model.resolve(request.base_model)
         if Path(resolved).is_absolute():
             for file in sorted(path for path in Path(resolved).iterdir() if path.is_file()):

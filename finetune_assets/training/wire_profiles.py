@@ -32,6 +32,8 @@ class Profile:
     metadata: bool = True
     expires: bool = True
     absolute_rate: bool = False
+    checkpoints: bool = False
+    """A finished job names no model: its checkpoints are the model."""
     strict_models: bool = False
     """`GET /models/NAME` answers 404 for a model that is not there, and for nothing else."""
 
@@ -47,6 +49,7 @@ PROFILES: dict[str, Profile] = {
         metadata=False,
         expires=False,
         absolute_rate=True,
+        checkpoints=True,
     ),
     "openai_compatible": Profile("OPENAI_COMPATIBLE_API_KEY", shape="messages", metadata=False, expires=False),
 }

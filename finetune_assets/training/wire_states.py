@@ -27,8 +27,11 @@ STATUS: dict[str, Status] = {
 """Their words to ours. The set is open: a word that is not here means still running, with a warning and a deadline."""
 
 
-def state_of(job: FineTuningJob, asked: str, provider: str, key: str | None) -> JobState:
-    """Ours of theirs. Fields may be missing, and words may be new. Raises ProviderUnsettled for another job's answer."""
+def state_of(job: FineTuningJob, asked: str, provider: str, key: str | None, *, named: bool = True) -> JobState:
+    """Ours of theirs; `named`: a finished job says what its model is called. Fields may be missing, and words may be new.
+
+    Raises ProviderUnsettled for another job's answer.
+    """
     if getattr(job, "id", None) not in (asked, None):
         raise ProviderUnsettled(f"{provider} answered for job {job.id} when asked for {asked}; asking again later.")
     word = str(getattr(job, "status", None) or "missing")
@@ -38,7 +41,7 @@ def state_of(job: FineTuningJob, asked: str, provider: str, key: str | None) -> 
         progress["warning"] = f"{provider} says {word!r}, which is not known here; taken as running until the deadline"
     if word in ("paused", "pausing"):
         progress["paused"] = True
-    if status == "succeeded" and not getattr(job, "fine_tuned_model", None):
+    if named and status == "succeeded" and not getattr(job, "fine_tuned_model", None):
         return JobState("running", word, None, {**progress, "warning": "succeeded, but no model is named yet"})
     error = getattr(job, "error", None)
     code, text = getattr(error, "code", None), getattr(error, "message", None)

@@ -174,11 +174,13 @@ class Bench:
             "url": where.url,
             "identity": {"id": where.model, "url": where.url},
             "max_new_tokens": self.most,
-            "bought": {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")},
         }
         if self.spec.get("checks"):
             cases = [case["messages"] for case in read_lines(Path(self.spec["checks"]))]
-            facts["checks"] = [answer["reply"] for answer in ask(self.cache, where, cases, self.most)[0]]
+            said, more = ask(self.cache, where, cases, self.most)
+            facts["checks"] = [answer["reply"] for answer in said]
+            fresh = [*fresh, *more]
+        facts["bought"] = {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")}
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
 
     def _asked(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:

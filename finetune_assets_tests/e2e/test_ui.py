@@ -5,16 +5,7 @@ Marked `e2e`. Pictures go to FINETUNE_SCREENSHOTS where that is set, e.g. for th
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +14,7 @@ import pytest
 
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger
+from finetune_assets_tests.e2e.running_ui import Ui, chromium_page, picture, running
 from finetune_assets_tests.test_definitions import BLOCKING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -33,57 +25,6 @@ hyperparameters: {epochs: 1}
 benchmark: {max_rows: 60}
 gates: {max_perplexity: null, max_training_loss: null, max_reply_seconds: null, max_personal_data: null, min_rules: null}
 """
-LAUNCH = """
-mutation ($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
-  __typename
-  ... on LaunchRunSuccess { run { runId } }
-  ... on PythonError { message }
-  ... on RunConfigValidationInvalid { errors { message } }
-} }"""
-
-
-class Ui:
-    """A running webserver and daemon on a fresh store."""
-
-    def __init__(self, home: Path, port: int) -> None:
-        self.home, self.port = home, port
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def ask(self, query: str, variables: dict[str, Any] | None = None) -> Any:
-        body = json.dumps({"query": query, "variables": variables or {}}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["data"]
-
-    def launch(self, job: str, tags: dict[str, str]) -> str:
-        selector = {"repositoryName": "__repository__", "repositoryLocationName": "finetune_assets", "jobName": job}
-        params = {
-            "selector": selector,
-            "mode": "default",
-            "runConfigData": {},
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
-        }
-        result = self.ask(LAUNCH, {"params": params})["launchPipelineExecution"]
-        assert result["__typename"] == "LaunchRunSuccess", result
-        return str(result["run"]["runId"])
-
-    def wait(self, run_id: str, seconds: float = 300) -> str:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            run = self.ask("query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", {"id": run_id})
-            if (status := run["runOrError"]["status"]) in ("SUCCESS", "FAILURE", "CANCELED"):
-                return str(status)
-            time.sleep(1)
-        raise AssertionError(f"run {run_id} did not end within {seconds} s")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -93,64 +34,20 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     (settings / "base.yaml").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
     (settings / "dental.yaml").write_text("extends: base\n" + SETTINGS, encoding="utf-8")
     environment = {
-        **os.environ,
         "FINETUNE_HOME": str(home),
         "FINETUNE_SOURCE": "data/sample",
         "FINETUNE_ASSISTANTS": str(settings),
         "FINETUNE_FIRST_WEEK": "2026-08-03",
         "HF_HUB_OFFLINE": "1",
     }
-    environment.pop("DAGSTER_HOME", None)
-    found = Ui(home, free_port())
-    log = (home / "ui.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_assets.cli", "dev", "--port", str(found.port)],
-        cwd=ROOT,
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(120):
-            try:
-                if "finetune_assets" in str(
-                    found.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }")
-                ):
-                    break
-            except OSError:
-                pass
-            assert process.poll() is None, (home / "ui.log").read_text()[-3000:]
-            time.sleep(1)
+    with running(home, environment) as found:
         yield found
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(2)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()
 
 
 @pytest.fixture(scope="module")
 def page(ui: Ui) -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on the PATH: install Debian's `chromium`")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield browser.new_page(viewport={"width": 1500, "height": 950})
-        browser.close()
-
-
-def picture(page: Any, name: str) -> None:
-    folder = os.environ.get("FINETUNE_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+    with chromium_page() as opened:
+        yield opened
 
 
 def test_an_assistant_is_trained_benchmarked_and_registered_from_the_ui(ui: Ui) -> None:

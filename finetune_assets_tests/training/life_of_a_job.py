@@ -1,6 +1,8 @@
 """A process that buys one training and sees it through, as the assets and the sensor do; tests kill it wherever they like.
 
-python -m finetune_assets_tests.training.life_of_a_job HOME DATASET PROVIDER BASE_URL
+python -m finetune_assets_tests.training.life_of_a_job HOME DATASET PROVIDER BASE_URL [BASE_MODEL]
+
+For Bedrock and SageMaker BASE_URL is the stand-in's, as boto3's variables have it already.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from finetune_assets.assistants.settings import Assistant
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, open_remote, remote_job
 from finetune_assets.storage import Store
@@ -17,15 +20,29 @@ from finetune_assets.training.polling import poll
 from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
 from finetune_assets.training.submission import bill, submit
 from finetune_assets.training.trainer import JobHandle
+from finetune_assets.training.trainers import AWS
 from finetune_assets_tests.training.remote_request import assistant, request
 
+ROLE = "arn:aws:iam::123456789012:role/training"
 
-def main(home: Path, dataset: Path, provider: str, base_url: str) -> None:
+
+def settings_of(provider: str, base_url: str, base_model: str | None) -> Assistant:
+    """The assistant whose job it is."""
+    if provider in AWS:
+        place = {"role": ROLE, "bucket": "rows", "image": "registry.example/finetune:1", "region": "us-east-1"}
+        return assistant(provider, base_model=base_model, remote={"aws": place, "deploy": provider == "bedrock"})
+    return assistant(provider, remote={"base_url": base_url}, budget={"monthly_usd": 0.1} if provider == "openai" else {})
+
+
+def main(home: Path, dataset: Path, provider: str, base_url: str, base_model: str | None = None) -> None:
+    """From estimate to result; a second start goes on where the first was killed."""
     store, ledger = Store(home), Ledger(f"sqlite:///{home / 'ledger.db'}")
-    settings = assistant(provider, remote={"base_url": base_url}, budget={"monthly_usd": 0.1} if provider == "openai" else {})
+    settings = settings_of(provider, base_url, base_model)
     connection = Connection.of(settings)
 
     def connect(where: Connection, journal: Journal) -> RemoteTrainer:
+        if where.provider in AWS:
+            return AWS[where.provider](where, store, journal)
         return OpenAIWire(where, store, journal, settle_seconds=0.5)
 
     asked = request(dataset, settings, "")
@@ -68,4 +85,4 @@ class _Nothing:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -21,6 +21,7 @@ from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.remote import Connection, Notes, RemoteModel  # noqa: E402
 from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
 from finetune_assets.training.trainers import AWS  # noqa: E402
+from finetune_assets_tests.tiny_model import make_tiny_model  # noqa: E402
 from finetune_assets_tests.training.remote_request import assistant, dataset, request  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -183,9 +184,7 @@ def test_no_credentials(cloud: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sagemaker_runs_our_worker_and_brings_the_model_home(aws: Any, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    write_json(base / "config.json", {"model_type": "qwen2"})
-    (base / "model.safetensors").write_bytes(b"weights of the base")
+    base = make_tiny_model(tmp_path / "base")
     trainer, journal, asked = make("sagemaker", tmp_path, str(base))
     trainer.validate(asked)
     handle = trainer.submit(asked)

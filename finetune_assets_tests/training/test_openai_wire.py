@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,43 @@ def test_profiles(fake: FakeProvider, frozen: Path, tmp_path: Path, provider: st
     content = fake.state(contents=True)["contents"][job["training_file"]]
     assert content.startswith("\ufeff") == (provider == "azure")
     assert ('"weight":0' in content) == (provider == "azure")
+    if provider == "nebius":
+        return
     finish(trainer, handle)
     assert trainer.result(handle).model.startswith("ft:")
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_nebius_names_no_model_its_checkpoint_comes_home_or_is_served(
+    fake: FakeProvider, frozen: Path, tmp_path: Path, deploy: bool
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "adapter_config.json").write_text("{}")
+    (made / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 4096)
+    fake.set(checkpoint=str(made))
+    settings, journal = assistant("nebius", remote={"base_url": fake.url, "deploy": deploy}), Notes()
+    trainer = wire(settings, tmp_path, journal)
+    handle = trainer.submit(request(frozen, settings))
+    words: list[str] = []
+    while (state := trainer.poll(handle)).status in ("pending", "running"):
+        words.append(state.provider_status)
+        if state.provider_status.startswith("Deploying"):
+            journal.state.pop("served")  # killed before the name was written down: it is found, not made again
+    assert words[-1] == ("Deploying (validating)" if deploy else "running")
+    trainer.keep(handle, tmp_path / "job", {"base_model": "open/small-7b"})
+    model = RemoteModel.read(tmp_path / "job" / "model")
+    if deploy:
+        assert model is not None
+        assert model.model.startswith("open/small-7b-LoRa:finetune-dental-")
+        assert len([one for one in fake.state()["seen"] if one == "POST /v0/models"]) == 1
+    else:
+        assert model is None
+        weights = tmp_path / "job" / "model" / "adapter_model.safetensors"
+        assert weights.read_bytes() == (made / "adapter_model.safetensors").read_bytes()
+    (made / "adapter_config.json").unlink()
+    with pytest.raises(TrainingError, match="is no model") if not deploy else nullcontext():
+        trainer.keep(handle, tmp_path / "again", {"base_model": "open/small-7b"})
 
 
 @pytest.mark.parametrize("fault", ["drop_after", "drop_before", "error_after", "error", "garbage"])

@@ -94,9 +94,10 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(Refusal(fault["status"], fault.get("message", "scripted"), fault.get("code")))
             return
         if isinstance(made, bytes):
-            self.send_text(200, made.decode())
+            self.send_text(200, made)
             return
-        if not self.state.forced and not (isinstance(made, dict) and made.get("status") == "paused"):
+        likes = self.state.checkpoint is None and not (isinstance(made, dict) and made.get("status") == "paused")
+        if not self.state.forced and likes:
             self.complain(f"answer {name}", contract.answer_problems(method, path, made))
         self.answer(200, made)
 
@@ -123,11 +124,25 @@ class Handler(BaseHTTPRequestHandler):
             return self.page([state.shown(job) for job in reversed(jobs)], query)
         if parts[:2] == ["fine_tuning", "jobs"]:
             return self.job_route(method, parts[2], parts[3] if len(parts) > 3 else "", query)
+        if parts[:2] == ["v0", "models"]:
+            return self.served(method, "/".join(parts[2:]), body)
         if parts[0] == "models":
             return state.model("/".join(parts[1:]))
         if path == "/chat/completions":
             return state.chat(body)
         raise Refusal(404, f"Unknown request URL: {method} {path}")
+
+    def served(self, method: str, name: str, body: Any) -> dict[str, Any]:
+        """Nebius' custom models."""
+        if method == "POST":
+            return self.state.serve(body)
+        if not name:
+            return {"data": list(self.state.served.values())}
+        if name not in self.state.served:
+            raise Refusal(404, f"no model {name}")
+        told = dict(self.state.served[name])
+        self.state.served[name]["status"] = "active"
+        return told
 
     def job_route(self, method: str, job_id: str, what: str, query: dict[str, list[str]]) -> Any:
         state = self.state
@@ -137,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         if what == "events":
             return self.page(list(reversed(state.events[job_id])), query)
         if what == "checkpoints":
-            return {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+            return {"object": "list", "data": state.checkpoints(job_id), "has_more": False, "first_id": None, "last_id": None}
         if what == "cancel":
             if job["status"] in ("succeeded", "failed", "cancelled"):
                 raise Refusal(400, f"Job has already completed: {job_id}", "invalid_request_error")
@@ -233,8 +248,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         self.send_text(status, json.dumps(body), headers)
 
-    def send_text(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-        data = text.encode()
+    def send_text(self, status: int, text: str | bytes, headers: dict[str, str] | None = None) -> None:
+        data = text if isinstance(text, bytes) else text.encode()
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -270,7 +285,9 @@ class Handler(BaseHTTPRequestHandler):
         return {
             "jobs": jobs,
             "files": list(state.files.values()),
-            "contents": {key: value.decode("utf-8") for key, value in state.contents.items()} if body.get("contents") else {},
+            "contents": {key: value.decode("utf-8", "replace") for key, value in state.contents.items()}
+            if body.get("contents")
+            else {},
             "seen": list(self.seen),
             "hanging": list(self.hanging),
             "violations": list(self.violations),

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 BASES = ("gpt-4o-mini-2024-07-18", "gpt-4.1-mini-2025-04-14", "gpt-4o-2024-08-06", "open/small-7b")
@@ -33,6 +34,9 @@ class State:
     clock: int = 0
     shutdown: dict[str, str] = field(default_factory=dict[str, str])
     pages_for_ever: bool = False
+    checkpoint: str | None = None
+    """Folder of a model: jobs end like Nebius', without a model's name, and their checkpoints have these files."""
+    served: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     contents: dict[str, bytes] = field(default_factory=dict[str, bytes])
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -117,6 +121,33 @@ class State:
         self.say(job["id"], "info", f"Created fine-tuning job: {job['id']}")
         return job
 
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """Two of a finished job, the last one with the files of `checkpoint`."""
+        if self.checkpoint is None or self.jobs[job_id]["status"] != "succeeded":
+            return []
+        made: list[dict[str, Any]] = []
+        for number in (1, 2):
+            files = sorted(path for path in Path(self.checkpoint).iterdir() if path.is_file()) if number == 2 else []
+            ids = [f"file-{number}{at:05d}" for at, _ in enumerate(files)]
+            for file_id, path in zip(ids, files, strict=True):
+                self.contents[file_id] = path.read_bytes()
+                about = {"id": file_id, "object": "file", "bytes": path.stat().st_size, "created_at": self.now()}
+                self.files[file_id] = {**about, "filename": path.name, "purpose": "fine-tune-results", "status": "processed"}
+            about = {"id": f"ftckpt-{number}", "object": "fine_tuning.job.checkpoint", "created_at": self.now()}
+            names = {"fine_tuning_job_id": job_id, "fine_tuned_model_checkpoint": f"{job_id}:ftckpt-{number}"}
+            made.append({**about, **names, "metrics": {}, "step_number": 60 * number, "result_files": ids})
+        return made
+
+    def serve(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A custom model of a checkpoint; it is `validating` when it is asked for the first time."""
+        job_id = body["source"].partition(":")[0]
+        if job_id not in self.jobs:
+            raise Refusal(404, f"no checkpoint {body['source']}")
+        name = f"{body['base_model']}-LoRa:{body['name']}-{next(self.numbers)}"
+        self.served[name] = {**body, "name": name, "status": "validating", "created_at": self.now()}
+        self.models[name] = {"rows": self.jobs[job_id]["_rows"]}
+        return self.served[name]
+
     def say(self, job_id: str, level: str, message: str, data: dict[str, Any] | None = None) -> None:
         event = {
             "object": "fine_tuning.job.event",
@@ -154,7 +185,11 @@ class State:
             "finished_at": self.now(),
             "trained_tokens": tokens * int(job["hyperparameters"]["n_epochs"]),
         }
-        self.models[model] = {"rows": rows}
+        if self.checkpoint is None:
+            self.models[model] = {"rows": rows}
+        else:
+            del job["fine_tuned_model"]
+            job["_rows"] = rows
         self.say(job["id"], "info", "The job has successfully completed")
 
     def rows(self, file_id: str) -> list[dict[str, Any]]:
