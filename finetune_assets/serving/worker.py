@@ -11,7 +11,8 @@ import sys
 import uvicorn
 
 from finetune_assets.environment import Environment
-from finetune_assets.serving.router import Options, Router
+from finetune_assets.serving.intake import Options
+from finetune_assets.serving.router import Router
 from finetune_assets.worker.__main__ import die_with_parent
 
 BACKLOG_SECONDS = 15

@@ -134,7 +134,7 @@ def test_failing_like_the_champion_says_nothing_of_the_candidate(shop: Shop) -> 
 def test_inconclusive_asks_a_person_and_never_goes_on_by_itself(shop: Shop) -> None:
     shop.roll_out(shop.version("a"), "50")
     traffic(shop, "champion", 120, negative=0.2)
-    traffic(shop, "candidate", 120, negative=0.2)
+    traffic(shop, "candidate", 120, negative=0.25)
     assert step(shop) is None
     patient = QUICK.model_copy(update={"ask_after_hours": 1.0})
     held = step(shop, patient)
