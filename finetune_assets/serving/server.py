@@ -147,7 +147,7 @@ class Server:
             model_name(name, version)
             for name, assistant in self._assistants().items()
             if assistant.serving.upstream == "embedded"
-            for version in self._asked_for(name, wait > 0)
+            for version in self.asked_for(name, at_start=wait > 0)
         }
         for name in sorted(names - self.loaded.keys()):
             problem = self._load(name, wait)
@@ -155,7 +155,7 @@ class Server:
             if problem:
                 self.say(f"Model {name} is not served: {problem}")
 
-    def _asked_for(self, assistant: str, at_start: bool) -> set[str | None]:
+    def asked_for(self, assistant: str, at_start: bool = False) -> set[str | None]:
         """Versions that users of an assistant, or of its experiment, get; null: the base model. At the start of all, later of
         those that ever had a rollout."""
         state = self.ledger.rollout(assistant)
@@ -236,10 +236,14 @@ class Server:
                     child.process.kill()
                     child.process.wait()
         self.children.clear()
+        self.close()
+        shutil.rmtree(self.metrics, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets go of the sockets and the ledger."""
         self.socket.close()
         self.engine_socket.close()
         self.ledger.close()
-        shutil.rmtree(self.metrics, ignore_errors=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
