@@ -54,28 +54,43 @@ def alarms(rate: float, requests: int, runs: int, seed: int) -> Array:
 
 
 def told_apart(users: int, runs: int, seed: int) -> tuple[float, float]:
-    """Share of runs in which two equal arms ever differ in negative feedback: by the sequence, and by a z-test of the same level.
+    """Share of runs in which two equal arms ever differ in negative feedback: by the bets, and by a z-test of the same level.
 
     One user a look in the candidate's arm and three in the champion's; a user judges once to five times.
     """
     chance = np.random.default_rng(seed)
 
-    def arm(count: int) -> tuple[Array, Array]:
+    def arm(count: int) -> Array:
         judged = chance.integers(1, 6, (runs, count))
-        values = chance.binomial(judged, chance.beta(0.4, 1.6, (runs, count))) / judged
-        n = np.arange(1, count + 1)
-        mean, more = values.cumsum(1) / n, n + 4  # two events on either side, as in the guard
-        spread = (((values**2).cumsum(1) + 2) - (mean * n + 2) ** 2 / more) / (more - 1) / n
-        return mean, spread
+        return chance.binomial(judged, chance.beta(0.4, 1.6, (runs, count))) / judged
 
-    mine, theirs = arm(users), arm(3 * users)
-    value = mine[0] - theirs[0][:, 2::3]
-    spread = mine[1] + theirs[1][:, 2::3]
-    prior = guards.MIXING**2
-    half = np.sqrt(2 * spread * (spread + prior) / prior * (-np.log(guards.ALPHA_FEEDBACK) + 0.5 * np.log1p(prior / spread)))
+    found = arm(users) - arm(3 * users).reshape(runs, users, 3).mean(2)
+    n, looks = np.arange(1, users + 1), slice(guards.MIN_RATERS - 1, None)
+    rich = math.log(2 / guards.ALPHA_FEEDBACK)
+    got_rich = np.zeros(runs, dtype=bool)
+    for sign in (1, -1):
+        logs = np.stack([np.log1p(bet * sign * found).cumsum(1) for bet in guards.BETS])
+        got_rich |= (np.logaddexp.reduce(logs) - math.log(len(guards.BETS)) >= rich)[:, looks].any(1)
+    mean = found.cumsum(1) / n
+    spread = np.maximum((found**2).cumsum(1) / n - mean**2, 1e-12) / n
     z = NormalDist().inv_cdf(1 - guards.ALPHA_FEEDBACK / 2) * np.sqrt(spread)
-    looks = slice(guards.MIN_RATERS - 1, None)
-    return tuple(float((np.abs(value) > most)[:, looks].any(1).mean()) for most in (half, z))  # type: ignore[return-value]
+    return float(got_rich.mean()), float((np.abs(mean) > z)[:, looks].any(1).mean())
+
+
+def raters(better: float, runs: int, seed: int, margin: float = 0.1) -> tuple[float, float]:
+    """Users of each arm until a candidate whose negative feedback is lower by `better` is certainly within the margin: median
+    and 95th percentile of the runs; the champion's is 20 %."""
+    chance, users = np.random.default_rng(seed), 2000
+
+    def arm(share: float) -> Array:
+        judged = chance.integers(1, 6, (runs, users))
+        return chance.binomial(judged, chance.beta(2 * share, 2 * (1 - share), (runs, users))) / judged
+
+    found = arm(0.2) - arm(0.2 - better)  # turned around: the bet is that the candidate is below the margin
+    logs = [np.log1p(min(bet, 0.99 / (1 - margin)) * (found + margin)).cumsum(1) for bet in guards.BETS]
+    rich = np.logaddexp.reduce(np.stack(logs)) - math.log(len(guards.BETS)) >= math.log(2 / guards.ALPHA_FEEDBACK)
+    first = np.where(rich.any(1), rich.argmax(1) + 1, np.inf)
+    return float(np.median(first)), float(np.quantile(first, 0.95))
 
 
 def percentile_missed(replies: int, runs: int, seed: int) -> tuple[float, float]:
@@ -108,6 +123,16 @@ def rows(rounds: int) -> list[Row]:
         seconds = cpu(peek, 1)
         note = f"{missed[0]:.2%} of 2,000 runs; with an interval for one look {missed[1]:.1%}"
         made.append(Row(what, seconds, bar=f"at most {alpha:.1%}", met=missed[0] <= alpha, note=note))
+    for better in (0.0, 0.05):
+        needed = (float("nan"), float("nan"))
+
+        def rate_all(better: float = better) -> None:
+            nonlocal needed
+            needed = raters(better, 1000, 1)
+
+        seconds = cpu(rate_all, 1)
+        what = f"raters in each arm until a margin of 10 points is certain, candidate {100 * better:g} points better"
+        made.append(Row(what, seconds, note=f"median {needed[0]:.0f}, 95th percentile {needed[1]:.0f}, 1,000 runs"))
     for per_minute in (2, 20, 200):
         for rate in (0.005, 0.01):
             taken = float("nan")

@@ -47,7 +47,12 @@ def rating() -> None:
 @click.option("--name", required=True, help="Name of the study.")
 @click.option("--rater", "raters", multiple=True, required=True, help="Who rates; once for each.")
 @click.option("--kind", type=click.Choice(["pairs", "review"]), default="pairs", show_default=True)
-@click.option("--against", default="base", show_default=True, help="Candidate that the tuned model is compared with.")
+@click.option(
+    "--against",
+    default="base",
+    show_default=True,
+    help="Candidate that the tuned model is compared with; `live`: its shadow replies against what users were answered.",
+)
 @click.option("--items", default=100, show_default=True, type=click.IntRange(1), help="Most pairs or examples.")
 @click.option("--days", default=30, show_default=True, type=click.IntRange(1), help="How long the links hold.")
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where `finetune serve` answers.")

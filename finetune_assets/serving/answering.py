@@ -14,59 +14,27 @@ import random
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_assets.corpus.personal_data import pseudonym, scrub_conversation
+from finetune_assets.corpus.personal_data import pseudonym
 from finetune_assets.evaluation.rules import holds
 from finetune_assets.registry import Rollout
 from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, assign, keep
 from finetune_assets.serving.directory import Directory
+from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.intake import Ask, Refused, history_key
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
+from finetune_assets.serving.records import request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
 from finetune_assets.serving.talks import Talk, Talks
 from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed
 
 MOST_SHADOWS = 64
 """Shadow chats at a time; more are left out and counted."""
-CONTEXT_TURNS = 8
-"""Turns before the newest that are looked at when personal data are replaced."""
 DEFAULT_TOKENS = 96
-
-
-@dataclass
-class Exchange:
-    """What is known of one chat while it is answered."""
-
-    ask: Ask
-    state: Rollout
-    assigned: Arm
-    kept: bool
-    conversation: str
-    is_new: bool
-    user: str
-    turns: list[dict[str, str]]
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    served: Arm = field(init=False)
-    outcome: str = "ok"
-    error: str | None = None
-    status: int = 200
-    started: float = field(default_factory=time.perf_counter)
-    seconds: float = 0.0
-    first_token: float | None = None
-    reply: Reply = field(default_factory=Reply)
-
-    def __post_init__(self) -> None:
-        self.served = self.assigned
-
-    @property
-    def model(self) -> str:
-        """Name of the version that answers."""
-        return model_name(self.ask.assistant.name, self.served.version)
 
 
 class Answering:
@@ -230,88 +198,32 @@ class Answering:
 
     def _record(self, exchange: Exchange) -> None:
         """The rows of a chat into the journal, texts scrubbed first; and the conversation into memory."""
-        exchange.seconds = time.perf_counter() - exchange.started
+        self._measure(exchange)
         ask, reply = exchange.ask, exchange.reply.text.strip()
-        done = ask.at + datetime.timedelta(seconds=max(exchange.seconds, 1e-6))
         answered = exchange.status == 200 and bool(reply)
         turns = [*exchange.turns, {"role": "assistant", "content": reply}] if answered else exchange.turns
         key = history_key(ask.tenant, exchange.user, turns) if answered and not ask.told else None
-        rows: list[Row] = [self._request_row(exchange, "live", key)]
-        if ask.assistant.serving.texts != "none" and answered:
-            rows += self._text_rows(exchange, turns, done)
-        if not self.journal.append(rows):
-            self.metrics.lost_rows.inc(len(rows))
+        rows = [request_row(exchange, "live", key)]
         if answered:
+            rows += text_rows(exchange, turns)
             talk = Talk(
                 exchange.conversation, ask.tenant, exchange.user, exchange.assigned.name, exchange.state.salt, ask.at, turns
             )
             self.talks.remember(talk, key)
+        self._keep(rows)
         self.metrics.observe(exchange)
 
-    def _request_row(self, exchange: Exchange, kind: str, key: str | None) -> Row:
-        ask, usage = exchange.ask, exchange.reply.usage
-        rate = ask.assistant.budget.usd_per_hour
+    def _measure(self, exchange: Exchange) -> None:
+        """Seconds and cost of a chat that has ended."""
+        exchange.seconds = time.perf_counter() - exchange.started
+        assistant = exchange.ask.assistant
+        rate = assistant.budget.usd_per_hour
         machine_usd = exchange.seconds * rate / 3600 if rate else None
-        values = {
-            "request_id": exchange.id,
-            "assistant": ask.assistant.name,
-            "tenant_id": ask.tenant,
-            "user": exchange.user,
-            "conversation_id": exchange.conversation,
-            "message_id": f"m-{exchange.id}",
-            "kind": kind,
-            "rollout": exchange.state.salt,
-            "generation": exchange.state.generation,
-            "step": exchange.state.step,
-            "assigned_arm": exchange.assigned.name,
-            "served_arm": exchange.served.name,
-            "kept": exchange.kept,
-            "version": exchange.served.version or "base",
-            "outcome": exchange.outcome,
-            "status": exchange.status,
-            "error": exchange.error,
-            "seconds": exchange.seconds,
-            "first_token_seconds": exchange.first_token,
-            "prompt_tokens": usage.get("prompt_tokens"),
-            "completion_tokens": usage.get("completion_tokens"),
-            "usd": usd(self.directory.store, ask.assistant.name, exchange.served.version, usage, machine_usd),
-            "user_chars": len(exchange.turns[-1]["content"]) if exchange.turns else 0,
-            "reply_chars": len(exchange.reply.text),
-            "created_at": ask.at.isoformat(),
-            "history_key": key,
-        }
-        return "requests", values
+        exchange.usd = usd(self.directory.store, assistant.name, exchange.served.version, exchange.reply.usage, machine_usd)
 
-    def _text_rows(self, exchange: Exchange, turns: list[dict[str, str]], done: datetime.datetime) -> list[Row]:
-        """The user's message and the reply; of a conversation that is new here, what was said before too."""
-        ask = exchange.ask
-        before = max(0, len(turns) - 2 - CONTEXT_TURNS)
-        texts = [turn["content"] for turn in turns[before:]]
-        if ask.assistant.serving.texts == "scrubbed":
-            texts, _ = scrub_conversation(texts)
-        first = len(texts) - 2 if not exchange.is_new else 0
-        rows: list[Row] = []
-        if exchange.is_new:
-            hashed = ask.assistant.serving.users == "pseudonym"
-            conversation = {
-                "conversation_id": exchange.conversation,
-                "tenant_id": ask.tenant,
-                "user_id": exchange.user if hashed else ask.user,
-                "vertical": ask.vertical,
-                "channel": ask.channel,
-                "satisfaction_score": None,
-                "started_at": ask.at.isoformat(),
-                "ended_at": None,
-            }
-            rows.append(("conversations", conversation))
-        for n in range(first, len(texts)):
-            role = turns[before + n]["role"]
-            is_reply = n == len(texts) - 1
-            at = done if is_reply else ask.at - datetime.timedelta(microseconds=len(texts) - 2 - n)
-            message_id = f"m-{exchange.id}" if is_reply else f"t{before + n}-{exchange.id}"
-            message = {"message_id": message_id, "conversation_id": exchange.conversation, "role": role, "content": texts[n]}
-            rows.append(("messages", {**message, "intent": None, "created_at": at.isoformat()}))
-        return rows
+    def _keep(self, rows: list[Row]) -> None:
+        if not self.journal.append(rows):
+            self.metrics.lost_rows.inc(len(rows))
 
     # shadow
 
@@ -348,18 +260,8 @@ class Answering:
                 self.metrics.shadows_left_out.inc()
                 return
             made.outcome, made.error, made.status = failed.outcome, str(failed), 502
-        made.seconds = time.perf_counter() - made.started
-        rows: list[Row] = [self._request_row(made, "shadow", None)]
-        text = made.reply.text.strip()
-        if text and live.ask.assistant.serving.texts != "none":
-            if live.ask.assistant.serving.texts == "scrubbed":
-                said = [turn["content"] for turn in live.turns[-CONTEXT_TURNS:]]
-                text = scrub_conversation([*said, text])[0][-1]
-            values = {"request_id": made.id, "assistant": live.ask.assistant.name, "live_message_id": f"m-{live.id}"}
-            values |= {"version": arm.version or "base", "content": text, "created_at": live.ask.at.isoformat()}
-            rows.append(("shadow_replies", values))
-        if not self.journal.append(rows):
-            self.metrics.lost_rows.inc(len(rows))
+        self._measure(made)
+        self._keep(shadow_rows(made, live))
         self.metrics.observe(made, kind="shadow")
 
     async def finish(self, seconds: float = 10.0) -> None:

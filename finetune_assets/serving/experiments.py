@@ -126,7 +126,7 @@ def _store(
         "salt": f"{assistant}:{first}:{second}:{generation}",
         **who,
     }
-    if state.generation and _current(ledger, assistant):
+    if state.generation and current(ledger, assistant):
         raise RolloutRefused(f"{assistant} has an experiment already; end it first with `finetune experiment end {assistant}`.")
     _write(ledger, state, value, ("experiment_began", f"{first} against {second} at {share:.0%}: {why[0]}", why[1]))
 
@@ -147,7 +147,8 @@ def ended(ledger: Ledger, assistant: str) -> list[dict[str, Any]]:
     return [event for event in reversed(ledger.events(assistant)) if event["event"] == "experiment_ended"]
 
 
-def _current(ledger: Ledger, assistant: str) -> dict[str, Any] | None:
+def current(ledger: Ledger, assistant: str) -> dict[str, Any] | None:
+    """The experiment that runs: a, b (null: the base model), share, salt, tenants, users; null where there is none."""
     with ledger.engine.connect() as connection:
         return connection.execute(sa.select(rollouts.c.experiment).where(rollouts.c.assistant == assistant)).scalar()
 
@@ -180,7 +181,7 @@ def _write(
 
 def result(ledger: Ledger, assistant: str, settings: RolloutSettings) -> Result | None:
     """What was observed of A (champion) and B (candidate) so far; null where there is no experiment."""
-    value = _current(ledger, assistant)
+    value = current(ledger, assistant)
     if not value:
         return None
     a, b = value["a"] or BASE, value["b"] or BASE

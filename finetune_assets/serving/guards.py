@@ -4,13 +4,15 @@ errors      Wald (1945), sequential probability ratio test of `usual` against `m
             Restart rule: the test runs once, over a step's first FIRST requests. One that is started again as soon as it has
             found the model healthy misfires sooner or later. A model that goes bad later is found by a chart over the last
             FIRST requests: Page (1954), CUSUM, twice as slow, with a false alarm in years.
-feedback    Johari, Pekelis & Walsh (2022), Always valid inference: the mixture sequential ratio test, inverted to a confidence
-            sequence of the difference of two means. The unit is the user: several ratings of one person are one number.
+feedback    Waudby-Smith & Ramdas (2024), Estimating means of bounded random variables by betting: a confidence sequence of
+            the difference of two means, exact for any distribution and any number of users. The unit is the user: several
+            ratings of one person are one number, and one of the smaller arm meets as many of the other as the split plans.
 assignment  Lindon & Malek (2022), Anytime-valid inference for multinomial count data: Bayes factor of the split of users.
 latency     The same Bayes factor of the replies below the true 95th percentile, which are a fixed share of all, inverted: a
             confidence sequence of the percentile from order statistics, for any distribution. By Ville's inequality a sequence
             misses the truth at any look with at most its alpha; the ratio fails only where both arms' ends say so.
-cost        The feedback's sequence of the difference of two means, in parts of the champion's cost.
+cost        Johari, Pekelis & Walsh (2022), Always valid inference: the mixture sequential ratio test of the difference of two
+            means, inverted; in parts of the champion's cost. Its variances are estimated: for large samples.
             Latency and cost can change late, so a sequence begins every FIRST replies, and the one before the newest is looked
             at (`observed`): it holds FIRST to 2 FIRST of the newest replies. The k-th has 6/(pi k)² of alpha: alpha in all.
 """
@@ -24,6 +26,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, variance
 from typing import Any
 
+import numpy as np
+
 from finetune_assets.registry.rollouts import Outcome
 
 ALPHA_ERRORS = 0.001
@@ -31,13 +35,14 @@ BETA_ERRORS = 0.05  # a model as bad as `max_errors` is taken for healthy at mos
 CUSUM_ODDS = 1e6
 FIRST = 5_000  # requests
 ALPHA_FEEDBACK = 0.01
-MIN_RATERS = 10  # users with feedback in each arm, below which nothing is said
-MIXING = 0.1  # standard deviation of the differences that the sequence is sharpest at
+MIN_RATERS = 10  # users with feedback in the smaller arm, below which nothing is said
+BETS = (0.15, 0.3, 0.6, 0.9)  # shares of the capital that are put on a difference; small ones see small differences
 ALPHA_ASSIGNMENT = 0.001
 PRIOR_SHARE = 100.0  # weight of the planned share before anything is seen, in users or replies
 MIN_LATENCIES = 100
 ALPHA_LATENCY = 0.001
 ALPHA_COST = 0.001
+MIXING = 0.1  # standard deviation of the differences that the cost's sequence is sharpest at
 
 
 @dataclass(frozen=True)
@@ -119,37 +124,68 @@ def errors(first: Sequence[bool], last: Sequence[bool], usual: float, most: floa
 # feedback
 
 
-def radius(spread: float, alpha: float = ALPHA_FEEDBACK, mixing: float = MIXING) -> float:
-    """Half the width of the confidence sequence of a difference with variance `spread`."""
+def meeting(share: float) -> tuple[int, int]:
+    """How many users of the candidate meet how many of the champion, where `share` of all users have the candidate."""
+    return (1, max(1, round((1 - share) / share))) if share <= 0.5 else (max(1, round(share / (1 - share))), 1)
+
+
+def differences(candidate: Sequence[float], champion: Sequence[float], share: float) -> list[float]:
+    """Users of both arms in their order, met as the split plans it (1 of the candidate and 9 of the champion at 10 %): the
+    candidate's mean minus the champion's of each meeting, -1..1."""
+    mine, theirs = meeting(share)
+    count = min(len(candidate) // mine, len(champion) // theirs)
+    return [fmean(candidate[n * mine : (n + 1) * mine]) - fmean(champion[n * theirs : (n + 1) * theirs]) for n in range(count)]
+
+
+def interval(values: Sequence[float], alpha: float = ALPHA_FEEDBACK) -> tuple[float, float, float]:
+    """Mean of independent values in -1..1, and its always-valid interval: the means against which no bettor has got rich.
+
+    Betting at fair odds that the mean is above m, nobody's capital ever reaches 2 / alpha with more than half of alpha's chance
+    if it is m; the capital falls with m, so the ends are found by bisection.
+    """
+    found = np.asarray(values, dtype=float)
+    rich = math.log(2 / alpha)
+
+    def end(sign: int) -> float:
+        """The lowest mean that bets on a higher one leave possible; for the highest, everything is turned around."""
+        low, high = -1.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if capital(sign * found, middle) >= rich else (low, middle)
+        return sign * low
+
+    return float(found.mean()), end(1), end(-1)
+
+
+def capital(values: np.ndarray[Any, Any], mean: float) -> float:
+    """Log of what one unit has become that was bet on values (along the last axis) above `mean`, evenly over BETS."""
+    most = 0.99 / (1 + mean) if mean > -1 else math.inf
+    logs = [np.log1p(min(bet, most) * (values - mean)).sum() for bet in BETS]
+    return float(np.logaddexp.reduce(logs)) - math.log(len(BETS))
+
+
+def radius(spread: float, alpha: float, mixing: float = MIXING) -> float:
+    """Half the width of the confidence sequence of a difference with the (estimated) variance `spread`."""
     prior = mixing**2
     return math.sqrt(2 * spread * (spread + prior) / prior * (math.log(1 / alpha) + 0.5 * math.log((spread + prior) / spread)))
 
 
-def difference(candidate: Sequence[float], champion: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of the first minus mean of the second (values in 0..1, one a user) with its always-valid interval."""
-    value = fmean(candidate) - fmean(champion)
-    spread = _spread(candidate) + _spread(champion)
-    half = radius(spread)
-    return value, max(-1.0, value - half), min(1.0, value + half)
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Variance of a mean with two events on either side, as Agresti & Coull (1998): a small sample without one varies too."""
-    return variance([*values, 0.0, 0.0, 1.0, 1.0]) / len(values)
-
-
-def non_inferior(name: str, candidate: Sequence[float], champion: Sequence[float], margin: float, what: str) -> Guard:
-    """Whether the candidate's mean (less is better) is at most `margin` above the champion's.
+def non_inferior(name: str, arms: tuple[Sequence[float], Sequence[float]], share: float, margin: float, what: str) -> Guard:
+    """Whether the candidate's mean (less is better) is at most `margin` above the champion's. `arms`: candidate's and champion's
+    users, oldest first, 0..1; `share`: the candidate's.
 
     Failed where it is certainly above it, and not certainly within the margin.
     """
+    candidate, champion = arms
     seen = len(candidate) + len(champion)
     if not candidate and not champion:
         return Guard(name, "not_measurable", None, None, None, margin, 0, f"{what}: no user has said anything yet")
-    if min(len(candidate), len(champion)) < MIN_RATERS:
-        text = f"{what}: {len(candidate)} users of the candidate, {len(champion)} of the champion; {MIN_RATERS} of each needed"
+    met, sides = differences(candidate, champion, share), meeting(share)
+    if len(met) < MIN_RATERS:
+        needed = f"{MIN_RATERS * sides[0]} and {MIN_RATERS * sides[1]} needed"
+        text = f"{what}: {len(candidate)} users of the candidate, {len(champion)} of the champion; {needed}"
         return Guard(name, "inconclusive", None, None, None, margin, seen, text)
-    value, low, high = difference(candidate, champion)
+    value, low, high = interval(met)
     outcome: Outcome = "passed" if high < margin else "failed" if low > 0 else "inconclusive"
     text = f"{what}: {value:+.3f} [{low:+.3f}, {high:+.3f}], limit {margin:+.3f}, {len(candidate)} and {len(champion)} users"
     return Guard(name, outcome, value, low, high, margin, seen, text)

@@ -39,6 +39,20 @@ PASSED_ON = (
 """Of OpenAI's settings: what goes to the upstream."""
 
 
+SIMULATED_TIME = "x-simulated-time"
+SIMULATED_FAULT = "x-simulated-fault"
+"""Headers of a simulated request: its time, and the share of the candidate's replies that fail. Heeded in a simulation only."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a worker is started. `open_door`: no key is needed as long as none exists (loopback only)."""
+
+    engine_url: str
+    open_door: bool
+    simulation: bool = False
+
+
 class Refused(Exception):
     """An answer with a status and a message, in OpenAI's error shape."""
 
@@ -93,6 +107,23 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(400, "The body must be a JSON object.")
     return cast("dict[str, Any]", value)
+
+
+def now(request: Request, options: Options) -> datetime.datetime:
+    """When a request came in, UTC; in a simulation the time that it says. Raises Refused (400)."""
+    told = request.headers.get(SIMULATED_TIME) if options.simulation else None
+    if told is None:
+        return datetime.datetime.now(datetime.UTC)
+    try:
+        return datetime.datetime.fromisoformat(told).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        raise Refused(400, f"`{SIMULATED_TIME}` is no time.") from None
+
+
+def fault(request: Request, options: Options) -> float:
+    """The share of the candidate's replies that fail, in a simulation; else 0."""
+    told = request.headers.get(SIMULATED_FAULT, "0") if options.simulation else "0"
+    return float(told) if told.replace(".", "", 1).isdecimal() else 0.0
 
 
 def authenticate(request: Request, directory: Directory, open_door: bool) -> str | None:
@@ -249,13 +280,13 @@ class Rates:
 
     def take(self, tenant: str, per_minute: int) -> float:
         """0 where the tenant may ask now, else the seconds until it may."""
-        now = time.monotonic()
-        left, seen = self.left.get(tenant, (float(per_minute), now))
-        left = min(float(per_minute), left + (now - seen) * per_minute / 60)
+        at = time.monotonic()
+        left, seen = self.left.get(tenant, (float(per_minute), at))
+        left = min(float(per_minute), left + (at - seen) * per_minute / 60)
         if left < 1:
-            self.left[tenant] = (left, now)
+            self.left[tenant] = (left, at)
             return (1 - left) * 60 / per_minute
-        self.left[tenant] = (left - 1, now)
+        self.left[tenant] = (left - 1, at)
         if len(self.left) > 10_000:  # tenants that a client invents on loopback
             self.left.clear()
         return 0.0

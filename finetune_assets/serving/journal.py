@@ -42,7 +42,7 @@ class Journal:
         self.lost = 0
         self.refused: str | None = None
         self.backlog = 0
-        self.oldest: float | None = None
+        self.first: tuple[str, float] | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -55,7 +55,7 @@ class Journal:
         """Why rows are lost, or late."""
         if self.refused:
             return self.refused
-        late = time.time() - self.oldest if self.oldest else 0.0
+        late = time.monotonic() - self.first[1] if self.first else 0.0
         return f"rows wait for the ledger since {late:.0f} s" if late > LATE else None
 
     def append(self, rows: list[Row]) -> bool:
@@ -110,17 +110,14 @@ class Journal:
             os.close(old)
 
     def _look(self) -> None:
-        """How much waits for the writer, and since when."""
+        """How much waits for the writer, and for how long the same segment has been the first: clocks are set, files are not."""
         waiting = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl"))
         waiting = [name for name in waiting if name != self.path.name]
         self.backlog = len(waiting)
-        self.oldest = _began(waiting[0]) if waiting else None
-
-
-def _began(name: str) -> float | None:
-    """When a segment was made, seconds since 1970."""
-    nanoseconds = name.partition("-")[0]
-    return int(nanoseconds) / 1e9 if nanoseconds.isdigit() else None
+        if not waiting:
+            self.first = None
+        elif self.first is None or self.first[0] != waiting[0]:
+            self.first = (waiting[0], time.monotonic())
 
 
 def closed(folder: Path) -> Iterator[tuple[Path, list[Row]]]:

@@ -90,9 +90,9 @@ def _guards(seen: Observed, state: Rollout, settings: RolloutSettings) -> tuple[
         made.append(guards.latency(mine.seconds, theirs.seconds, settings.max_latency_ratio))
         made.append(guards.assignment(mine.users, theirs.users, state.share))
         what, margin = "negative feedback per user", settings.max_negative_increase
-        made.append(guards.non_inferior("negative_feedback", mine.negative, theirs.negative, margin, what))
+        made.append(guards.non_inferior("negative_feedback", (mine.negative, theirs.negative), state.share, margin, what))
         if mine.rating and theirs.rating:
             lost, their_lost = ([(5 - rating) / 4 for rating in arm.rating] for arm in (mine, theirs))
             what, margin = "lost stars (of 4) per user", settings.max_rating_drop / 4
-            made.append(guards.non_inferior("rating", lost, their_lost, margin, what))
+            made.append(guards.non_inferior("rating", (lost, their_lost), state.share, margin, what))
     return tuple(guard for guard in made if guard is not None)

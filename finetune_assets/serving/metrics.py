@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-if TYPE_CHECKING:
-    from finetune_assets.registry import Rollout
-    from finetune_assets.serving.answering import Exchange
+from finetune_assets.registry import Rollout
+from finetune_assets.serving.exchange import Exchange
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -38,7 +36,10 @@ class Metrics:
         )
         self.tokens = Counter("finetune_completion_tokens", "Tokens of replies.", ["assistant", "arm", "kind"], registry=here)
         self.usd = Counter(
-            "finetune_usd", "Cost, where the assistant's hourly rate is known.", ["assistant", "arm", "kind"], registry=here
+            "finetune_usd",
+            "Cost: a provider's tokens, else the machine's hourly rate.",
+            ["assistant", "arm", "kind"],
+            registry=here,
         )
         self.feedback = Counter("finetune_feedback", "Feedback by type.", ["assistant", "type"], registry=here)
         self.refused = Counter("finetune_refused", "Requests that got no chat, by status.", ["status"], registry=here)
@@ -59,9 +60,8 @@ class Metrics:
         if exchange.first_token is not None:
             self.first_token.labels(name, arm).observe(exchange.first_token)
         self.tokens.labels(name, arm, kind).inc(exchange.reply.usage.get("completion_tokens") or 0)
-        rate = exchange.ask.assistant.budget.usd_per_hour
-        if rate:
-            self.usd.labels(name, arm, kind).inc(exchange.seconds * rate / 3600)
+        if exchange.usd:
+            self.usd.labels(name, arm, kind).inc(exchange.usd)
 
     def text(self, rollouts: list[Rollout], ledger_seconds: float, backlog: int) -> bytes:
         """The exposition; rollouts, and how the worker that answers stands with the ledger, come as gauges."""

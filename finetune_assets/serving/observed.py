@@ -22,7 +22,8 @@ BAD = ("error", "timeout", "policy")
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm in one step: requests in all, users, seconds and cost of the newest replies (`guards`), each user's feedback.
+    """One arm in one step: requests in all, users, seconds and cost of the newest replies (`guards`), each user's feedback,
+    in the order of their first.
 
     `negative`: share of negative feedback of each user who gave any, 0..1; `rating`: mean stars of each user who gave any, 1..5.
     """
@@ -89,6 +90,7 @@ def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
         .select_from(feedback.join(requests, requests.c.message_id == feedback.c.message_id))
         .where(where & (requests.c.kind == "live"))
         .group_by(requests.c.user)
+        .order_by(sa.func.min(feedback.c.created_at), requests.c.user)
     )
     people_said = connection.execute(said).all()
     return Arm(

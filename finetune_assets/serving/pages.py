@@ -12,7 +12,7 @@ import binascii
 import datetime
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import jinja2
@@ -24,14 +24,12 @@ from starlette.routing import Route
 from finetune_assets.errors import FinetuneError
 from finetune_assets.registry.tables import now
 from finetune_assets.serving import control, experiments
-from finetune_assets.serving.directory import ADMIN
+from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.health import health_file
+from finetune_assets.serving.journal import Journal
 from finetune_assets.serving.judge import judge
 from finetune_assets.serving.observed import exposed, totals
 from finetune_assets.storage import read_json
-
-if TYPE_CHECKING:
-    from finetune_assets.serving.router import Router
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -41,9 +39,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 EVENTS = 12
 
 
-def routes(router: Router) -> list[Route]:
-    """The pages of a worker."""
-    page = Dashboard(router)
+def routes(directory: Directory, journal: Journal, open_door: bool) -> list[Route]:
+    """The pages of a worker. `open_door`: without keys anybody on this machine may look and press."""
+    page = Dashboard(directory, journal, open_door)
     return [
         Route("/", page.home),
         Route("/dashboard", page.show),
@@ -56,8 +54,12 @@ def routes(router: Router) -> list[Route]:
 class Dashboard:
     """Assistants, versions, weights, guards, users exposed, cost, latency, last events."""
 
-    def __init__(self, router: Router) -> None:
-        self.router = router
+    def __init__(self, directory: Directory, journal: Journal, open_door: bool) -> None:
+        self.directory, self.ledger, self.journal, self.may_be_open = directory, directory.ledger, journal, open_door
+
+    @property
+    def _open(self) -> bool:
+        return self.may_be_open and not self.directory.snapshot.keys
 
     async def home(self, _: Request) -> Response:
         """The dashboard is what a browser wants here."""
@@ -74,7 +76,7 @@ class Dashboard:
     async def experiment(self, request: Request) -> Response:
         """The result of an A/B in staging so far, and of those that are over."""
         name = request.path_params["assistant"]
-        if name not in self.router.directory.assistants:
+        if name not in self.directory.assistants:
             return HTMLResponse("There is no such assistant.", status_code=404)
         return await self._render(request, "experiment.html.j2", lambda: self._experiment(name))
 
@@ -97,16 +99,16 @@ class Dashboard:
         actor = self._actor(request)
         if actor is None:
             return _who_are_you()
-        if not _same_origin(request, self.router.options.open_door and not self.router.directory.snapshot.keys):
+        if not _same_origin(request, self._open):
             return HTMLResponse("This button belongs to another page.", status_code=403)
         name, action = request.path_params["assistant"], request.path_params["action"]
-        assistant = self.router.directory.assistants.get(name)
+        assistant = self.directory.assistants.get(name)
         if assistant is None or action not in ACTIONS:
             return HTMLResponse("There is no such assistant or action.", status_code=404)
         form = parse_qs((await _small_body(request)).decode("utf-8", "replace"))
         reason = form.get("reason", [""])[0].strip()
         who = f"{form.get('who', [''])[0].strip() or actor} (dashboard)"[:120]
-        ledger, settings = self.router.ledger, assistant.rollout
+        ledger, settings = self.ledger, assistant.rollout
 
         def move() -> str:
             try:
@@ -128,8 +130,7 @@ class Dashboard:
 
     def _actor(self, request: Request) -> str | None:
         """Who looks; null: nobody who may."""
-        router = self.router
-        if router.options.open_door and not router.directory.snapshot.keys:
+        if self._open:
             return "local"
         scheme, _, value = request.headers.get("authorization", "").partition(" ")
         name, key = "administrator", value.strip()
@@ -138,40 +139,39 @@ class Dashboard:
                 name, _, key = base64.b64decode(value, validate=True).decode().partition(":")
             except (binascii.Error, UnicodeDecodeError):
                 return None
-        return (name or "administrator") if key and router.directory.tenant_of(key) == ADMIN else None
+        return (name or "administrator") if key and self.directory.tenant_of(key) == ADMIN else None
 
     def _data(self) -> dict[str, Any]:
-        router = self.router
         until = now() + datetime.timedelta(minutes=1)
-        rows = [self._assistant(name, until) for name in router.directory.assistants]
+        rows = [self._assistant(name, until) for name in self.directory.assistants]
         rows.sort(key=lambda row: (not row["state"].is_open, -row["week"]["requests"], row["name"]))
         return {
             "assistants": rows,
-            "ledger_seconds": router.directory.seconds_old,
-            "problem": router.journal.problem,
-            "backlog": router.journal.backlog,
+            "ledger_seconds": self.directory.seconds_old,
+            "problem": self.journal.problem,
+            "backlog": self.journal.backlog,
             "at": datetime.datetime.now(datetime.UTC),
         }
 
     def _experiment(self, name: str) -> dict[str, Any]:
-        ledger, settings = self.router.ledger, self.router.directory.assistants[name].rollout
+        ledger, settings = self.ledger, self.directory.assistants[name].rollout
         now_ = experiments.result(ledger, name, settings)
         at = datetime.datetime.now(datetime.UTC)
         return {"name": name, "at": at, "now": now_, "ended": experiments.ended(ledger, name)[:EVENTS]}
 
     def _drift(self, name: str) -> dict[str, Any] | None:
         """What `serving_health` measured last; null where it never did."""
-        file = health_file(self.router.store, name)
+        file = health_file(self.directory.store, name)
         if not file.exists():
             return None
         at = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC)
         return {"at": f"{at:%Y-%m-%d %H:%M}", "rows": read_json(file)["drift"]}
 
     def _assistant(self, name: str, until: datetime.datetime) -> dict[str, Any]:
-        ledger, settings = self.router.ledger, self.router.directory.assistants[name].rollout
+        ledger, settings = self.ledger, self.directory.assistants[name].rollout
         state = ledger.rollout(name)
         events = ledger.events(name)
-        experiment = self.router.directory.snapshot.experiments.get(name)
+        experiment = self.directory.snapshot.experiments.get(name)
         return {
             "name": name,
             "state": state,

@@ -30,7 +30,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError, ServingError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.traffic import api_keys
-from finetune_assets.serving import control
+from finetune_assets.serving import control, experiments
 from finetune_assets.serving.models import model_name, tenants
 from finetune_assets.storage import Store
 from finetune_assets.worker.__main__ import set_environment
@@ -147,15 +147,23 @@ class Server:
             model_name(name, version)
             for name, assistant in self._assistants().items()
             if assistant.serving.upstream == "embedded"
-            for state in [self.ledger.rollout(name)]
-            if state.generation or wait
-            for version in ({state.champion, state.candidate} if state.candidate else {state.champion})
+            for version in self.asked_for(name, at_start=wait > 0)
         }
         for name in sorted(names - self.loaded.keys()):
             problem = self._load(name, wait)
             self.loaded[name] = problem or "loaded"
             if problem:
                 self.say(f"Model {name} is not served: {problem}")
+
+    def asked_for(self, assistant: str, at_start: bool = False) -> set[str | None]:
+        """Versions that users of an assistant, or of its experiment, get; null: the base model. At the start of all, later of
+        those that ever had a rollout."""
+        state = self.ledger.rollout(assistant)
+        found: set[str | None] = {state.champion} if state.generation or at_start else set()
+        experiment = experiments.current(self.ledger, assistant)
+        if experiment is not None:
+            found |= {experiment["a"], experiment["b"]}
+        return found | ({state.candidate} if state.candidate else set())
 
     def _load(self, name: str, wait: float) -> str | None:
         end = time.monotonic() + wait
@@ -228,10 +236,14 @@ class Server:
                     child.process.kill()
                     child.process.wait()
         self.children.clear()
+        self.close()
+        shutil.rmtree(self.metrics, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets go of the sockets and the ledger."""
         self.socket.close()
         self.engine_socket.close()
         self.ledger.close()
-        shutil.rmtree(self.metrics, ignore_errors=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

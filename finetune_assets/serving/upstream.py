@@ -46,11 +46,18 @@ class Reply:
     message: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+IDLE_SECONDS = 4.0
+"""A connection that was idle for so long is not used again: servers close theirs after 5 s (uvicorn) or more."""
+TRIES = 3
+"""A connection that the server closed while it lay in the pool gives no answer at all; the next one is asked."""
+
+
 class Upstream:
     """One pool of connections for all targets."""
 
     def __init__(self, connections: int = 256) -> None:
-        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30))
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=IDLE_SECONDS)
+        self.session = aiohttp.ClientSession(connector=connector, trace_configs=[_note_reuse()])
 
     async def close(self) -> None:
         """Gives the connections back."""
@@ -61,7 +68,7 @@ class Upstream:
         if aws_calls.is_aws(target.url):
             return _reply(await _of_aws(target, body))
         try:
-            async with asyncio.timeout(target.seconds), self._post(target, {**body, "stream": False}) as answer:
+            async with asyncio.timeout(target.seconds), await self._post(target, {**body, "stream": False}) as answer:
                 await _check(answer)
                 return _reply(await answer.json(content_type=None))
         except TimeoutError:
@@ -81,7 +88,7 @@ class Upstream:
                 loop = asyncio.get_running_loop()
                 limit.reschedule(loop.time() + min(target.seconds, target.first_seconds))
                 start = loop.time()
-                async with self._post(target, {**body, "stream": True}) as answer:
+                async with await self._post(target, {**body, "stream": True}) as answer:
                     await _check(answer)
                     async for line in answer.content:
                         data = line.strip()
@@ -104,9 +111,42 @@ class Upstream:
         if not ended:
             raise UpstreamFailed("error", "the stream ended in the middle of a reply")
 
-    def _post(self, target: Target, body: dict[str, Any]) -> Any:
+    async def _post(self, target: Target, body: dict[str, Any]) -> aiohttp.ClientResponse:
+        """The head of the answer. Raises aiohttp.ClientError.
+
+        A server that closes an idle connection may do so in the moment in which it is used again: then the request was never
+        read, nothing was answered, and it is sent again. One that failed on a new connection is not.
+        """
         headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
-        return self.session.post(f"{target.url}/chat/completions", json={**body, "model": target.model}, headers=headers)
+        for left in reversed(range(TRIES)):
+            pooled = _Pooled()
+            try:
+                return await self.session.post(
+                    f"{target.url}/chat/completions",
+                    json={**body, "model": target.model},
+                    headers=headers,
+                    trace_request_ctx=pooled,
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not (pooled.reused and left):
+                    raise
+        raise AssertionError  # the last try returns or raises
+
+
+@dataclass
+class _Pooled:
+    """Whether a request went over a connection that had been used before."""
+
+    reused: bool = False
+
+
+def _note_reuse() -> aiohttp.TraceConfig:
+    async def note(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionReuseconnParams) -> None:
+        context.trace_request_ctx.reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
 
 
 async def _of_aws(target: Target, body: dict[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import logging
 import signal
 import sys
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from finetune_assets.environment import Environment
-from finetune_assets.serving.router import Options, Router
+from finetune_assets.serving.intake import Options
+from finetune_assets.serving.router import Router
 from finetune_assets.worker.__main__ import die_with_parent
 
 BACKLOG_SECONDS = 15
 """Longest time that a stopping worker gives to the chats under way."""
+
+
+HEAD_SECONDS = 10.0
+"""For the head of a request; its body has its own time (`intake`)."""
+
+MOST_HEAD = 65_536
+"""Bytes of it."""
+
+
+class Protocol(HttpToolsProtocol):
+    """Closes a connection whose client sends no whole head in time, or one without end: uvicorn would wait for ever."""
+
+    waiting: asyncio.TimerHandle | None = None
+    taken = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Begins to wait."""
+        super().connection_made(transport)
+        self.waiting = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Waits as long as no request has begun: from the first byte of a head to its last."""
+        super().data_received(data)
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self.taken = 0
+            if self.waiting is not None:
+                self.waiting.cancel()
+                self.waiting = None
+            return
+        self.taken += len(data)
+        if self.taken > MOST_HEAD:
+            self.transport.close()
+        elif self.waiting is None:
+            self.waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        super().connection_lost(exc)
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 def main(arguments: list[str]) -> None:
@@ -35,12 +80,12 @@ def main(arguments: list[str]) -> None:
     config = uvicorn.Config(
         router,
         fd=options.fd,
+        http=Protocol,
         log_level="warning",
         access_log=False,  # every chat is a row; paths and keys in a log would be one place more to guard
         server_header=False,
         timeout_graceful_shutdown=BACKLOG_SECONDS,
         timeout_keep_alive=20,
-        h11_max_incomplete_event_size=65_536,
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor says when to end
     uvicorn.Server(config).run()

@@ -14,10 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from finetune_assets.assistants.settings.serving import RolloutSettings
+from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving import control, experiments
 from finetune_assets.serving.notify import notify
+from finetune_assets.serving.server import Server, Settings
 from finetune_assets_tests.serving.shop import Shop
 
 QUICK = RolloutSettings(min_requests=100, min_users=20, min_hours=1, steps=[10, 50, 100])
@@ -134,7 +136,7 @@ def test_failing_like_the_champion_says_nothing_of_the_candidate(shop: Shop) -> 
 def test_inconclusive_asks_a_person_and_never_goes_on_by_itself(shop: Shop) -> None:
     shop.roll_out(shop.version("a"), "50")
     traffic(shop, "champion", 120, negative=0.2)
-    traffic(shop, "candidate", 120, negative=0.2)
+    traffic(shop, "candidate", 120, negative=0.25)
     assert step(shop) is None
     patient = QUICK.model_copy(update={"ask_after_hours": 1.0})
     held = step(shop, patient)
@@ -219,6 +221,9 @@ def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> 
         found = experiments.result(book, "aurora", QUICK)
         assert found is not None
         assert (found.a.version, found.b.version, found.b.requests) == (first, second, 0)
+        server = Server(Environment.read(shop.environment), Settings(port=0), print)
+        assert server.asked_for("aurora") == {first, second}  # what the engine loads before anybody asks
+        server.close()
         experiments.end(book, "aurora", QUICK, ("done", "ana"))
         assert experiments.result(book, "aurora", QUICK) is None
         assert book.rollout("aurora").champion == first

@@ -18,7 +18,11 @@ from finetune_assets.errors import DataError
 from finetune_assets.evaluation.candidates import TUNED, TestRow, split_rows
 from finetune_assets.evaluation.human import book, links, statistics, study
 from finetune_assets.registry import Ledger
+from finetune_assets.registry.shadowed import shadowed
 from finetune_assets.storage import Store, read_json
+
+LIVE = "live"
+"""Compares what users were answered with what the tuned model would have said, in shadow."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def start(environment: Environment, wanted: Wanted, url: str) -> list[tuple[str,
         environment.assistants, wanted.assistant, read_json(store.tenants) if store.tenants.exists() else {}
     )
     if wanted.kind == "pairs":
-        version, candidates, items = _pairs(store, wanted)
+        version, candidates, items = _live_pairs(environment, wanted) if wanted.against == LIVE else _pairs(store, wanted)
     else:
         dataset = (store.datasets(wanted.assistant) / "latest").resolve()
         if not (dataset / "manifest.json").exists():
@@ -109,4 +113,24 @@ def _pairs(store: Store, wanted: Wanted) -> tuple[str, list[str], list[study.Ite
         raise DataError(f"The report of {version} has no candidate {wanted.against!r}; there are: {', '.join(known)}.")
     rows = [TestRow(**row) for row in read_json(work / "rows.json")["rows"]]
     frames = {name: pl.read_parquet(work / f"{name}.parquet") for name in candidates}
+    return version, candidates, study.pairs(rows, frames, candidates, wanted.items)
+
+
+def _live_pairs(environment: Environment, wanted: Wanted) -> tuple[str, list[str], list[study.Item]]:
+    ledger = Ledger(environment.database_url)
+    try:
+        version, found = shadowed(ledger, wanted.assistant)
+    finally:
+        ledger.close()
+    if version is None:
+        raise DataError(
+            f"{wanted.assistant} has no shadow replies yet: a version in shadow makes them while `finetune serve` answers users "
+            "(`finetune rollout status`), unless `serving.texts` is `none`."
+        )
+    rows = [TestRow(one.context, "", one.conversation_id, one.message_id, one.tenant_id, "") for one in found]
+    frames = {
+        TUNED: pl.DataFrame({"reply": [one.shadow for one in found]}),
+        LIVE: pl.DataFrame({"reply": [one.live for one in found]}),
+    }
+    candidates = [TUNED, LIVE]
     return version, candidates, study.pairs(rows, frames, candidates, wanted.items)

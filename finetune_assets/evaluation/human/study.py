@@ -1,6 +1,7 @@
 """A study: what is to be rated, and who rates what.
 
-    pairs     two candidates' replies to the same test prompt, different ones only; blind, sides at random
+    pairs     two candidates' replies to the same test prompt, or a shadow's reply beside the live one; different ones, blind,
+              sides at random
     review    training examples, to accept or to reject
 
 Each item has one rater, drawn by a hash; OVERLAP of them have two, so that their agreement can be told. `study.json` holds all of
