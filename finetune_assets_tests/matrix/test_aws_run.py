@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("boto3", reason="the aws extra is not installed")
 pytest.importorskip("moto.server", reason="moto[server] is not installed")
 
-from finetune_assets.environment import ROOT  # noqa: E402
-from finetune_assets_tests.matrix.test_remote_run import Machine  # noqa: E402
-from finetune_assets_tests.tiny_model import make_tiny_model  # noqa: E402
-from finetune_assets_tests.training import fake_aws  # noqa: E402
-from finetune_assets_tests.training.fake_aws import FakeAws  # noqa: E402
+from finetune_assets.environment import ROOT
+from finetune_assets_tests.matrix.test_remote_run import Machine
+from finetune_assets_tests.tiny_model import make_tiny_model
+from finetune_assets_tests.training import fake_aws
+from finetune_assets_tests.training.fake_aws import FakeAws
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -87,7 +87,9 @@ def test_sagemaker_trains_in_our_container_through_an_interruption(machine: Mach
     assert not (version / "remote.json").exists()
     result = json.loads((version / "result.json").read_text())
     assert (result["trainer"], result["resumed"]) == ("sagemaker", 1)
-    assert str(ROOT) not in json.dumps(json.loads((version / "spec.json").read_text())) if (version / "spec.json").exists() else True
+    assert (
+        str(ROOT) not in json.dumps(json.loads((version / "spec.json").read_text())) if (version / "spec.json").exists() else True
+    )
 
 
 def test_sagemaker_serverless_and_its_endpoint(machine: Machine, cloud: FakeAws) -> None:
