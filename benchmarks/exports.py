@@ -164,7 +164,7 @@ def _truth_of(truth: Truth, base: dict[str, pl.DataFrame], conversations: int, c
         for entry in entries:
             named: list[str] = entry if isinstance(entry, list) else [_id_of(entry)]
             places = place[str(entry["table"]) if kind == "bad_rows" else table]
-            if all(name in places for name in named):
+            if all(name in places for name in named) and not (kind == "bad_rows" and _alone(entry, base)):
                 found.append((max(places[name] for name in named), named, entry))
         made[kind] = []
         for copy in range(-(-conversations // count)):
@@ -172,6 +172,12 @@ def _truth_of(truth: Truth, base: dict[str, pl.DataFrame], conversations: int, c
             ids = iter(own_ids(pl.Series("id", [name for named, _ in there for name in named], dtype=pl.String), copy))
             made[kind] += [_renamed(entry, [next(ids) for _ in named]) for named, entry in there]
     return made
+
+
+def _alone(entry: dict[str, str], base: dict[str, pl.DataFrame]) -> bool:
+    """Whether a repeated id occurs once only, since the conversation of the other row was cut before it."""
+    name = dict(zip(TABLES, IDS, strict=True))[entry["table"]]
+    return "repeated" in entry["reason"] and int((base[entry["table"]][name] == entry["id"]).sum()) < 2
 
 
 def _id_of(entry: Any) -> str:

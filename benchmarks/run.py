@@ -79,7 +79,7 @@ def main() -> None:
     chosen = asked.names or names()
     fresh = [row for name in chosen for row in measure(name, asked.rounds)]
     before = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if asked.names and RESULTS.exists() else []
-    kept = [row for row in before if row["benchmark"] not in chosen]
+    kept = [row for row in before if row["benchmark"] not in chosen and row["benchmark"] in names()]
     rows = sorted([*kept, *fresh], key=lambda row: row["benchmark"])
     results = {
         "command": f"python benchmarks/run.py --rounds {asked.rounds}",

@@ -62,11 +62,12 @@ def compared(folder: Path, store: Store, kept: pl.DataFrame) -> list[Kind]:
     for name in ("exact_duplicates", "near_duplicates"):
         pairs = truth[name]
         found.append(Kind(f"{name.replace('_', ' ')} that give no example twice", len(pairs) - _twice(kept, pairs), len(pairs)))
-    corrected = set(kept.filter(pl.col("source") == "corrected")["message_id"])
+    corrections = kept.filter(pl.col("source") == "corrected")
+    corrected = {*corrections["message_id"], *corrections["replaced"].explode().drop_nulls()}
     targets, bad = set(kept["message_id"]) - corrected, set(truth["bad_replies"])
     found.append(Kind("wrong replies that are no target", len(bad - targets), len(bad)))
     answered = set(truth["corrected"]) & set(said.filter(said.is_in(truth["corrected"])))
-    return [*found, Kind("corrections that are the reply", len(answered & corrected), len(answered))]
+    return [*found, Kind("corrections that are the reply, or whose twin is", len(answered & corrected), len(answered))]
 
 
 _SET_ASIDE = "broken rows set aside with a reason"

@@ -125,9 +125,11 @@ def found_in(text: str, regions: tuple[str, ...]) -> tuple[Find, ...]:
     for kind, recogniser in _recognisers(regions):
         if kind in _NUMBERS and not numbers:
             continue
-        spans = sorted(recogniser(masked), key=lambda s: (s[0], -s[1]))
+        spans = list(recogniser(masked))
         if not spans:
             continue
+        if len(spans) > 1:
+            spans.sort(key=lambda s: (s[0], -s[1]))
         starts, end = [f.start for f in found], 0
         for span in spans:
             at = bisect_left(starts, span[1])  # found before this kind: sorted, without overlap

@@ -128,7 +128,7 @@ def find_emails(text: str) -> Iterator[Span]:
 
 def find_ips(text: str) -> Iterator[Span]:
     """Addresses, but neither versions (v1.2.3.4) nor times."""
-    for m in _IPV4.finditer(text):
+    for m in _IPV4.finditer(text) if text.count(".") > 2 else ():
         octets = m[0].split(".")
         before = text[max(0, m.start() - 12) : m.start()].casefold()
         version = re.search(r"\bv(?:er(?:si[oó]n)?)?\.? ?$", before) or (all(len(o) == 1 for o in octets) and "ip" not in before)

@@ -145,8 +145,11 @@ def _mark(frame: pl.DataFrame, when: pl.Expr, reason_detail: tuple[str, str]) ->
 
 def _mark_repeated(frame: pl.DataFrame, column: str, time: str) -> pl.DataFrame:
     """Drops all but the earliest of the valid rows that share an id."""
-    valid = frame.filter(pl.col("reason").is_null())
-    twins = valid.filter(pl.col(column).is_duplicated())
+    ids = frame[column].filter(frame["reason"].is_null())
+    repeated = ids.filter(ids.is_duplicated())
+    if repeated.is_empty():
+        return frame
+    twins = frame.filter(pl.col("reason").is_null() & pl.col(column).is_in(repeated.unique().implode()))
     content = pl.struct(pl.exclude("row")).struct.json_encode().alias("_content")
     ordered = twins.with_columns(content).sort(column, time, "_content")
     losers = ordered.filter(~pl.col(column).is_first_distinct())["row"]
@@ -330,10 +333,12 @@ _ORDER = {"conversations": ["started_at", "conversation_id"], "feedback": ["crea
 
 def _listed_repairs(table: str, frame: pl.DataFrame) -> list[pl.DataFrame]:
     """One rejected row for each repair of a row that is kept (or would be, if its conversation had a message)."""
-    fine = frame.filter(pl.col("reason").is_null() | (pl.col("reason") == "conversation_empty"))
+    fine = pl.col("reason").is_null() | (pl.col("reason") == "conversation_empty")
     listed: list[pl.DataFrame] = []
     for rule in _repairs(table):
-        rows = fine.filter(rule.when).with_columns(pl.lit(rule.reason).alias("reason"), pl.lit(rule.detail).alias("detail"))
+        rows = frame.filter(fine & rule.when).with_columns(
+            pl.lit(rule.reason).alias("reason"), pl.lit(rule.detail).alias("detail")
+        )
         listed.append(_rejected(table, rows, "repaired"))
     return listed
 
@@ -352,11 +357,16 @@ def _repaired(table: str, kept: pl.DataFrame) -> pl.DataFrame:
 def _in_turn(messages: pl.DataFrame) -> pl.DataFrame:
     """Sorted by conversation and `turn_order`. Numbers stand for the ids, and only what happened in one instant is looked at
     closer: sorting by all of it takes five times as long."""
-    ids = messages.select(pl.col("conversation_id").unique().sort()).with_row_index("_talk")
-    frame = messages.join(ids, on="conversation_id", how="left", maintain_order="left").with_row_index("_at")
-    tied = frame.filter(pl.struct("_talk", "created_at").is_duplicated()).sort("_talk", *turn_order())
-    frame = frame.join(tied.select("_at").with_row_index("_place"), on="_at", how="left", maintain_order="left")
-    return frame.sort("_talk", "created_at", "_place").drop("_talk", "_at", "_place")
+    talks = messages.select(pl.col("conversation_id").unique().sort()).with_row_index("talk")
+    rows = messages.select("conversation_id", "created_at").join(talks, on="conversation_id", how="left", maintain_order="left")
+    rows = rows.select("talk", "created_at").with_row_index("at").sort("talk", "created_at", maintain_order=True)
+    again = (pl.col("talk") == pl.col("talk").shift(1)) & (pl.col("created_at") == pl.col("created_at").shift(1))
+    tied = rows.select((again | again.shift(-1)).fill_null(False)).to_series()
+    if tied.any():
+        few = rows.filter(tied)
+        own = messages[few["at"]].with_columns(few["talk"], few["at"]).sort("talk", *turn_order())
+        rows = rows.with_columns(rows["at"].scatter(tied.arg_true(), own["at"]))
+    return messages[rows["at"]]
 
 
 def turn_order() -> tuple[pl.Expr, ...]:

@@ -100,7 +100,9 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     """
     filters = assistant.filters
     selected = select_examples(store, assistant)
-    examples = selected.rows.unique("message_id", keep="last", maintain_order=True)
+    examples = selected.rows
+    if examples["message_id"].n_unique() < examples.height:
+        examples = examples.unique("message_id", keep="last", maintain_order=True)
     contexts = partial(selected.contexts, turns=filters.context_turns, chars=filters.context_chars)
     tenants = sorted({*tenants_of(store, assistant), *examples["tenant_id"].unique()} - set(filters.exclude_tenants))
     feedback = read_feedback(store)
