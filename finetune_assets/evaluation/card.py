@@ -129,8 +129,9 @@ def _training(training: Mapping[str, Any], report: Mapping[str, Any], manifest: 
             + ", ".join(f"{human(str(k))} {_plain(v)}" for k, v in hyperparameters.items() if v is not None)
         )
     rows += [*_preferred(training), *_recovered(training)]
-    if report.get("code_version"):
-        rows.append(f"- Code: `{report['code_version']}`; data rules: version {manifest.get('code_version', '?')}")
+    code = (training.get("environment") or {}).get("code") or report.get("code_version")
+    if code:
+        rows.append(f"- Code: `{code}`; data rules: version {manifest.get('code_version', '?')}")
     if report.get("reproduce"):
         rows.append(f"- Made again by: `{report['reproduce']}`")
     return "## Training\n\n" + "\n".join(rows)

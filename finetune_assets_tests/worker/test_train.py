@@ -75,9 +75,9 @@ def test_a_killed_job_ends_with_the_same_weights_and_curve(tmp_path: Path, unint
     file.write_text(json.dumps(make_spec(output, base, data, checkpoint_seconds=0)))
     command = [sys.executable, "-m", "finetune_assets.worker", str(file)]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     saved = output / "stages" / "0-sft" / "checkpoints"
-    while not list(saved.glob("checkpoint-2[4-9]")):
+    while not list(saved.glob("checkpoint-2[0-9]")):  # of the second epoch; not each step has one
         assert child.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < end
         time.sleep(0.01)
