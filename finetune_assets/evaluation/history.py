@@ -6,6 +6,7 @@ Versions were measured on the test set of their own day, so a step may be the te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def html(found: Sequence[dict[str, Any]]) -> str:
         measure: plots.history(
             [(report["model_version"], report["candidates"][TUNED].get(measure) or {}) for report in found],
             f"{t('measure.' + measure)}: " + ", ".join(t.value(measure, _value(report, measure)) for report in found),
-            lambda value, measure=measure: t.value(measure, value),
+            partial(t.value, measure),
             (0.0, 1.0) if MEASURES[measure].form == "percent" else None,
         )
         for measure in measures
