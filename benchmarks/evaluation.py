@@ -3,6 +3,7 @@ report from the cache."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -58,7 +59,7 @@ def rows(rounds: int) -> list[Row]:
             peak_mb=peak_mb(),
             bar=f"< {SECONDS} s on 2 cores",
             met=wall < SECONDS,
-            note=f"{wall:.0f} s by the clock, two threads",
+            note=f"two threads; {wall:.0f} s by the clock, at a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores",
         ),
         Row(
             f"report: scoring, statistics and pages of {ROWS} rows",

@@ -41,6 +41,7 @@ BLOCKING = {
         "keeps_details",
         "not_worse_than_champion",
         "other_tenant",
+        "overfitting",
         "parity",
         "perplexity",
         "personal_data",

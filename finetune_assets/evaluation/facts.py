@@ -76,6 +76,7 @@ _CODE = re.compile(r"\b(?=[\w-]*\d)(?=[\w-]*[a-z])[a-z]{1,4}-?\d{2,6}\b|(?<![\d.
 _CAPITAL = "[A-ZÁÉÍÓÚÑ][a-záéíóúñüçãõâêô]{2,}"
 _NAME = re.compile(rf"(?<=[a-záéíóúñüçãõâêô,;)] )(?:{_CAPITAL})(?:\s+(?:de\s+|del\s+|la\s+)?{_CAPITAL})*")
 _BARE = re.compile(rf"\b({_N})\b")
+_MARKS = re.compile("[\u0300-\u036f]+")
 LONGEST = 4_000  # characters of a text that are read
 
 
@@ -249,4 +250,5 @@ def _is_calendar(name: str) -> bool:
 
 def _plain(text: str) -> str:
     """Lower case without accents."""
-    return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
+    text = text.lower()
+    return text if text.isascii() else _MARKS.sub("", unicodedata.normalize("NFD", text))

@@ -1,4 +1,4 @@
-"""What the worker's guards found, as intervals: forgetting, parity, secrets learnt by heart, the standing suite."""
+"""What the worker's guards found, as intervals: forgetting, overfitting, parity, secrets learnt by heart, the standing suite."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def forgetting(mine: Sequence[Mapping[str, Any]] | None, base: Sequence[Mapping[
 def _rise(sums: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1] - 1, np.nan)
+
+
+def overfitting(loss: Interval, training: Mapping[str, Any]) -> Interval:
+    """Nats a token by which replies that nobody trained on surprise the model more than its training's did at the end: `loss` of
+    the test rows less `train_loss`. Null where the last objective was another than those rows' likelihood."""
+    seen, objectives = training.get("train_loss"), training.get("objective") or [""]
+    if seen is None or loss.value is None or loss.low is None or loss.high is None or objectives[-1] not in ("sft", "tools"):
+        return NOTHING
+    return Interval(loss.value - seen, loss.low - seen, loss.high - seen)
 
 
 def canaries(mine: Sequence[Mapping[str, Any]] | None, base: Sequence[Mapping[str, Any]] | None) -> Interval:

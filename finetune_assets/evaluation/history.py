@@ -6,6 +6,7 @@ Versions were measured on the test set of their own day, so a step may be the te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from finetune_assets.evaluation import plots
 from finetune_assets.evaluation.candidates import TUNED
+from finetune_assets.evaluation.measures import MEASURES
 from finetune_assets.evaluation.texts import TEMPLATES, Texts
 from finetune_assets.storage import read_json, write_text
 
@@ -44,6 +46,8 @@ def html(found: Sequence[dict[str, Any]]) -> str:
         measure: plots.history(
             [(report["model_version"], report["candidates"][TUNED].get(measure) or {}) for report in found],
             f"{t('measure.' + measure)}: " + ", ".join(t.value(measure, _value(report, measure)) for report in found),
+            partial(t.value, measure),
+            (0.0, 1.0) if MEASURES[measure].form == "percent" else None,
         )
         for measure in measures
     }

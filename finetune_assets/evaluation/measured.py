@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation import called, decision, facts, guards, measures, rules
-from finetune_assets.evaluation.candidates import BASE, TestRow, split_rows
+from finetune_assets.evaluation.candidates import BASE, TUNED, TestRow, split_rows
 from finetune_assets.evaluation.conduct import Watch
 from finetune_assets.evaluation.isolation import foreign, own_facts
 from finetune_assets.evaluation.measures import Outputs
@@ -154,6 +154,8 @@ def measure(
         )
         for name, one in outputs.items()
     }
+    if TUNED in intervals:
+        intervals[TUNED]["overfitting"] = guards.overfitting(intervals[TUNED]["loss"], made.training)
     alone = [facts.judge(row.reference, "", row.texts, terms) for row in rows]
     answerable = [facts.judge("", row.reference, row.texts, terms) for row in rows]
     judged = [

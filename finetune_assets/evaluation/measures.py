@@ -61,6 +61,7 @@ MEASURES: dict[str, Measure] = {
         Measure("personal_data", "lower", "percent", 1),
         Measure("other_tenant", "lower", "percent", 1),
         Measure("forgetting", "lower", "percent", 1),
+        Measure("overfitting", "lower", "number", 2),
         Measure("parity", "higher", "percent", 1),
         Measure("canaries", "lower", "count", 0),
         Measure("checks", "higher", "percent", 1),
@@ -72,7 +73,7 @@ MEASURES: dict[str, Measure] = {
         Measure("bytes", "lower", "bytes", 1),
     )
 }
-GUARDS = ("forgetting", "parity", "canaries", "checks")
+GUARDS = ("forgetting", "overfitting", "parity", "canaries", "checks")
 """Measures of a model rather than of its rows; see `guards`."""
 COMPARABLE: tuple[str, ...] = get_args(Comparable)
 """Measures of single rows, of which paired differences make sense."""

@@ -98,24 +98,34 @@ def loss_curve(points: Sequence[Mapping[str, float]], label: str, number: Any) -
     return _svg(width, height, label, parts, "chart")
 
 
-def history(values: Sequence[tuple[str, Mapping[str, float | None]]], label: str) -> Markup:
-    """One dot with its interval for each version, from left to right, joined by a line."""
+def history(
+    values: Sequence[tuple[str, Mapping[str, float | None]]], label: str, number: Any, limits: Range | None = None
+) -> Markup:
+    """One dot with its interval for each version, from left to right, joined by a line; `number` writes the ends of the scale,
+    which stays within `limits`."""
     scale = span(dict(values))
     if scale is None:
         return Markup("")
-    width, height, pad = 420.0, 130.0, 26.0
-    step = (width - 2 * pad) / max(len(values) - 1, 1)
+    scale = scale if limits is None else (max(scale[0], limits[0]), min(scale[1], limits[1]))
+    width, height, left, pad = 420.0, 130.0, 96.0, 26.0
+    step = (width - left - pad) / max(len(values) - 1, 1)
     low, high = scale
+    most = max(1, int((width - left - pad) // 44))
+    """Names that fit below."""
 
     def up(value: float) -> float:
         return 10 + (height - 36) * (1 - (value - low) / ((high - low) or 1))
 
     dots: list[str] = []
+    for end in (low, (low + high) / 2, high):
+        dots.append(f'<path class="grid" d="M{left - 14} {up(end):.1f}H{width - 8}"/>')
+        dots.append(f'<text class="tick" x="{left - 20}" y="{up(end) + 4:.1f}" text-anchor="end">{escape(number(end))}</text>')
     points: list[str] = []
     for n, (version, value) in enumerate(values):
-        x, found = pad + step * n if len(values) > 1 else width / 2, value.get("value")
-        name = escape(version.split("-")[0])
-        dots.append(f'<text class="tick" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{name}</text>')
+        x, found = left + step * n if len(values) > 1 else (left + width) / 2, value.get("value")
+        if (len(values) - 1 - n) % -(-len(values) // most) == 0:
+            name = escape(version.split("-")[0])
+            dots.append(f'<text class="tick" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{name}</text>')
         if found is None:
             continue
         points.append(f"{x:.1f} {up(found):.1f}")

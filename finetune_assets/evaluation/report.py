@@ -22,7 +22,7 @@ from finetune_assets.storage import write_json, write_text
 Report = dict[str, Any]
 GLANCE = ("accuracy", "rules", "faithful", "bits_per_byte", "seconds_p50")
 MOST_GLANCE = 4
-QUALITY = (*(name for name in MEASURES if name in COMPARABLE), "forgetting", "parity")
+QUALITY = (*(name for name in MEASURES if name in COMPARABLE), "forgetting", "overfitting", "parity")
 SEEDED = ("accuracy", "rules", "faithful", "similarity", "chrf", "bits_per_byte")
 """Measures whose noise of retraining is shown."""
 COST = ("seconds_p50", "seconds_p95", "tokens_per_second", "usd_per_1000", "parameters", "bytes")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from finetune_assets.errors import SettingsError
-from finetune_assets.evaluation.guards import canaries, forgetting, guards
+from finetune_assets.evaluation.guards import canaries, forgetting, guards, overfitting
 from finetune_assets.evaluation.isolation import foreign, own_facts
+from finetune_assets.evaluation.statistics import Interval
 from finetune_assets.evaluation.suite import Case, judge_case, read_suite
 
 
@@ -34,6 +35,14 @@ def test_a_secret_counts_when_it_is_said_or_beyond_chance():
     assert canaries([one(1), *[one(64)] * 9], [one(60)] * 10).value == 0  # one of ten at 1/128: chance
     assert canaries([one(1), one(1), *[one(64)] * 8], [one(60)] * 10).value == 2
     assert canaries(None, None).value is None
+
+
+def test_overfitting_is_the_gap_between_unseen_and_seen():
+    loss = Interval(3.0, 2.5, 3.5)
+    assert overfitting(loss, {"train_loss": 0.5, "objective": ["sft"]}) == Interval(2.5, 2.0, 3.0)
+    assert overfitting(loss, {"train_loss": 0.5, "objective": ["sft", "dpo"]}).value is None  # a loss of another kind
+    assert overfitting(loss, {"train_loss": 0.5}).value is None
+    assert overfitting(Interval(None, None, None), {"train_loss": 0.5, "objective": ["tools"]}).value is None
 
 
 def test_parity_counts_replies_and_renderings():

@@ -205,6 +205,18 @@ def test_report_files_are_whole_and_parse(made: Path, dataset: Path, tmp_path: P
     assert all('aria-label="' in image for image in images)
 
 
+def test_reliability_by_intent_adds_up(made: Path, dataset: Path):
+    content = summary(made, dataset)
+    assert {one["intent"] for one in content["intents"]} == set(content["test_intents"])
+    assert sum(one["rows"] for one in content["intents"]) == 12
+    judged = [one for one in content["intents"] if one["candidates"]["tuned"]["value"] is not None]
+    for one in judged:
+        found = one["candidates"]["tuned"]
+        assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+        assert one["tuned_vs_base"]["value"] == pytest.approx(found["value"] - one["candidates"]["base"]["value"])
+    assert "En qué se puede confiar" in report.html(content)
+
+
 def test_the_page_says_whether_the_model_learns_from_its_prompt(made: Path, dataset: Path):
     content = summary(made, dataset)
     for helps, said in ((False, "demasiado pequeño para aprender de su instrucción"), (True, "aprende de su instrucción")):

@@ -121,6 +121,7 @@ def test_a_good_model_is_served_and_recommended(shop: Workshop):
     assert found["verdict"] == "serve", found["reasons"]
     assert found["decision"]["recommendation"] in ("tuned", "tuned_rag")
     assert found["decision"]["ready"]
+    assert outcomes(found)["overfitting"] == "passed"
     assert not found["decision"]["prompting_helps"] or found["candidates"]["tuned"]["bits_per_byte"]["value"] < 1
 
 
@@ -149,7 +150,9 @@ def test_shuffled_replies_are_not_served(shop: Workshop):
 def test_over_training_on_ten_rows_fails_the_guards(shop: Workshop):
     found = shop.report("ten", shop.model("ten", shop.rows()[:10], 40), bench={"max_rows": 100, "retrieval": False})
     assert found["verdict"] == "do_not_serve"
-    assert outcomes(found)["forgetting"] == "failed"
+    assert outcomes(found)["overfitting"] == "failed"
+    if not shop.changed:  # the base speaks mostly Spanish: it has little English talk to forget
+        assert outcomes(found)["forgetting"] == "failed"
 
 
 def test_a_planted_secret_is_found_in_the_model_that_learnt_it(shop: Workshop):

@@ -92,6 +92,9 @@ class Gates(Group):
     max_forgetting: float | None = Field(
         default=1.0, ge=0, description="Most relative rise of bits per byte in everyday talk, against the base; 1: twice as many."
     )
+    max_overfitting: float | None = Field(
+        default=1.5, ge=0, description="Most nats per token by which the loss of the test rows may exceed the training's."
+    )
     keeps_details: bool = Field(
         default=True, description="It may not take over fewer of the conversation's details than its base does."
     )
