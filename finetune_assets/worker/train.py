@@ -41,7 +41,8 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
         progress.note("This training is finished already; nothing is trained again.")
         return done
     check(spec)
-    torch.set_num_threads(int(spec["threads"]))
+    if int(spec["threads"]):  # 0: as many as torch finds, e.g. in a container elsewhere
+        torch.set_num_threads(int(spec["threads"]))
     try:
         tokenizer = models.load_tokenizer(spec["base_model"], spec["base_model_identity"].get("revision"))
         stages: list[Stage] = []
