@@ -70,7 +70,7 @@ def benchmark_report(
     paid, rented = f"benchmark:{version.version}:{context.run_id}", assistant.benchmark.endpoints
     with ledger.open() as book:
         if rented:
-            reserve_replies(book, assistant, rented, output, paid)
+            reserve_replies(book, assistant, paid)
         try:
             launcher.run(context, output / "spec.json", output)
         finally:

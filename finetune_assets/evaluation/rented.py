@@ -18,13 +18,11 @@ from finetune_assets.errors import TrainingError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import Limits, Purchase, release, reserve, settle, unsettled
 from finetune_assets.storage import read_json
-from finetune_assets.training.provider_formats import estimate_tokens
+from finetune_assets.training.provider_formats import REPLY_TOKENS, estimate_tokens
 from finetune_assets.training.remote import RemoteModel
 
 LIKELIHOODS = ("bits_per_byte", "loss", "perplexity")
 INSTEAD = "similarity"
-REPLY_TOKENS = 80
-"""Of a usual reply, for the estimate."""
 RENTED = ("base", "few_shot", "tuned", "champion", "teacher")
 """Candidates that are the assistant's own, so a price for them is expected."""
 
@@ -66,10 +64,10 @@ def estimate_replies(endpoints: Sequence[EndpointSettings], work: Path) -> float
     return usd
 
 
-def reserve_replies(
-    ledger: Ledger, assistant: Assistant, endpoints: Sequence[EndpointSettings], work: Path, reference: str
-) -> None:
-    """Reserves the estimate before rented candidates are asked; a benchmark that was killed keeps its own as the last word.
+def reserve_replies(ledger: Ledger, assistant: Assistant, reference: str, work: Path | None = None) -> None:
+    """Reserves the estimate of what is prepared in `work` before the settings' endpoints are asked, 0 without it.
+
+    A benchmark that was killed keeps its estimate as the last word.
 
     Raises BudgetExceeded where it does not fit into the month, SettingsError where a month is limited and a rented model of the
     assistant has no price.
@@ -77,8 +75,9 @@ def reserve_replies(
     for left in unsettled(ledger, assistant.name, reference.rpartition(":")[0] + ":"):
         settle(ledger, left, None)
     limits = Limits(assistant.budget.monthly_usd, Environment.read().monthly_usd)
+    endpoints = assistant.benchmark.endpoints
     unpriced = next((one for one in endpoints if one.name in RENTED and one.usd_per_million_input is None), None)
-    usd = None if unpriced else estimate_replies(endpoints, work)
+    usd = None if unpriced else estimate_replies(endpoints, work) if work is not None else 0.0
     mend = (
         f"{unpriced.model} has no price for replies: add input and output to its entry in prices.yaml in the folder that "
         "FINETUNE_TABLES names."

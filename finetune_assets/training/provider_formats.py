@@ -42,6 +42,8 @@ MOST_ROW_TOKENS = 65_536
 CHARS_PER_TOKEN = 3.3
 """Fewer than real Spanish and English text has with any current tokenizer (about 4), so an estimate is rather too high."""
 MESSAGE_TOKENS = 4
+REPLY_TOKENS = 80
+"""Of a usual reply, for estimates of what replies cost."""
 MOST_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RESERVED = ("User:", "Bot:", "Assistant:", "System:", "<image>", "<video>", "[EOS]")

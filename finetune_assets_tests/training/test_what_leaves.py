@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.errors import BudgetExceeded, SettingsError
-from finetune_assets.evaluation.rented import estimate_replies, reserve_replies, settle_replies
+from finetune_assets.evaluation.rented import estimate_replies, reserve_replies, settle_replies, with_rented
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import month
 from finetune_assets.training.screening import check_permission
@@ -44,8 +45,13 @@ def prepared(work: Path, *names: str) -> Path:
 
 
 def endpoint(name: str, usd: float | None) -> EndpointSettings:
-    prices = {} if usd is None else {"usd_per_million_input": usd, "usd_per_million_output": usd}
-    return EndpointSettings(name=name, url="http://127.0.0.1:9/v1", model="ft:x", **prices)
+    url = "http://127.0.0.1:9/v1"
+    return EndpointSettings(name=name, url=url, model="ft:x", usd_per_million_input=usd, usd_per_million_output=usd)
+
+
+def asking(settings: Assistant, endpoints: list[EndpointSettings]) -> Assistant:
+    """Settings whose benchmark asks these addresses."""
+    return with_rented(settings, endpoints, "tuned", None)
 
 
 def test_a_benchmark_reserves_its_replies_and_is_refused_above_the_month(book: Ledger, tmp_path: Path) -> None:
@@ -54,10 +60,10 @@ def test_a_benchmark_reserves_its_replies_and_is_refused_above_the_month(book: L
     assert 2 * ROWS * 80 * 100 / 1e6 < usd < 2 * ROWS * 300 * 100 / 1e6
     poor, rich = assistant(budget={"monthly_usd": usd / 2}), assistant(budget={"monthly_usd": 2.5 * usd})
     with pytest.raises(BudgetExceeded, match=rf"about \${usd:.2f}.*above budget\.monthly_usd"):
-        reserve_replies(book, poor, both, work, "benchmark:v1:a")
+        reserve_replies(book, asking(poor, both), "benchmark:v1:a", work)
     assert month(book) == []
-    reserve_replies(book, rich, both, work, "benchmark:v1:a")  # killed before it was settled: its estimate stands
-    reserve_replies(book, rich, both, work, "benchmark:v1:b")
+    reserve_replies(book, asking(rich, both), "benchmark:v1:a", work)  # killed before it was settled: its estimate stands
+    reserve_replies(book, asking(rich, both), "benchmark:v1:b", work)
     assert {row["reference"]: row["final"] for row in month(book)} == {"benchmark:v1:a": True, "benchmark:v1:b": False}
     bought = {"tuned": {"bought": {"prompt_tokens": 1000, "reply_tokens": 500}}, "base": {}}
     (work / "result.json").write_text(json.dumps({"candidates": bought}))
@@ -68,7 +74,7 @@ def test_a_benchmark_reserves_its_replies_and_is_refused_above_the_month(book: L
 def test_replies_without_a_price_are_refused_where_a_month_is_limited(book: Ledger, tmp_path: Path) -> None:
     work, unpriced = prepared(tmp_path / "work", "tuned", "here"), [endpoint("tuned", None)]
     with pytest.raises(SettingsError, match=r"budget\.monthly_usd is 5, but.*ft:x has no price for replies.*prices\.yaml"):
-        reserve_replies(book, assistant(budget={"monthly_usd": 5}), unpriced, work, "benchmark:v1:a")
-    reserve_replies(book, assistant(), unpriced, work, "benchmark:v1:a")
+        reserve_replies(book, asking(assistant(budget={"monthly_usd": 5}), unpriced), "benchmark:v1:a", work)
+    reserve_replies(book, asking(assistant(), unpriced), "benchmark:v1:a", work)
     own_server = [endpoint("here", None)]  # an address of the settings, such as a server of one's own
-    reserve_replies(book, assistant(budget={"monthly_usd": 5}), own_server, work, "benchmark:v1:b")
+    reserve_replies(book, asking(assistant(budget={"monthly_usd": 5}), own_server), "benchmark:v1:b", work)
