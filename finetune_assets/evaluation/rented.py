@@ -6,6 +6,7 @@ Providers give no likelihoods. What needs them is null, and a gate that stands o
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.environment import Environment
-from finetune_assets.errors import TrainingError
+from finetune_assets.errors import SettingsError, TrainingError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import Limits, Purchase, release, reserve, settle, unsettled
 from finetune_assets.storage import read_json
@@ -23,6 +24,8 @@ from finetune_assets.training.remote import RemoteModel
 
 LIKELIHOODS = ("bits_per_byte", "loss", "perplexity")
 INSTEAD = "similarity"
+HERE = re.compile(r"https?://(localhost|127\.[\d.]+|\[::1\])(:\d+)?(/|$)")
+"""Addresses on this machine."""
 RENTED = ("base", "few_shot", "tuned", "champion", "teacher")
 """Candidates that are the assistant's own, so a price for them is expected."""
 
@@ -69,9 +72,15 @@ def reserve_replies(ledger: Ledger, assistant: Assistant, reference: str, work: 
 
     A benchmark that was killed keeps its estimate as the last word.
 
-    Raises BudgetExceeded where it does not fit into the month, SettingsError where a month is limited and a rented model of the
-    assistant has no price.
+    Raises BudgetExceeded where it does not fit into the month; SettingsError where a month is limited and a rented model has no
+    price, and where the assistant lets nothing leave this machine.
     """
+    away = next((one for one in assistant.benchmark.endpoints if not HERE.match(one.url)), None)
+    if away is not None and not assistant.remote.allowed:
+        raise SettingsError(
+            f"{assistant.name} has `remote.allowed: false`: its test rows are not sent to {away.name} ({away.url}). Take it "
+            "out of benchmark.endpoints, choose a local champion, or allow it."
+        )
     for left in unsettled(ledger, assistant.name, reference.rpartition(":")[0] + ":"):
         settle(ledger, left, None)
     limits = Limits(assistant.budget.monthly_usd, Environment.read().monthly_usd)

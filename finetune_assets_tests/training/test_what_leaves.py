@@ -78,3 +78,14 @@ def test_replies_without_a_price_are_refused_where_a_month_is_limited(book: Ledg
     reserve_replies(book, asking(assistant(), unpriced), "benchmark:v1:a", work)
     own_server = [endpoint("here", None)]  # an address of the settings, such as a server of one's own
     reserve_replies(book, asking(assistant(budget={"monthly_usd": 5}), own_server), "benchmark:v1:b", work)
+
+
+def test_test_rows_stay_here_where_nothing_may_leave(book: Ledger) -> None:
+    closed = assistant(remote={"allowed": False})
+    away = endpoint("tuned", 1.0).model_copy(update={"url": "https://api.openai.com/v1"})
+    with pytest.raises(SettingsError, match=r"its test rows are not sent to tuned \(https://api\.openai\.com/v1\)"):
+        reserve_replies(book, asking(closed, [away]), "benchmark:v1:a")
+    for url in ("bedrock://us-east-1", "http://localhost.example.com/v1"):
+        with pytest.raises(SettingsError, match="are not sent"):
+            reserve_replies(book, asking(closed, [away.model_copy(update={"url": url})]), "benchmark:v1:a")
+    reserve_replies(book, asking(closed, [endpoint("here", None)]), "benchmark:v1:a")
