@@ -18,7 +18,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import SettingsError, TrainingError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import Limits, Purchase, release, reserve, settle, unsettled
-from finetune_assets.storage import read_json
+from finetune_assets.storage import Store, read_json
 from finetune_assets.training.provider_formats import REPLY_TOKENS, estimate_tokens
 from finetune_assets.training.remote import RemoteModel
 
@@ -61,16 +61,16 @@ def estimate_replies(endpoints: Sequence[EndpointSettings], work: Path) -> float
     for endpoint in endpoints:
         if endpoint.usd_per_million_input is None or endpoint.usd_per_million_output is None:
             continue
-        prompts = list(read_lines(work / "prompts" / f"{endpoint.name}.jsonl"))
+        file = work / "prompts" / f"{endpoint.name}.jsonl"
+        prompts = list(read_lines(file)) if file.exists() else []
         asked = sum(estimate_tokens({"messages": prompt["messages"]}) for prompt in prompts)
         usd += (asked * endpoint.usd_per_million_input + len(prompts) * REPLY_TOKENS * endpoint.usd_per_million_output) / 1e6
     return usd
 
 
 def reserve_replies(ledger: Ledger, assistant: Assistant, reference: str, work: Path | None = None) -> None:
-    """Reserves the estimate of what is prepared in `work` before the settings' endpoints are asked, 0 without it.
-
-    A benchmark that was killed keeps its estimate as the last word.
+    """Reserves the estimate of what is prepared in `work` (the folder of the version that `reference` names) before the settings'
+    endpoints are asked. A benchmark that was killed keeps its estimate as the last word.
 
     Raises BudgetExceeded where it does not fit into the month; SettingsError where a month is limited and a rented model has no
     price, and where the assistant lets nothing leave this machine.
@@ -86,7 +86,9 @@ def reserve_replies(ledger: Ledger, assistant: Assistant, reference: str, work: 
     limits = Limits(assistant.budget.monthly_usd, Environment.read().monthly_usd)
     endpoints = assistant.benchmark.endpoints
     unpriced = next((one for one in endpoints if one.name in RENTED and one.usd_per_million_input is None), None)
-    usd = None if unpriced else estimate_replies(endpoints, work) if work is not None else 0.0
+    version = reference.split(":")[1]
+    made = work or Store(Environment.read().home).report(assistant.name, version).parent / "work" / version
+    usd = None if unpriced else estimate_replies(endpoints, made)
     mend = (
         f"{unpriced.model} has no price for replies: add input and output to its entry in prices.yaml in the folder that "
         "FINETUNE_TABLES names."
