@@ -35,6 +35,7 @@ from finetune_assets.registry import Ledger
 from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import intake, pages
 from finetune_assets.serving.answering import Answering, Exchange
+from finetune_assets.serving.cron import cron_routes
 from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.intake import Ask, Rates, Refused
 from finetune_assets.serving.journal import Journal
@@ -90,6 +91,7 @@ class Router:
             Route("/metrics", self._guarded(self.prometheus)),
             *pages.routes(self),
             *rating_routes(self.store, self.ledger.engine, key),
+            *cron_routes(environment, self.ledger),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
         self.chats_at = {"/v1/chat/completions": self._guarded(self.completions), "/chat": self._guarded(self.chat)}

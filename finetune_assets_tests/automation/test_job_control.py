@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from finetune_assets.automation.job_control import control_jobs
 from finetune_assets.environment import Environment
@@ -14,6 +16,7 @@ from finetune_assets.errors import LedgerError, SettingsError
 from finetune_assets.overview import cancel_job
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import open_journal
+from finetune_assets.serving.cron import SECRET, cron_routes
 from finetune_assets.storage import Store
 from finetune_assets.training.openai_wire import OpenAIWire
 from finetune_assets.training.remote import Connection
@@ -81,3 +84,18 @@ def test_what_was_paid_for_is_not_thrown_away_by_a_late_cancel(fake: FakeProvide
     fake.set(jobs={fake.jobs[0]["id"]: {"status": "succeeded", "fine_tuned_model": "ft:x"}})
     assert "has already succeeded at openai" in cancel_job(Environment.read(), job.id)
     assert book.job(job.id).status == "pending"  # the next tick takes its model
+
+
+def test_a_scheduler_that_calls_an_address(
+    fake: FakeProvider, book: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submitted(book, tmp_path / "home")
+    client = TestClient(Starlette(routes=cron_routes(Environment.read(), book)))
+    assert client.get("/cron/finetuning").status_code == 404  # no secret is set
+    monkeypatch.setenv(SECRET, "a-long-secret")
+    assert client.get("/cron/finetuning", headers={"Authorization": "Bearer another"}).status_code == 401
+    told = client.post("/cron/finetuning", headers={"Authorization": "Bearer a-long-secret"}).json()
+    assert (told["success"], told["checked"]) == (True, 1)
+    assert (told["results"][0]["job"], told["results"][0]["provider_status"]) == (job.id, "validating_files")
+    again = client.get("/cron/finetuning", headers={"Authorization": "Bearer a-long-secret"}).json()
+    assert again == {"success": True, "checked": 0, "results": []}  # it was asked a moment ago
