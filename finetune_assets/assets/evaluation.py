@@ -59,7 +59,7 @@ def benchmark_report(
     paid = f"benchmark:{version.version}:{context.run_id}"
     with ledger.open() as book:
         if subject.endpoints:
-            reserve_replies(book, subject.assistant, subject.endpoints, subject.output, paid)
+            reserve_replies(book, subject.assistant, paid)
         try:
             launcher.run(context, subject.output / "spec.json", subject.output)
         finally:

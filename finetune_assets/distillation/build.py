@@ -31,7 +31,7 @@ from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.manifest import counts, tally
 from finetune_assets.dataset.selection import CORRECTED, content, own_contacts
 from finetune_assets.dataset.splits import TRAIN
-from finetune_assets.distillation.replies import Question, Replies, question
+from finetune_assets.distillation.replies import Question, Replies, estimated, question
 from finetune_assets.distillation.teacher import Teacher
 from finetune_assets.errors import LeakError, TooFewExamples
 from finetune_assets.evaluation import rules
@@ -114,10 +114,13 @@ def freeze(store: Store, assistant: Assistant, folder: Path, what: tuple[Teacher
     kept = frame.filter(pl.col("reason").is_null())
     learnt = kept.filter(pl.col("source") == DISTILLED).height
     if kept.height < assistant.min_examples or not learnt:
+        unasked = [one for one in questions(teacher, found, said) if replies.get(one.key) is None]
+        usd = estimated(teacher.model, unasked)[1] if unasked else None
+        cost = f" Asking for all that are missing would cost about ${usd:.2f}." if usd is not None else ""
         raise TooFewExamples(
             f"{assistant.name}: {learnt} replies of {teacher.name} and {kept.height - learnt} corrections are fit to learn from, "
-            f"min_examples is {assistant.min_examples}. Left out: {_listed(tally(frame['reason'].drop_nulls()))}. Raise "
-            "--max-usd, widen window_weeks, or lower min_examples."
+            f"min_examples is {assistant.min_examples}. Left out: {_listed(tally(frame['reason'].drop_nulls()))}.{cost} "
+            "Raise --max-usd, widen window_weeks, or lower min_examples."
         )
     settings = {**before["settings"], "teacher": {"provider": teacher.model.provider, "model": teacher.model.model}}
     frames = read_frames(folder)

@@ -19,7 +19,7 @@ import polars as pl
 from finetune_assets.distillation.teacher import MOST_TOKENS, Answer, Ask, Message, Teacher
 from finetune_assets.errors import ProviderUnsettled
 from finetune_assets.storage import write_parquet
-from finetune_assets.training.provider_formats import CHARS_PER_TOKEN, MESSAGE_TOKENS
+from finetune_assets.training.provider_formats import CHARS_PER_TOKEN, MESSAGE_TOKENS, REPLY_TOKENS
 from finetune_assets.training.remote import RemoteModel
 
 FILE = "teacher_replies.parquet"
@@ -98,6 +98,12 @@ def usd_of(model: RemoteModel, tokens_in: int, tokens_out: int) -> float | None:
     if model.usd_per_million_input is None or model.usd_per_million_output is None:
         return None
     return (tokens_in * model.usd_per_million_input + tokens_out * model.usd_per_million_output) / 1e6
+
+
+def estimated(model: RemoteModel, questions: Sequence[Question]) -> tuple[int, float | None]:
+    """Tokens of the prompts, and US dollars with usual replies; null where no price is known."""
+    tokens = sum(prompt_tokens(one.prompt) for one in questions)
+    return tokens, usd_of(model, tokens, REPLY_TOKENS * len(questions))
 
 
 @dataclass(frozen=True)

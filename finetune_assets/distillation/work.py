@@ -15,7 +15,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.manifest import Manifest
 from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.distillation import build, teacher
-from finetune_assets.distillation.replies import Allowance, Question, Replies, collect, prompt_tokens, usd_of
+from finetune_assets.distillation.replies import Allowance, Question, Replies, collect, estimated
 from finetune_assets.distillation.teacher import Ask, Teacher
 from finetune_assets.errors import SettingsError
 from finetune_assets.registry import Ledger
@@ -23,9 +23,6 @@ from finetune_assets.registry.spending import Limits, Purchase, reserve, settle,
 from finetune_assets.storage import Store
 from finetune_assets.training import prices
 from finetune_assets.training.screening import check_files
-
-REPLY_TOKENS = 80
-"""Of a usual reply, for the estimate."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,7 @@ class Work:
         """Reserves the estimate, asks, and settles by what was used."""
         model, name = chosen.model, self.assistant.name
         mend = prices.missing(model.provider, model.model).replace("model, training,", "model, input, output,")
-        tokens = sum(prompt_tokens(one.prompt) for one in missing)
-        estimate = usd_of(model, tokens, REPLY_TOKENS * len(missing))
+        tokens, estimate = estimated(model, missing)
         if estimate is None and most_usd is not None:
             raise SettingsError(f"--max-usd is {most_usd:g}, but nothing says what a reply costs. {mend}")
         if estimate is not None:

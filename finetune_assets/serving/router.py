@@ -30,6 +30,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.registry import Ledger
 from finetune_assets.serving import intake, pages, replies
 from finetune_assets.serving.answering import Answering
+from finetune_assets.serving.cron import cron_routes
 from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.feedback import Feedback
@@ -78,6 +79,7 @@ class Router:
             Route("/openapi.json", self.openapi),
             *pages.routes(self.directory, self.journal, options.open_door),
             *rating_routes(self.store, self.ledger.engine, key),
+            *cron_routes(environment, self.ledger),
         ]
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
         self.chats_at = {"/v1/chat/completions": self._guarded(self.completions), "/chat": self._guarded(self.chat)}

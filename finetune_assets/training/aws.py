@@ -332,11 +332,13 @@ class AwsTrainer(ABC):
         with self.errors(f"uploading {path.name}"):
             self.client("s3").upload_file(str(path), bucket, key)
 
-    def fetch(self, uri: str, folder: Path) -> list[Path]:
-        """Downloads everything below a prefix; the files."""
+    def fetch(self, uri: str, folder: Path, skip: str | None = None) -> list[Path]:
+        """Downloads everything below a prefix but what begins with `skip`; the files."""
         prefix, made = _parts(uri.rstrip("/") + "/")[1], list[Path]()
         with self.errors(f"downloading {uri}"):
             for bucket, key in self._listed(uri):
+                if skip is not None and key.removeprefix(prefix).startswith(skip):
+                    continue
                 target = folder / key.removeprefix(prefix)
                 if not target.resolve().is_relative_to(folder.resolve()):
                     raise TrainingError(f"{uri} holds a key that leads out of its folder: {key!r}.")

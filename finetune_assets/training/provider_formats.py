@@ -42,6 +42,8 @@ MOST_ROW_TOKENS = 65_536
 CHARS_PER_TOKEN = 3.3
 """Fewer than real Spanish and English text has with any current tokenizer (about 4), so an estimate is rather too high."""
 MESSAGE_TOKENS = 4
+REPLY_TOKENS = 80
+"""Of a usual reply, for estimates of what replies cost."""
 MOST_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RESERVED = ("User:", "Bot:", "Assistant:", "System:", "<image>", "<video>", "[EOS]")
@@ -226,20 +228,20 @@ def _problem(row: Row, shape: Shape) -> str | None:
         empty = [key for key in ("prompt", "completion") if not str(row.get(key) or "").strip()]
         return f"{empty[0]} is empty" if empty else None
     if shape in ("bedrock_conversation", "bedrock_claude"):
-        return _turns_problem(row)
+        return _turns_problem(row, RESERVED if shape == "bedrock_conversation" else ())
     if extra := set(row) - KEYS[shape]:
         return f"the key {min(extra)!r} is none of {', '.join(sorted(KEYS[shape]))}"
     return _chat_problem(row.get("messages") or [], last="assistant") or _tools_problem(row.get("tools"))
 
 
-def _turns_problem(row: Row) -> str | None:
+def _turns_problem(row: Row, reserved: tuple[str, ...]) -> str | None:
     """User and assistant in alternation, and no text of the user or system that begins with a reserved word."""
     roles = [message["role"] for message in row["messages"]]
     if not roles or roles != ["user" if n % 2 == 0 else "assistant" for n in range(len(roles))] or roles[-1] != "assistant":
         return f"the turns are {', '.join(roles) or 'none'}, not user and assistant in alternation"
     asked = [row.get("system") or [], *(message["content"] for message in row["messages"] if message["role"] == "user")]
     texts = (text for part in asked for text in ([part] if isinstance(part, str) else (one["text"] for one in part)))
-    word = next((word for text in texts for word in RESERVED if text.lstrip().startswith(word)), None)
+    word = next((word for text in texts for word in reserved if text.lstrip().startswith(word)), None)
     return f"a text begins with the reserved word {word!r}" if word else None
 
 

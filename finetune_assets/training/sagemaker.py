@@ -7,6 +7,7 @@ folder like a local one's.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,8 @@ from finetune_assets.training.trainer import JobHandle, TrainingRequest
 
 INPUT = "/opt/ml/input/data"
 OUTPUT = "/opt/ml/checkpoints"
+STAGES = "stages/"
+"""Checkpoints between the steps: of no use once the model is whole."""
 CACHE = "/tmp/finetune/tokens"
 """Tokenised rows: in the container, never among the checkpoints."""
 MOST_WAIT = 24 * 3600
@@ -213,7 +216,7 @@ class SageMakerTrainer(AwsTrainer):
         if self._serverless:
             return self._keep_address(handle, folder, request, uri)
         with replacing_folder(folder / "download") as draft:
-            self.fetch(uri, draft)
+            self.fetch(uri, draft, skip=STAGES)
             if not (draft / "result.json").exists():
                 raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no result.json; look at the job's log.")
             result: dict[str, Any] = read_json(draft / "result.json")
@@ -227,6 +230,7 @@ class SageMakerTrainer(AwsTrainer):
                         file.rename(target)
             if (draft / "training_log.jsonl").exists():
                 write_text(folder / "training_log.jsonl", (draft / "training_log.jsonl").read_text(encoding="utf-8"))
+        shutil.rmtree(folder / "download")
         remote_result = {
             **result,
             "model": "model",

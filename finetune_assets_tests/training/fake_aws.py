@@ -160,12 +160,13 @@ class World:
             entry = list(asked["AlgorithmSpecification"]["ContainerEntrypoint"])
             spec = Path(entry[-1].replace("/opt/ml/input/data", str(place / "input")))
             text = spec.read_text().replace("/opt/ml/input/data", str(place / "input"))
-            spec.write_text(text.replace("/opt/ml/checkpoints", str(output)))
+            often = {"checkpoint_seconds": 0.1} if self.interrupt else {}  # a training of seconds has none otherwise
+            spec.write_text(json.dumps({**json.loads(text.replace("/opt/ml/checkpoints", str(output))), **often}))
             entry[0], entry[-1] = sys.executable, str(spec)
             clean = {key: value for key, value in os.environ.items() if not key.startswith(("FINETUNE_", "AWS_"))}
             process = subprocess.Popen(entry, cwd=place, env={**clean, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}, stderr=-1)
             while process.poll() is None:
-                if self.interrupt > self.interrupted and list(output.glob("**/checkpoint-*/trainer_state.json")):
+                if self.interrupt > self.interrupted and list(output.glob("**/checkpoint-*/whole.json")):
                     process.kill()
                     process.wait()
                     self._up(output, checkpoints)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ moto_server = pytest.importorskip("moto.server", reason="moto[server] is not ins
 
 from botocore.stub import Stubber  # noqa: E402
 
-from finetune_assets.errors import ProviderError, ProviderUnsettled, SettingsError, TrainingError  # noqa: E402
+from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, SettingsError, TrainingError  # noqa: E402
 from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
 from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.remote import Connection, Notes, RemoteModel  # noqa: E402
@@ -152,8 +153,6 @@ def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("base", "epochs", "says"), [(NOVA, 6, "1 to 5 whole"), ("cohere.command", 11, "1 to 10 whole")])
 def test_what_bedrock_does_not_take(aws: Any, tmp_path: Path, base: str, epochs: int, says: str) -> None:
-    from dataclasses import replace
-
     trainer, _, asked = make("bedrock", tmp_path, base)
     with pytest.raises(TrainingError, match=says):
         trainer.validate(replace(asked, hyperparameters=replace(asked.hyperparameters, epochs=epochs)))
@@ -234,3 +233,26 @@ def test_sagemaker_serverless(aws: Any, tmp_path: Path) -> None:
         "Peft": "LORA",
     }
     assert "ResourceConfig" not in seen
+
+
+def test_sagemaker_gets_what_its_chain_reads(aws: Any, tmp_path: Path) -> None:
+    base = str(make_tiny_model(tmp_path / "base"))
+    trainer, _, asked = make("sagemaker", tmp_path, base)
+    chain = replace(asked, objective=("sft", "dpo"), stages=())
+    trainer.validate(chain)
+    assert sorted(trainer.files(chain)) == ["preferences", "preferences_heldout", "train", "validation"]
+    assert trainer.estimate(chain).tokens > trainer.estimate(asked).tokens
+    with pytest.raises(TrainingError, match="cannot train continued_pretraining"):
+        trainer.validate(replace(asked, objective=("continued_pretraining", "sft"), text=tmp_path))
+    (chain.dataset / "preferences.jsonl").write_text("")
+    with pytest.raises(DataError, match="objective `dpo` needs it"):
+        trainer.validate(chain)
+
+
+def test_sagemaker_serverless_preferences(aws: Any, tmp_path: Path) -> None:
+    trainer, _, asked = make("sagemaker", tmp_path, "arn:x", serverless=True, image=None, base_endpoint="base")
+    made = trainer.files(replace(asked, objective=("dpo",)))
+    row = json.loads(made["train"].path.read_text().splitlines()[0])
+    assert set(row) == {"prompt", "chosen", "rejected"}
+    with pytest.raises(TrainingError, match=r"\[sft\] or \[dpo\] serverless"):
+        trainer.validate(replace(asked, objective=("sft", "dpo")))

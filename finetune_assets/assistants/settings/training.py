@@ -79,7 +79,7 @@ class Remote(Group):
     )
     deploy: bool = Field(
         default=False,
-        description="Bedrock, SageMaker serverless: when the job has ended, make its model answer. AWS "
+        description="Bedrock, SageMaker serverless, Nebius: when the job has ended, make its model answer there. AWS "
         "may bill it by the hour, until a person deletes it.",
     )
     aws: Aws = Aws()
