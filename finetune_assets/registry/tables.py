@@ -197,6 +197,13 @@ ratings = sa.Table(
     sa.UniqueConstraint("assistant", "study", "item", "rater"),
 )
 
+ledger_schema = sa.Table(
+    "ledger_schema",
+    metadata,
+    sa.Column("fingerprint", sa.String(40), primary_key=True),  # of declared tables that this ledger has been brought up to
+    sa.Column("prepared_at", sa.DateTime, nullable=False),
+)
+
 JOB_STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 OPEN_STATUSES = ("pending", "running")
 

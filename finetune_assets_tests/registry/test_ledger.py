@@ -1,7 +1,12 @@
 """The ledger: one job a spec, one number a version, one claim a release, one move a generation."""
 
-from collections.abc import Iterator
+import itertools
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,8 @@ from finetune_assets.corpus.sources import read_source
 from finetune_assets.corpus.validation import validate
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry import Job, Ledger, rollouts
+from finetune_assets.registry.schema import metadata, prepare
+from finetune_assets.serving import control
 from finetune_assets.serving.writer import store
 
 
@@ -144,6 +151,11 @@ def test_the_password_is_not_shown() -> None:
 def test_an_older_ledger_gets_its_new_columns_and_loses_nothing(url: str) -> None:
     old = Ledger(url)
     with old.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE ledger_schema"))
+        connection.execute(sa.text("DROP TABLE ratings"))
+        connection.execute(sa.text("DROP INDEX requests_of_a_reply"))
+        connection.execute(sa.text("ALTER TABLE requests DROP COLUMN first_token_seconds"))
+        connection.execute(sa.text("ALTER TABLE requests ADD COLUMN of_a_newer_program INTEGER"))
         connection.execute(sa.text("DROP TABLE rollouts"))
         connection.execute(
             sa.text(
@@ -164,6 +176,82 @@ def test_an_older_ledger_gets_its_new_columns_and_loses_nothing(url: str) -> Non
     with ThreadPoolExecutor(4) as pool:  # processes of the new program that start at once
         for found in pool.map(look, range(4)):
             assert (found.champion, found.generation, found.step, found.share) == ("v1-aaaaaaaa", 3, "idle", 0.0)
+    new = Ledger(url)
+    with new.engine.connect() as connection:
+        there = sa.inspect(connection)
+        for table in metadata.sorted_tables:
+            assert {column.name for column in table.columns} <= {column["name"] for column in there.get_columns(table.name)}
+            assert {index.name for index in table.indexes} <= {index["name"] for index in there.get_indexes(table.name)}
+        assert "of_a_newer_program" in {column["name"] for column in there.get_columns("requests")}
+    new.close()
+
+
+def test_a_ledger_that_is_up_to_date_is_opened_with_one_question(url: str) -> None:
+    Ledger(url).close()
+    asked: list[str] = []
+    engine = sa.create_engine(sa.make_url(url))
+    sa.event.listen(engine, "before_cursor_execute", lambda *event: asked.append(event[2]))
+    prepare(engine)
+    engine.dispose()
+    assert [sql.split()[0] for sql in asked if "ledger_schema" in sql or "TABLE" in sql] == ["SELECT"]
+
+
+def dump(url: str, folder: Path) -> Callable[[], str]:
+    """A copy made by the database's own tool while it is in use; restores it and returns the copy's URL."""
+    at = sa.make_url(url)
+    if at.get_backend_name() == "sqlite":
+        with closing(sqlite3.connect(at.database or "")) as source, closing(sqlite3.connect(folder / "copy.db")) as copy:
+            source.backup(copy)  # what `.backup` of sqlite3 does
+        return lambda: f"sqlite:///{folder / 'copy.db'}"
+    tools = Path(pytest.importorskip("pgserver").__file__).parent / "pginstall" / "bin"
+    plain = at.set(drivername="postgresql")
+    made = plain.set(database=f"{at.database}_copy")
+
+    def run(tool: str, *arguments: str) -> None:
+        subprocess.run([tools / tool, *arguments], check=True, capture_output=True)
+
+    shown = plain.render_as_string(hide_password=False)
+    run("pg_dump", "--format=custom", f"--file={folder / 'ledger.dump'}", shown)
+
+    def restore() -> str:
+        run("psql", "--quiet", f"--command=CREATE DATABASE {made.database}", shown)
+        target = made.render_as_string(hide_password=False)
+        run("pg_restore", "--exit-on-error", f"--dbname={target}", str(folder / "ledger.dump"))
+        return target
+
+    return restore
+
+
+def test_a_backup_made_in_use_is_restored_whole(url: str, tmp_path: Path) -> None:
+    """Versions, rollout, events and keys come back as they were; what was done after the backup is not in it; and it goes on."""
+    book = Ledger(url)
+    job = finished(book)
+    version = book.mint_version(job, "c" * 64, tmp_path)
+    book.register("dental", version.version, "serve", ["good"], "report.html")
+    control.start(book, "dental", version.version, "good", "ana")
+    ended = threading.Event()
+
+    def writing() -> None:
+        for n in itertools.count():
+            if ended.is_set():
+                return
+            store(book.engine, [("conversations", {"conversation_id": f"c{n}"}), ("messages", {"message_id": f"m{n}"})])
+
+    writer = threading.Thread(target=writing)
+    writer.start()
+    restore = dump(url, tmp_path)
+    ended.set()
+    writer.join()
+    before = (book.versions(), book.rollout("dental"), book.events("dental"))
+    control.rollback(book, "dental", "after the backup", "ana")
+    copy = Ledger(restore())
+    assert (copy.versions(), copy.rollout("dental"), copy.events("dental")) == before
+    with copy.engine.connect() as connection:
+        counts = [connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar() for name in ("conversations", "messages")]
+    assert counts[0] == counts[1]  # a transaction is in it whole or not at all
+    assert control.rollback(copy, "dental", "it goes on", "bob").after.generation == before[1].generation + 1
+    copy.close()
+    book.close()
 
 
 def test_what_the_router_writes_is_a_source_of_the_corpus(url: str) -> None:

@@ -418,13 +418,10 @@ def test_a_head_that_never_ends_is_given_up(tmp_path: Path, upstream: Upstream) 
             one.close()
         ended.set()
         thread.join()
-        with (
-            pytest.raises((BrokenPipeError, ConnectionResetError)),
-            socket.create_connection((host, int(port)), timeout=5) as flood,
-        ):  # noqa: PT012
+        with socket.create_connection((host, int(port)), timeout=5) as flood:
             flood.sendall(b"POST /chat HTTP/1.1\r\n")
-            for _ in range(10_000):
-                flood.sendall(b"X-A: " + b"b" * 10_000 + b"\r\n")
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                flood.sendall((b"X-A: " + b"b" * 10_000 + b"\r\n") * 3_000)
         assert served.ask().status_code == 200
 
 

@@ -1,6 +1,6 @@
 """A study: what is to be rated, and who rates what.
 
-    pairs     two candidates' replies to the same test prompt, or a shadow's reply beside the live one; different ones only; blind,
+    pairs     two candidates' replies to the same test prompt, or a shadow's reply beside the live one; different ones, blind,
               sides at random
     review    training examples, to accept or to reject
 
