@@ -16,6 +16,7 @@ from finetune_assets.assets import deployment
 from finetune_assets.automation import rollouts
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 from finetune_assets.resources.tags import JOB, REASON
+from finetune_assets.serving import control
 from finetune_assets.serving.writer import store
 from finetune_assets_tests.code_location import DEFINITIONS
 from finetune_assets_tests.serving.shop import Shop
@@ -64,18 +65,27 @@ def test_from_the_asset_into_shadow_and_back_by_the_sensor(tmp_path: Path, insta
         assert [job.id for job in book.unreleased()] == [jobs[refused]]  # the refused run is not done: a person decides
     assert run(deployment.rollout, version)["done"].value == "unchanged"
 
-    def tick() -> dg.SensorResult | dg.SkipReason:
-        context = dg.build_sensor_context(instance=instance, resources=resources, definitions=DEFINITIONS)
-        with partition_loading_context(dynamic_partitions_store=instance):
-            return rollouts.rollout_steps(context)
+    seen: list[str | None] = [None]
 
-    assert isinstance(tick(), dg.SkipReason)
+    def tick() -> list[tuple[str, str]]:
+        context = dg.build_sensor_context(instance=instance, cursor=seen[0], resources=resources, definitions=DEFINITIONS)
+        with partition_loading_context(dynamic_partitions_store=instance):
+            result = rollouts.rollout_steps(context)
+        if isinstance(result, dg.SkipReason):
+            return []
+        assert isinstance(result, dg.SensorResult)
+        seen[0] = result.cursor
+        return [(str(e.metadata["event"].value), str(e.metadata["actor"].value).split()[0]) for e in result.asset_events]
+
+    assert tick() == [("verdict", "registered_model"), ("verdict", "registered_model"), ("started", "run")]
+    assert tick() == []
+    with shop.ledger() as book:  # what a person does is shown too
+        control.hold(book, "aurora", "wait for the holidays", "ana")
+        control.release(book, "aurora", "they are over", "ana")
     traffic(shop, "champion", 100)
     traffic(shop, "candidate", 100, bad=0.3)
-    seen = tick()
-    assert isinstance(seen, dg.SensorResult)
-    assert [event.metadata["event"].value for event in seen.asset_events] == ["rolled_back"]
-    assert isinstance(tick(), dg.SkipReason)
+    assert tick() == [("held", "ana"), ("released", "ana"), ("rolled_back", "sensor")]
+    assert tick() == []
     assert "rolled back before" in run(deployment.rollout, version)["done"].value
 
     health = run(deployment.serving_health, None)
