@@ -2,9 +2,11 @@
 
 import datetime
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
+from finetune_assets.assets.metadata import records_table
 from finetune_assets.automation.jobs import train
 from finetune_assets.automation.retrain import enrolled, is_training
 from finetune_assets.errors import FinetuneError
@@ -62,25 +64,33 @@ def move_rollout() -> None:
 def rollout_steps(
     context: dg.SensorEvaluationContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Judges each open rollout (on, held, or back) and starts a version that waited; a change is an observation of `rollout`."""
-    known, events = store.tenants(), list[dg.AssetObservation]()
+    """Judges each open rollout (on, held, or back) and starts a version that waited; shows each change as an observation of
+    `rollout`, whoever made it: this sensor, the router's judge or a person."""
+    known, names = store.tenants(), enrolled(context.instance)
     with ledger.open() as book:
-        for name in enrolled(context.instance):
+        for name in names:
             try:
-                move = control.step(book, name, assistants.load(name, known).rollout, "sensor rollout_steps")
-                waited = control.offer_waiting(book, name, "sensor rollout_steps") if move is None else None
+                if control.step(book, name, assistants.load(name, known).rollout, "sensor rollout_steps") is None:
+                    control.offer_waiting(book, name, "sensor rollout_steps")
             except FinetuneError as error:
                 context.log.warning(f"{name}: {error}")
-                continue
-            if move is None and waited is None:
-                continue
-            state = book.rollout(name)
-            said = {"event": move.event if move else "started", "reason": move.reason if move else waited or ""}
-            facts = {"champion": state.champion or "base model", "candidate": state.candidate or "none", "step": state.step}
-            events.append(
-                dg.AssetObservation("rollout", partition=name, metadata={**said, **facts, "generation": state.generation})
-            )
-    return dg.SensorResult(asset_events=events) if events else dg.SkipReason("No rollout moves.")
+        events = book.events_after(int(context.cursor or 0))
+    if not events:
+        return dg.SkipReason("No rollout moves.")
+    shown = [_observed(event) for event in events if event["assistant"] in names]
+    return dg.SensorResult(asset_events=shown, cursor=str(events[-1]["id"]))
+
+
+def _observed(event: dict[str, Any]) -> dg.AssetObservation:
+    """A line of a rollout's history, with what the guards said."""
+    facts = {name: str(event[name] or "") for name in ("event", "version", "step", "reason", "actor")}
+    guards = [
+        {name: str(guard[name]) for name in ("name", "outcome", "text")} for guard in (event["evidence"] or {}).get("guards", [])
+    ]
+    metadata: dict[str, Any] = {**facts, "at": str(event["created_at"]), "generation": event["generation"]}
+    if guards:
+        metadata["guards"] = records_table(guards, ["name", "outcome", "text"])
+    return dg.AssetObservation("rollout", partition=event["assistant"], metadata=metadata)
 
 
 @dg.sensor(job=train, minimum_interval_seconds=3600, default_status=dg.DefaultSensorStatus.STOPPED)

@@ -269,6 +269,12 @@ class Ledger:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def events_after(self, number: int, most: int = 200) -> list[dict[str, Any]]:
+        """The next events of all assistants after the one with this id, oldest first."""
+        query = sa.select(rollout_events).where(rollout_events.c.id > number).order_by(rollout_events.c.id).limit(most)
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
     def _event(self, assistant: str, event: str, version: str, previous: str | None, reason: str, actor: str) -> None:
         generation = self.rollout(assistant).generation
         row = _event_row(assistant, generation, event, version, previous, (reason, actor))

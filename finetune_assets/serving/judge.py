@@ -29,7 +29,9 @@ class Judgement:
     def text(self) -> str:
         """What decided, in one line; where all guards passed, how much they saw."""
         if self.outcome == "passed":
-            return f"all {len(self.guards)} guards passed: {self.requests} requests, {self.users} people, {self.hours:.1f} h"
+            names = [guard.name for guard in self.guards]
+            passed = f"all {len(names)} guards" if len(names) > 1 else f"guard {''.join(names)}"
+            return f"{passed} passed: {self.requests} requests, {self.users} people, {self.hours:.1f} h"
         telling = [guard for guard in self.guards if guard.outcome == self.outcome] or list(self.guards)
         return "; ".join(f"{guard.name.replace('_', ' ')}: {guard.text}" for guard in telling)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from finetune_assets.assets import deployment
 from finetune_assets.automation import rollouts
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
-from finetune_assets.resources.tags import JOB
+from finetune_assets.resources.tags import JOB, REASON
+from finetune_assets.serving import control
+from finetune_assets.serving.writer import store
 from finetune_assets_tests.code_location import DEFINITIONS
 from finetune_assets_tests.serving.shop import Shop
 from finetune_assets_tests.serving.test_control import traffic
@@ -61,21 +65,78 @@ def test_from_the_asset_into_shadow_and_back_by_the_sensor(tmp_path: Path, insta
         assert [job.id for job in book.unreleased()] == [jobs[refused]]  # the refused run is not done: a person decides
     assert run(deployment.rollout, version)["done"].value == "unchanged"
 
-    def tick() -> dg.SensorResult | dg.SkipReason:
-        context = dg.build_sensor_context(instance=instance, resources=resources, definitions=DEFINITIONS)
-        with partition_loading_context(dynamic_partitions_store=instance):
-            return rollouts.rollout_steps(context)
+    seen: list[str | None] = [None]
 
-    assert isinstance(tick(), dg.SkipReason)
+    def tick() -> list[tuple[str, str]]:
+        context = dg.build_sensor_context(instance=instance, cursor=seen[0], resources=resources, definitions=DEFINITIONS)
+        with partition_loading_context(dynamic_partitions_store=instance):
+            result = rollouts.rollout_steps(context)
+        if isinstance(result, dg.SkipReason):
+            return []
+        assert isinstance(result, dg.SensorResult)
+        seen[0] = result.cursor
+        return [(str(e.metadata["event"].value), str(e.metadata["actor"].value).split()[0]) for e in result.asset_events]
+
+    assert tick() == [("verdict", "registered_model"), ("verdict", "registered_model"), ("started", "run")]
+    assert tick() == []
+    with shop.ledger() as book:  # what a person does is shown too
+        control.hold(book, "aurora", "wait for the holidays", "ana")
+        control.release(book, "aurora", "they are over", "ana")
     traffic(shop, "champion", 100)
     traffic(shop, "candidate", 100, bad=0.3)
-    seen = tick()
-    assert isinstance(seen, dg.SensorResult)
-    assert [event.metadata["event"].value for event in seen.asset_events] == ["rolled_back"]
-    assert isinstance(tick(), dg.SkipReason)
+    assert tick() == [("held", "ana"), ("released", "ana"), ("rolled_back", "sensor")]
+    assert tick() == []
     assert "rolled back before" in run(deployment.rollout, version)["done"].value
 
     health = run(deployment.serving_health, None)
     assert health["champion"].value == "base model"
     digest = run(deployment.weekly_digest, None)["digest"].value
     assert f"rolled back: {version}" in digest
+
+
+def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    """People begin to ask for what the training set has no words for: `serving_health` measures it, the sensor asks for a run."""
+    shop = Shop(tmp_path)
+    shop.roll_out(shop.version("a"), "done")
+    dataset = shop.home / "datasets" / "aurora" / "latest"
+    dataset.mkdir(parents=True)
+    asked = [json.dumps({"messages": [{"role": "user", "content": f"¿Tienen hora el martes {n}?"}]}) for n in range(200)]
+    for split in ("train", "validation"):
+        (dataset / f"{split}.jsonl").write_text("\n".join(asked) + "\n")
+    at = datetime.datetime.now(datetime.UTC).isoformat()
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for n in range(150):
+        talk = {"conversation_id": f"c{n}", "created_at": at}
+        request = {"request_id": f"r{n}", "assistant": "aurora", "user": f"u{n}", "kind": "live", "generation": 1, "step": "idle"}
+        request |= {"assigned_arm": "champion", "served_arm": "champion", "kept": False, "version": "v", "outcome": "ok"}
+        rows.append(("requests", {**talk, **request, "status": 200}))
+        said = "Quisiera financiación para ortodoncia invisible con alineadores transparentes, por favor"
+        rows.append(("messages", {**talk, "message_id": f"m{n}", "role": "user", "content": said}))
+    with shop.ledger() as book:
+        store(book.engine, rows)
+    resources: dict[str, Any] = {
+        "store": StoreResource(home=str(shop.home)),
+        "assistants": AssistantsResource(folder=str(shop.assistants)),
+        "ledger": LedgerResource(url=shop.url),
+    }
+
+    def tick() -> list[dg.RunRequest | dg.SkipReason]:
+        context = dg.build_sensor_context(instance=instance, resources={"store": resources["store"]}, definitions=DEFINITIONS)
+        return list(rollouts.drifted(context))  # type: ignore[call-overload]
+
+    assert [type(answer) for answer in tick()] == [dg.SkipReason]  # nothing was measured yet
+    made = dg.materialize(
+        [deployment.serving_health, deployment.no_drift],
+        instance=instance,
+        resources=resources,
+        partition_key="aurora",
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+    [check] = made.get_asset_check_evaluations()
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    [request] = tick()
+    assert isinstance(request, dg.RunRequest)
+    assert (request.partition_key, request.tags[REASON]) == ("aurora", "drift:unknown_words+lengths")
+    [again] = tick()
+    assert isinstance(again, dg.RunRequest)
+    assert again.run_key == request.run_key  # once a week: Dagster starts no second run of a key

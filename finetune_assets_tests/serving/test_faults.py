@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -288,7 +289,8 @@ def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) ->
     pgserver = pytest.importorskip("pgserver")
     from pgserver import pg_ctl
 
-    server = pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to the user that Postgres runs as
+    server = pgserver.get_server(folder, cleanup_mode="stop")
     try:
         url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
         shop = Shop(tmp_path / "shop", upstream=upstream.url, database=url)
@@ -310,6 +312,7 @@ def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) ->
     finally:
         server.ensure_postgres_running()
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 CLOCK = """

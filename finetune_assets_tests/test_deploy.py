@@ -1,0 +1,274 @@
+"""`deploy/` is true: its image has all it copies, its services start, its alerts and dashboard ask for what is exported."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from finetune_assets.environment import ROOT
+from finetune_assets.registry import Rollout
+from finetune_assets.serving.metrics import Metrics
+
+DEPLOY = ROOT / "deploy"
+SECRETS = {"POSTGRES_PASSWORD": "p", "FINETUNE_USER_KEY": "k"}
+
+
+def compose() -> dict[str, Any]:
+    """The file with its variables filled in, as `docker compose config` does."""
+
+    def filled(found: re.Match[str]) -> str:
+        default = re.fullmatch(r":-(.*)", found[2] or "")
+        return SECRETS.get(found[1], default[1] if default else "")
+
+    text, before = (DEPLOY / "compose.yaml").read_text(encoding="utf-8"), ""
+    while text != before:  # a default may hold another variable
+        before, text = text, re.sub(r"\$\{(\w+)((?::[-?])[^${}]*)?\}", filled, text)
+    return yaml.safe_load(text)
+
+
+def copied() -> list[tuple[str, str]]:
+    """Source and target of the image's files."""
+    lines = re.findall(r"^COPY (.+)$", (DEPLOY / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    return [(source, target) for *sources, target in map(str.split, lines) for source in sources]
+
+
+def test_every_file_that_the_image_copies_is_tracked() -> None:
+    for source, _ in copied():
+        listed = subprocess.run(["git", "ls-files", "--", source], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert listed, source
+
+
+def test_the_services_are_one_installation() -> None:
+    services = compose()["services"]
+    assert set(services) == {"postgres", "code", "daemon", "webserver", "router", "prometheus", "grafana"}
+    for name, service in services.items():
+        assert set(service.get("depends_on", {})) <= set(services), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("./") and source != "./secrets":  # the administrator's key is not in the repository
+                assert (DEPLOY / source).exists(), source
+            elif not source.startswith("./"):
+                assert source in compose()["volumes"], source
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), "nothing is open to others: a proxy with TLS and login stands before it"
+    code = services["code"]["command"]
+    workspace = yaml.safe_load((DEPLOY / "dagster" / "workspace.yaml").read_text())["load_from"][0]["grpc_server"]
+    assert code[code.index("-p") + 1] == str(workspace["port"])
+    assert services["code"]["environment"][workspace["host"]["env"]] == "code"
+    for name in ("daemon", "webserver"):
+        place = services[name]["command"][services[name]["command"].index("-w") + 1]
+        assert (ROOT / Path(place).relative_to("/app")).exists()
+
+
+def test_both_instances_of_dagster_differ_in_nothing_but_the_storage() -> None:
+    local, installed = (yaml.safe_load(path.read_text()) for path in (ROOT / "dagster.yaml", DEPLOY / "dagster" / "dagster.yaml"))
+    assert installed.pop("storage") == {"postgres": {"postgres_url": {"env": "DAGSTER_DATABASE_URL"}}}
+    local.pop("storage")
+    assert local == installed
+
+
+def questions() -> list[str]:
+    """PromQL of the alert rules and of the dashboard."""
+    rules = yaml.safe_load((DEPLOY / "alerts.yaml").read_text(encoding="utf-8"))
+    asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "serving.json").read_text(encoding="utf-8"))
+    return asked + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def exported() -> dict[str, set[str]]:
+    """Names of /metrics with their labels: those of the counters, and those of the gauges, read from the text."""
+    metrics = Metrics()
+    found: dict[str, set[str]] = {"up": {"job", "instance"}}  # Prometheus' own
+    for collector in {*metrics.registry._collector_to_names}:
+        names, labels = metrics.registry._collector_to_names[collector], set(collector._labelnames)  # type: ignore[attr-defined]
+        found |= {name: labels | {"le"} if name.endswith("_bucket") else labels for name in names}
+    text = metrics.text([Rollout("dental", None, 1, None)], 0.0, 0).decode()
+    for name, labels in re.findall(r"^(finetune_(?:rollout|ledger|journal)\w*)(?:\{(.*)\})? ", text, re.MULTILINE):
+        found[name] = set(re.findall(r"(\w+)=", labels))
+    return found
+
+
+@pytest.mark.parametrize("question", questions())
+def test_alerts_and_dashboard_ask_for_what_the_router_exports(question: str) -> None:
+    plain = str(promql_parser.parse(question))  # raises for what Prometheus would refuse
+    known = exported()
+    names = set(re.findall(r"\b((?:finetune_\w+)|up)\b", plain))
+    assert names <= set(known)
+    labels = {label for name in names for label in known[name]}
+    used = {label.strip() for group in re.findall(r"by \(([^)]*)\)", plain) for label in group.split(",")}
+    used |= set(re.findall(r"[{,]\s*(\w+)\s*(?:=|!=|=~|!~)\s*\"", plain))
+    assert used <= labels
+    assert names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's `prometheus` has promtool")
+def test_prometheus_takes_the_rules() -> None:
+    subprocess.run(["promtool", "check", "rules", str(DEPLOY / "alerts.yaml")], check=True, capture_output=True)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The files of the image, at the places that the Containerfile gives them."""
+    root = tmp_path / "app"
+    root.mkdir()
+    for source, target in copied():
+        place = root / target if target != "./" else root / Path(source).name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / source, place)
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def running(commands: list[list[str]], cwd: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Processes with their children, ended in the other order."""
+    started: list[subprocess.Popen[bytes]] = []
+    with (cwd / "services.log").open("wb") as log:
+        try:
+            settings: dict[str, Any] = {"cwd": cwd, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
+            started += [subprocess.Popen(command, **settings) for command in commands]
+            yield
+        finally:
+            for process in reversed(started):
+                process.send_signal(signal.SIGTERM)
+            for process in reversed(started):
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+@pytest.fixture
+def databases() -> Iterator[dict[str, str]]:
+    """A Postgres as the compose file makes it: URLs of `finetune` and `dagster`."""
+    pgserver = pytest.importorskip("pgserver")
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to the user that Postgres runs as
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    plain = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+    engine = sa.create_engine(plain, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql((DEPLOY / "postgres" / "databases.sql").read_text())
+        connection.exec_driver_sql("CREATE DATABASE finetune")
+    engine.dispose()
+    yield {name: plain.set(database=name).render_as_string(hide_password=False) for name in ("finetune", "dagster")}
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Installation:
+    """The compose file's Dagster services as processes on the image's files."""
+
+    def __init__(self, image: Path, databases: dict[str, str]) -> None:
+        self.image, self.services, self.code, self.web = image, compose()["services"], free_port(), free_port()
+        workspace = image / "deploy" / "dagster" / "workspace.yaml"
+        workspace.write_text(workspace.read_text().replace("port: 4000", f"port: {self.code}"))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FINETUNE_", "DAGSTER_"))}
+        self.environment = inherited | {
+            "PYTHONPATH": str(image),
+            "FINETUNE_HOME": str(image / "data" / "store"),
+            "FINETUNE_DATABASE_URL": databases["finetune"],
+            "FINETUNE_SOURCE": databases["finetune"],
+            "FINETUNE_USER_KEY": "a key",
+            "DAGSTER_DATABASE_URL": databases["dagster"],
+            "DAGSTER_HOME": str(image / "deploy" / "dagster"),
+            "FINETUNE_CODE_HOST": "127.0.0.1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def running(self, *names: str) -> Any:
+        """These services, until the block ends."""
+        return running([self._command(name) for name in names], self.image, self.environment)
+
+    def _command(self, name: str) -> list[str]:
+        own = {"4000": str(self.code), "3000": str(self.web), "0.0.0.0": "127.0.0.1"}
+        words = [own.get(word, word.replace("/app/", f"{self.image}/")) for word in self.services[name]["command"]]
+        return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """Dagster's GraphQL."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.web}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["data"]
+
+    def until(self, question: Any, seconds: float = 240) -> Any:
+        """The first true answer; the services' log where there is none."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if answer := question():
+                    return answer
+            time.sleep(1)
+        raise AssertionError((self.image / "services.log").read_text()[-3000:])
+
+    def answers(self, port: int) -> bool:
+        """Whether somebody listens."""
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+
+
+LOADED = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
+PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["rollout"]}) { ... on AssetNode { partitionKeys } } }'
+LAUNCH = """
+mutation ($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+} }"""
+STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_code_location_daemon_and_webserver_work_together_on_postgres(image: Path, databases: dict[str, str]) -> None:
+    """The daemon's sensor makes a partition for each assistant, a run asked for through GraphQL is done, Postgres knows it."""
+    made = Installation(image, databases)
+    with made.running("code"):
+        made.until(lambda: made.answers(made.code))
+        with made.running("daemon", "webserver"):
+            made.until(lambda: "finetune_assets" in str(made.ask(LOADED)))
+            made.until(lambda: {"dental", "restaurant"} <= set(made.ask(PARTITIONS)["assetNodeOrError"]["partitionKeys"]))
+            selector = {"repositoryName": "__repository__", "repositoryLocationName": "finetune_assets"}
+            wanted = {"selector": {**selector, "jobName": "weekly_report"}, "mode": "default", "runConfigData": {}}
+            launched = made.ask(LAUNCH, params=wanted)["launchPipelineExecution"]
+            assert launched["__typename"] == "LaunchRunSuccess", launched
+            run = launched["run"]["runId"]
+
+            def ended() -> str | None:
+                status = made.ask(STATUS, id=run)["runOrError"]["status"]
+                return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+            assert made.until(ended) == "SUCCESS"
+    assert "# Week to" in (image / "data" / "store" / "serving" / "digest.md").read_text()
+    engine = sa.create_engine(databases["dagster"])
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT status FROM runs WHERE run_id = :run"), {"run": run}).scalar() == "SUCCESS"
+    engine.dispose()
+    assert not (image / "data" / "store" / "ledger.db").exists()
