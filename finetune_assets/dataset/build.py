@@ -31,9 +31,9 @@ from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, dat
 from finetune_assets.dataset.preferences import label_counts, make_pairs
 from finetune_assets.dataset.ratings import Ratings, mark_rejected
 from finetune_assets.dataset.selection import (
+    Left,
     judge,
     mark_personal,
-    own_contacts,
     read_feedback,
     select_examples,
     tenants_of,
@@ -42,7 +42,7 @@ from finetune_assets.dataset.selection import (
 from finetune_assets.dataset.semantic import Embed, drop_same_meaning
 from finetune_assets.dataset.splits import assign
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
-from finetune_assets.dataset.views import twin_rows
+from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, twin_rows
 from finetune_assets.errors import DataError, LeakError
 from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
 
@@ -104,14 +104,14 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     judged, rated = judge(examples, feedback, tenants), ratings or Ratings()
     frame = verdicts(trim_context(examples, filters.context_turns, filters.context_chars), judged, filters)
     frame = mark_rejected(frame, rated)
-    allow = own_contacts(store)
-    frame = mark_personal(assign(frame, assistant.split), allow)
+    left = Left.of(store)
+    frame = mark_personal(assign(frame, assistant.split), left)
     frame = even_out(_without_twins(frame, filters, embed), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
     rejected = tally(frame["reason"].drop_nulls())
     check_enough(assistant, frame.height, kept, rejected)
-    pairs = make_pairs(frame, filters.near_duplicate, allow, rated)
+    pairs = make_pairs(frame, filters.near_duplicate, left, rated)
     made = {
         "preferences": tally(pairs.preferences["split"]),
         "kto": tally(pairs.kto["split"]),
@@ -119,7 +119,7 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "left_out": pairs.left_out,
     }
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), allow)
+    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), left)
     columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
     whole = pl.concat([kept.select(columns), synthetic.select(columns)])
     notes: dict[str, Any] = {
@@ -135,6 +135,8 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "vocabulary": vocabulary_notes(whole),
         "coverage": coverage(frame, whole),
         "twins": twin_rows(frame),
+        "outcomes": outcomes_by_week(frame),
+        "dropped_sample": dropped_rows(frame),
     }
     notes["warnings"] = warnings(assistant, kept, notes, rows.height - examples.height)
     return Choice(

@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from finetune_assets.assistants import Assistant, assistant_names, load_assistant, own_contacts
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant, own_contacts, own_regions
 from finetune_assets.corpus.erasure import Erased, key_check
 from finetune_assets.corpus.requests import Requests, read_requests
 from finetune_assets.corpus.sources import SourceTables, read_source
@@ -51,7 +51,8 @@ class SourceResource(dg.ConfigurableResource):
 
     def _opened(self, urls: list[str], erased: Erased) -> SourceTables:
         source = erased.leave_out(read_source(urls))
-        source.contacts = own_contacts(Path(self.assistants) if self.assistants else Environment.read().assistants)
+        folder = Path(self.assistants) if self.assistants else Environment.read().assistants
+        source.contacts, source.regions = own_contacts(folder), own_regions(folder)
         return source
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune_assets.assistants.settings.data import Augment, Balance, Filters, Layout, Minimum, Select, Split, as_function
+from finetune_assets.assistants.settings.data import (
+    Augment,
+    Balance,
+    Filters,
+    Layout,
+    Minimum,
+    Select,
+    Split,
+    as_function,
+    check_regions,
+)
 from finetune_assets.assistants.settings.evaluation import Benchmark, Gates, Rule
 from finetune_assets.assistants.settings.group import Group
 from finetune_assets.assistants.settings.serving import RolloutSettings, Serving
@@ -70,6 +80,11 @@ class Assistant(Group):
         default_factory=dict[str, list[str]],
         description="Tenant to its own public phone numbers and addresses: they stay in the texts of its conversations.",
     )
+    regions: list[str] = Field(
+        default_factory=list[str],
+        description="Countries (BO, PT, …) whose national phone numbers are looked for in the conversations of `select`; a "
+        "tenant's own list counts before its vertical's. Default: ES, MX, AR, BO, CL, US.",
+    )
     tools: list[dict[str, Any]] = Field(
         default_factory=list[dict[str, Any]],
         description="Functions that it may call, as OpenAI's API takes them; they stand in every row of the data set.",
@@ -112,6 +127,11 @@ class Assistant(Group):
     @classmethod
     def _functions(cls, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [as_function(tool) for tool in tools]
+
+    @field_validator("regions")
+    @classmethod
+    def _countries(cls, regions: list[str]) -> list[str]:
+        return check_regions(regions)
 
     @field_validator("name")
     @classmethod

@@ -181,6 +181,19 @@ class Augment(Group):
     )
 
 
+def check_regions(regions: list[str]) -> list[str]:
+    """Country codes in capitals, each once. Raises ValueError for one that has no phone numbers."""
+    if not regions:
+        return regions
+    from phonenumbers import SUPPORTED_REGIONS  # noqa: PLC0415
+
+    codes = list(dict.fromkeys(region.strip().upper() for region in regions))
+    unknown = [code for code in codes if code not in SUPPORTED_REGIONS]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is no country's code; write two letters each, e.g. BO, PT, BR")
+    return codes
+
+
 def as_function(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool as OpenAI writes it, with or without the envelope `type: function`. Raises ValueError."""
     function: Any = tool.get("function") if "function" in tool else tool
