@@ -6,15 +6,15 @@ A tenant inherits its vertical's file by itself, and needs no file of its own: t
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from finetune_assets.assistants.reference import group_of
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import check_regions
 from finetune_assets.errors import SettingsError, UnknownAssistant
@@ -200,13 +200,5 @@ def _keys(at: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = _group(annotation) or model
+        model = group_of(annotation) or model
     return [field for field in model.model_fields if not (model is Assistant and field == "name")]
-
-
-def _group(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType, typing.Annotated):
-        return next((group for inner in typing.get_args(annotation) if (group := _group(inner))), None)
-    return None

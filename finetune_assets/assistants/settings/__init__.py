@@ -40,7 +40,9 @@ class Assistant(Group):
         default=None, description="Assistant whose settings this one inherits; a tenant inherits its vertical's."
     )
     select: Select
-    language: Literal["es", "en", "pt"] = "es"
+    language: Literal["es", "en", "pt"] = Field(
+        default="es", description="Of error replies, rules and the report; it never filters rows."
+    )
     system_prompt: str = Field(default="", description="First message of every example; empty: none.")
     base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
     trainer: TrainerName = Field(
@@ -64,7 +66,9 @@ class Assistant(Group):
         default="per_reply",
         description="One training row a kept reply, or as few rows a conversation as hold the same contexts and targets.",
     )
-    min_examples: Annotated[int, Field(ge=1)] = 100
+    min_examples: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="Fewer kept examples are refused; under 1,000 there is a warning."
+    )
     minimum: Minimum = Minimum()
     balance: Balance = Balance()
     augment: Augment = Augment()

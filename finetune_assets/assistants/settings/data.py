@@ -83,9 +83,9 @@ class Split(Group):
     mode: Literal["user", "time"] = Field(
         default="user", description="`user`: by a hash of the user; `time`: test is what came after `date`."
     )
-    train: Share = 0.8
-    validation: Share = 0.1
-    test: Share = 0.1
+    train: Share = Field(default=0.8, description="Share of the users (of the rows before `date`) to learn from.")
+    validation: Share = Field(default=0.1, description="Share to choose the best checkpoint by.")
+    test: Share = Field(default=0.1, description="Share to measure on.")
     date: datetime.date | None = Field(default=None, description="First day of the test set where `mode` is `time`.")
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class Augment(Group):
         default=0.5, description="Intents with fewer training rows than this part of an intent's mean are filled up to it."
     )
     per_example: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="Most variations of one example.")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Another number makes other variations.")
     llm: VariationModel | None = Field(
         default=None, description="Who rewords; default: light variations (spelling, greetings, accents, tú and vos) made here."
     )
