@@ -24,7 +24,7 @@ BATCH_ROWS = 100_000
 
 def columns_of(path: Path) -> list[str] | None:
     """All column names of a file; None for JSON lines, where each line has its own. Raises SourceError for a damaged file."""
-    with _told(path):
+    with told(path):
         return _READERS[path.suffix.lower()][0](path)
 
 
@@ -32,13 +32,14 @@ def read_batches(path: Path, wanted: list[str], seen: set[str], nested: frozense
     """Frames of the wanted columns, in file order; at least one, maybe without rows. All columns' names go to `seen`, JSON
     lines' while they are read. Lists and records in columns of `nested` stay JSON. Raises SourceError for a damaged file."""
     reader = _READERS[path.suffix.lower()]
-    with _told(path):
+    with told(path):
         seen.update(reader[0](path) or ())
         yield from reader[1](path, wanted, seen) if reader[1] is not _json_lines else _json_lines(path, wanted, seen, nested)
 
 
 @contextmanager
-def _told(path: Path) -> Generator[None]:
+def told(path: Path) -> Generator[None]:
+    """Makes a SourceError of what the system says of a file that is away, or may not be read."""
     try:
         yield
     except OSError as error:

@@ -20,7 +20,7 @@ import polars as pl
 
 from finetune_assets.corpus.cells import typed
 from finetune_assets.corpus.databases import Columns, Database, sqlite_path, week_window
-from finetune_assets.corpus.files import SUFFIXES, columns_of, read_batches
+from finetune_assets.corpus.files import SUFFIXES, columns_of, read_batches, told
 from finetune_assets.corpus.imports import SETTINGS, files_of, read_folder, read_origin
 from finetune_assets.corpus.mapping import SourceTablesMapping, TableMapping, declared
 from finetune_assets.corpus.schema import FILE_NAMES, REQUESTS, SOURCE, TABLES, UNKNOWN_WEEK
@@ -139,13 +139,14 @@ def _file_part(table: str, file: Path, mapping: TableMapping) -> Part:
 
 def file_state(file: Path) -> State:
     """Size and time of change: cheap, and different after any ordinary write."""
-    status = file.stat()
+    with told(file):
+        status = file.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def file_digest(file: Path) -> str:
     """Digest of a file's bytes."""
-    with file.open("rb") as opened:
+    with told(file), file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
