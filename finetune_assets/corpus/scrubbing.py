@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import polars as pl
 
+from finetune_assets.corpus import presidio
 from finetune_assets.corpus.personal_data import (
     DEFAULT_REGIONS,
     KINDS,
@@ -57,11 +58,12 @@ def regions_of(regions: Regions, tenant: str, vertical: str) -> tuple[str, ...]:
 
 
 def own_digest(contacts: Allowed, regions: Regions, tenants: Mapping[str, str] | None = None) -> str:
-    """Tells apart what some tenants (with their verticals; none: all) have set for scrubbing; empty where they have nothing."""
+    """Tells apart what some tenants (with their verticals; none: all) have set for scrubbing; empty where nothing is set."""
     wanted = sorted(contacts if tenants is None else set(tenants) & set(contacts))
     lines = [f"{tenant}\t{contact}" for tenant in wanted for contact in sorted(contacts[tenant])]
     whose = sorted(regions if tenants is None else {k for t, v in tenants.items() for k in (f"tenant {t}", f"vertical {v}")})
     lines += [f"{one}\t{' '.join(sorted(regions[one]))}" for one in whose if one in regions]
+    lines += [f"presidio\t{name}" for name in presidio.configured()]
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest() if lines else ""
 
 
