@@ -72,6 +72,7 @@ def _engine(names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
     try:
         analyzer: Any = import_module("presidio_analyzer")
         nlp: Any = import_module("presidio_analyzer.nlp_engine")
+        spans: Any = import_module("spacy.tokens")
     except ImportError:
         mend = "install it with `pip install finetune-assets[presidio]`, or unset the variable"
         raise SettingsError(f"{VARIABLE}={','.join(names)} needs the package presidio-analyzer; {mend}.") from None
@@ -89,7 +90,7 @@ def _engine(names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
 
         def process_text(self, text: str, language: str) -> Any:
             doc = pipelines[language](text)
-            people = [span for span in doc.ents if span.label_ in ("PER", "PERSON")]
+            people = [spans.Span(doc, one.start, one.end, "PERSON") for one in doc.ents if one.label_ in ("PER", "PERSON")]
             lemmas = [token.lemma_ or token.text.lower() for token in doc]
             return nlp.NlpArtifacts(people, doc, [token.idx for token in doc], lemmas, self, language)
 
