@@ -39,6 +39,7 @@ class Environment:
     source_mapping: Path | None = None
     lookback_weeks: int = 4
     memory_gb: float = 2.0
+    source_seconds: float = 600.0
     workers: Workers = field(default_factory=Workers)
     report_to: tuple[str, ...] = ()
     """Experiment trackers that trainings report to, by transformers' names."""
@@ -68,6 +69,7 @@ class Environment:
             source_mapping=_path(given) if (given := variables.get("FINETUNE_SOURCE_MAPPING")) else None,
             lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
             memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
+            source_seconds=_number(variables, "FINETUNE_SOURCE_SECONDS", 600.0, least=1),
             workers=Workers.read(variables, ROOT),
             report_to=tuple(name.strip() for name in (variables.get("FINETUNE_REPORT_TO") or "").split(",") if name.strip()),
         )

@@ -3,6 +3,7 @@
     <home>/corpus/{conversations,feedback,examples}/week=YYYY-MM-DD/   Parquet, and `counts.json` of the week
     <home>/corpus/rejected/week=YYYY-MM-DD/                            table, id, reason, detail, action
     <home>/corpus/contacts.json                                        tenant -> its own public numbers and addresses
+    <home>/corpus/regions.json                                         tenant or vertical -> countries of its phone numbers
     <home>/corpus/tenants.json                                         tenant -> vertical, as last seen
     <home>/datasets/<assistant>/<fingerprint>/                         JSONL, lineage, manifest
     <home>/datasets/<assistant>/latest                                 link to the newest whole one
@@ -58,6 +59,11 @@ class Store:
     def contacts(self) -> Path:
         """JSON object tenant -> its own public contacts, as the corpus was last scrubbed with."""
         return self.home / "corpus" / "contacts.json"
+
+    @property
+    def regions(self) -> Path:
+        """JSON object `tenant NAME` or `vertical NAME` -> the countries whose national phone numbers were looked for."""
+        return self.home / "corpus" / "regions.json"
 
     def datasets(self, assistant: str) -> Path:
         """Folder of an assistant's frozen data sets."""

@@ -75,7 +75,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.mark.parametrize(
     ("message_id", "reason", "why"),
     [
-        ("msg_0001", "error_reply", "the reply says 'No entiendo'"),
+        (
+            "msg_0001",
+            "error_reply",
+            "the reply says 'No entiendo', one of the error replies; filters.exclude replaces their list",
+        ),
         ("msg_0003", "reply_too_long", "the reply's text has 1001 characters, filters.reply_chars allows 10 to 1000"),
         (
             "msg_0015",

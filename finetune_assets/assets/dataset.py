@@ -23,8 +23,9 @@ from finetune_assets.dataset import (
 )
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.dataset.manifest import CODE_VERSION
+from finetune_assets.dataset.privacy import kind_rows, planted_in
 from finetune_assets.dataset.residual import personal_data_left
-from finetune_assets.dataset.selection import own_contacts
+from finetune_assets.dataset.selection import Left
 from finetune_assets.dataset.semantic import embedding
 from finetune_assets.dataset.tool_calls import said
 from finetune_assets.dataset.views import vocabulary_rows
@@ -33,6 +34,10 @@ from finetune_assets.resources import AssistantsResource, LauncherResource, Ledg
 
 Result = dg.MaterializeResult[Any]
 TWINS = ["reason", "similarity", "kept", "removed", "kept_message_id", "message_id"]
+WHY_NOT = (
+    "`finetune explain MESSAGE_ID` says what became of one message and which setting decided. By hand: `dropped.parquet` in the "
+    "folder of jsonl_splits, column `reason`; docs/data.md says what changes each."
+)
 VOCABULARY = ["side", "texts", "words", "vocabulary", "distinct_1", "distinct_2"]
 
 
@@ -81,7 +86,10 @@ def training_examples(
             "preference_pairs": choice.preferences.height,
             "weeks": len(notes["weeks"]),
             "funnel": dg.MetadataValue.md(funnel_plot(notes["funnel"])),
+            "why_is_it_not_here": dg.MetadataValue.md(WHY_NOT),
             "dropped_by_reason": records_table(rejected, ["reason", "examples"]),
+            "outcome_over_weeks": dg.MetadataValue.md(stacked_plot(notes["outcomes"], "outcome")),
+            "dropped_sample": records_table(notes["dropped_sample"], ["reason", "user_text", "reply", "message_id"]),
             "by_source_over_weeks": dg.MetadataValue.md(stacked_plot(by_week(choice.kept, "source"), "source")),
             "by_intent_over_weeks": dg.MetadataValue.md(stacked_plot(by_week(choice.kept, "intent"), "intent")),
             "by_tenant_over_weeks": dg.MetadataValue.md(stacked_plot(by_week(choice.kept, "tenant_id"), "tenant")),
@@ -125,6 +133,7 @@ def jsonl_splits(
     for name in pruned:
         context.log.info(f"Removed the data set {name}: `keep_datasets` is {assistant.keep_datasets}, and nothing uses it.")
     split = manifest["counts"]["split"]
+    planted = planted_in(store.store, assistant, folder)
     lines = [line["messages"] for line in islice(read_lines(folder / "train.jsonl"), 3)]
     sample = [{"context": [turn for turn in row[:-1] if turn["role"] != "system"], "reply": said(row[-1])} for row in lines]
     return Result(
@@ -138,6 +147,9 @@ def jsonl_splits(
             "kto_good": manifest["pairs"]["kto_labels"]["good"],
             "kto_bad": manifest["pairs"]["kto_labels"]["bad"],
             **{f"drift/{name}": value for name, value in manifest.get("drift", {}).items()},
+            "personal_data/recall": planted["recall"],
+            "personal_data/needless_share": planted["needless_share"],
+            "personal_data": records_table(kind_rows(planted), ["kind", "planted", "found", "looked_for"]),
             "pruned": len(pruned),
             "fingerprint": manifest["fingerprint"],
             "sample": records_table(sample, ["context", "reply"]),
@@ -179,7 +191,7 @@ def no_personal_data_left(context: dg.AssetCheckExecutionContext, store: StoreRe
     folder = latest(store.store, context.partition_key)
     if folder is None:
         return dg.AssetCheckResult(passed=False, description="There is no frozen data set.")
-    left, looked = personal_data_left(folder, own_contacts(store.store))
+    left, looked = personal_data_left(folder, Left.of(store.store))
     description = f"{looked:,} lines: none found." if not left else f"{len(left)} values left, first in {left[0]}"
     return dg.AssetCheckResult(passed=not left, description=description, metadata={"left": left[:20], "lines": looked})
 

@@ -6,16 +6,17 @@ A tenant inherits its vertical's file by itself, and needs no file of its own: t
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from finetune_assets.assistants.reference import group_of
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.data import check_regions
 from finetune_assets.errors import SettingsError, UnknownAssistant
 
 
@@ -71,6 +72,34 @@ def own_contacts(folder: Path) -> dict[str, frozenset[str]]:
             raise SettingsError(f"{origin[('contacts',)]}: `contacts` maps a tenant to a list of its numbers and addresses.")
         for tenant, given in typing.cast("dict[Any, list[str]]", contacts).items():
             found[str(tenant)] = found.get(str(tenant), frozenset()) | frozenset(given)
+    return found
+
+
+def own_regions(folder: Path) -> dict[str, tuple[str, ...]]:
+    """`tenant NAME` or `vertical NAME` to the countries of its national phone numbers: the `select` and `regions` of all files.
+
+    Raises SettingsError for what is no list of countries' codes, and where two files say different things of one `select`.
+    """
+    names = assistant_names(folder)
+    read = {name: _read(_file(folder, name)) for name in names}
+    found: dict[str, tuple[str, ...]] = {}
+    for values, origin in read.values():
+        select: Any = values.get("select")
+        given: Any = values.get("regions", (read[values["extends"]][0] if values.get("extends") in read else {}).get("regions"))
+        if not given or not isinstance(select, dict):
+            continue
+        place = origin.get(("regions",), origin[()])
+        if not _texts(given):
+            raise SettingsError(f"{place}: `regions` is a list of countries' codes, e.g. [BO, PT].")
+        try:
+            codes = tuple(sorted(check_regions(given)))
+        except ValueError as error:
+            raise SettingsError(f"{place}: `regions`: {error}.") from None
+        for kind, own in typing.cast("dict[Any, Any]", select).items():
+            if found.setdefault(f"{kind} {own}", codes) != codes:
+                raise SettingsError(
+                    f"{place}: another file gives {kind} {own} other `regions`: {', '.join(found[f'{kind} {own}'])}."
+                )
     return found
 
 
@@ -171,13 +200,5 @@ def _keys(at: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = _group(annotation) or model
+        model = group_of(annotation) or model
     return [field for field in model.model_fields if not (model is Assistant and field == "name")]
-
-
-def _group(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType, typing.Annotated):
-        return next((group for inner in typing.get_args(annotation) if (group := _group(inner))), None)
-    return None

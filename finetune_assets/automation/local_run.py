@@ -57,6 +57,8 @@ class Request:
     approved: bool = False
     wait: bool = False
     """With a rented trainer: go on to the report instead of ending when the job is submitted."""
+    full: bool = False
+    """Compare every row of the source with the store, also what has no sign of a change."""
     tags: dict[str, str] = field(default_factory=dict[str, str])
     """On the training's run, e.g. those of a migration; with MIGRATE_TO only plan and job are made."""
 
@@ -207,7 +209,7 @@ class LocalRun:
         source = SourceResource(urls=list(self.environment.sources))
         erased = LedgerResource().erased(StoreResource().key, source.requests())
         tables = source.read(erased)
-        stale = stale_weeks(self.store, tables)
+        stale = stale_weeks(self.store, tables, self.request.full)
         first = self.environment.first_week.isoformat()
         early = [week for week in stale.all_weeks if week < first]
         if early:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from finetune_assets import __version__
-from finetune_assets.cli import data, evaluation, imports, jobs, models, remote, run, serving, training
+from finetune_assets.cli import data, evaluation, imports, jobs, models, privacy, remote, run, serving, settings, training
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import FinetuneError
 
@@ -43,6 +43,6 @@ def main() -> None:
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
 
-for theme in (run, jobs, models, data, imports, remote, evaluation, serving, training):
+for theme in (run, jobs, models, data, privacy, imports, remote, evaluation, serving, settings, training):
     for command in theme.COMMANDS:
         main.add_command(command)

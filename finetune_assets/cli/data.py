@@ -239,6 +239,8 @@ def _explained(console: Console, facts: dict[str, Any]) -> None:
     kind = facts["kind"]
     if kind == "unknown":
         say(f"{escape(facts['id'])} is nowhere. Looked in {', '.join(facts['looked'])}.")
+        if facts.get("source"):
+            say(f"[yellow]The source could not be asked:[/] {escape(facts['source'])}")
         if facts["nearest"]:
             say(f"Nearest ids: {escape(', '.join(facts['nearest']))}")
         return
@@ -299,7 +301,8 @@ def _told_fates(console: Console, fates: list[dict[str, Any]], indent: str) -> N
             f"{indent}{one['assistant']}{mark}: {_STATES.get(one['state'], one['state'])}{reason} — {escape(one['why'])}"
         )
         if one.get("kept_text"):
-            console.print(f"{indent}    kept instead: {escape(one['kept_text'])}")
+            place = f" ({one['kept_place']})" if one.get("kept_place") else ""
+            console.print(f"{indent}    kept instead{place}: {escape(one['kept_text'])}")
         for kind in ("preferences", "kto"):
             if one.get(kind):
                 console.print(f"{indent}    {kind}: {', '.join(one[kind])}")

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 @click.option("--require", type=click.Choice(["serve"]), help="End with 3 unless the verdict is this.")
 @click.option("--approve", is_flag=True, help="Say yes to what the training costs (assistants with require_approval).")
 @click.option("--wait", is_flag=True, help="With a remote trainer: wait for the job and go on to the report.")
+@click.option("--full", is_flag=True, help="Compare every row of the source, not only what shows a sign of a change.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def run(assistant: str, until: str | None, require: str | None, approve: bool, wait: bool, as_json: bool) -> None:
+def run(  # noqa: PLR0913, PLR0917
+    assistant: str, until: str | None, require: str | None, approve: bool, wait: bool, full: bool, as_json: bool
+) -> None:
     """Materialise what is missing for one assistant, weeks included, and end with its report."""
     from finetune_assets.automation.local_run import Request
 
-    verdict = perform(Request(assistant, until, approve, wait), as_json)
+    verdict = perform(Request(assistant, until, approve, wait, full), as_json)
     if require and verdict != require:
         sys.exit(3)
 

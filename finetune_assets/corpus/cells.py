@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from finetune_assets.corpus.schema import SOURCE, TIME
+from finetune_assets.corpus.tool_rows import with_tools
 
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 """Times outside [EARLIEST, LATEST) are absurd: clocks that were never set, seconds read as milliseconds."""
@@ -29,13 +30,16 @@ def typed(frame: pl.DataFrame, table: str) -> pl.DataFrame:
     """The declared columns of `table` in their types, with their `_problem` columns; an absent optional column is null."""
     columns: list[pl.Series] = []
     for name, column in SOURCE[table].items():
+        if column.kind == "aside":
+            continue
         raw = frame[name] if name in frame.columns else pl.Series(name, [None] * len(frame), pl.String)
         if column.kind == "text":
             columns.append(text(raw).alias(name))
         else:
             value, problem = _READERS[column.kind](raw)
             columns += [value.alias(name), problem.alias(f"{name}_problem")]
-    return pl.DataFrame(columns)
+    made = pl.DataFrame(columns)
+    return with_tools(made, frame) if table == "messages" else made
 
 
 def text(raw: pl.Series) -> pl.Series:

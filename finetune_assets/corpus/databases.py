@@ -13,16 +13,18 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import polars as pl
 import pyarrow as pa
 from adbc_driver_manager import Error
 
 from finetune_assets.corpus.cells import EARLIEST, LATEST, NO_TEXT
-from finetune_assets.environment import ROOT
+from finetune_assets.environment import ROOT, Environment
 from finetune_assets.errors import SourceError
 
+_ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""How libpq finds out, in a minute, that a server is gone while rows are awaited."""
 SUPPORTED = "a folder of exports, sqlite:///path, postgresql://user@host/database"
 Columns = dict[str, str]
 """Name to type, as the database says it."""
@@ -34,6 +36,7 @@ _STATES = {
     "42501": "the user may not read it; grant it: GRANT SELECT ON {table} TO the user",
     "42P01": "the table is gone: it was dropped or renamed while the source was read; run again",
     "42703": "a column is gone: the schema changed while the source was read; run again",
+    "57014": "it took longer than FINETUNE_SOURCE_SECONDS={seconds:g}; raise it, or add an index on the table's time column",
     "57": "the server ended the connection; run again when it is up",
     "08": "the connection was lost; run again",
     "53": "the server has no connection or memory left; run again later",
@@ -49,6 +52,7 @@ _TEXTS = {
     "server closed the connection": _STATES["57"],
     "terminating connection": _STATES["57"],
     "PQgetCopyData": _STATES["08"],
+    "database is locked": "another program holds it; run again when that has ended",
 }
 
 
@@ -87,8 +91,10 @@ def sqlite_path(url: str) -> Path:
 class Database:
     """One connection, opened when it is first used; the reads up to `close` see one state of the database (Postgres)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float | None = None) -> None:
+        """`seconds`: what one statement may take; default: FINETUNE_SOURCE_SECONDS."""
         self._connection: Any = None
+        self._seconds = Environment.read().source_seconds if seconds is None else seconds
         self.url, self.kind, self.place = url, check_scheme(url), address(url)
 
     def close(self) -> None:
@@ -183,7 +189,7 @@ class Database:
         except (Error, OSError, pa.ArrowException) as error:
             self.close()
             of = f", table {table}," if table else ""
-            raise SourceError(f"Source {self.place}{of} cannot be read: {_cause(error, table)}.") from None
+            raise SourceError(f"Source {self.place}{of} cannot be read: {_cause(error, table, self._seconds)}.") from None
         finally:
             if cursor is not None:
                 with _quiet():
@@ -193,16 +199,23 @@ class Database:
         if self.kind == "sqlite":
             from adbc_driver_sqlite import dbapi  # noqa: PLC0415
 
-            return dbapi.connect(f"file:{quote(str(sqlite_path(self.url)))}?mode=ro")
+            connection = dbapi.connect(f"file:{quote(str(sqlite_path(self.url)))}?mode=ro")
+            with connection.cursor() as cursor:
+                cursor.execute(f"PRAGMA busy_timeout = {int(self._seconds * 1000)}")
+            return connection
         try:
             from adbc_driver_postgresql import dbapi  # noqa: PLC0415
         except ImportError:
             mend = "install it with `pip install finetune-assets[postgres]`"
             raise SourceError(f"Source {self.place} needs the package adbc-driver-postgresql; {mend}.") from None
         parts = urlsplit(self.url)
-        connection = dbapi.connect(urlunsplit(parts._replace(scheme="postgresql")))
+        given = dict(parse_qsl(parts.query, keep_blank_values=True))
+        waits = {"connect_timeout": max(2, min(30, int(self._seconds))), **_ALIVE}
+        query = "&".join([*filter(None, [parts.query]), *(f"{name}={n}" for name, n in waits.items() if name not in given)])
+        connection = dbapi.connect(urlunsplit(parts._replace(scheme="postgresql", query=query)))
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            cursor.execute(f"SET LOCAL statement_timeout = {int(self._seconds * 1000)}")
         return connection
 
 
@@ -223,11 +236,11 @@ def week_window(time: str, week: str | None) -> str:
     return f"{column} >= '{first.isoformat()}' AND {column} < '{last.isoformat()}'"
 
 
-def _cause(error: Exception, table: str) -> str:
+def _cause(error: Exception, table: str, seconds: float) -> str:
     state = str(getattr(error, "sqlstate", None) or "")
     for length in (5, 2):
         if state[:length] in _STATES:
-            return _STATES[state[:length]].format(table=table)
+            return _STATES[state[:length]].format(table=table, seconds=seconds)
     known = next((mend for text, mend in _TEXTS.items() if text in str(error)), None)
     return known or f"{state or type(error).__name__}; check that it is up, well-formed and readable by this user"
 

@@ -24,20 +24,22 @@ BATCH_ROWS = 100_000
 
 def columns_of(path: Path) -> list[str] | None:
     """All column names of a file; None for JSON lines, where each line has its own. Raises SourceError for a damaged file."""
-    with _told(path):
+    with told(path):
         return _READERS[path.suffix.lower()][0](path)
 
 
-def read_batches(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataFrame]:
+def read_batches(path: Path, wanted: list[str], seen: set[str], nested: frozenset[str] = frozenset()) -> Iterator[pl.DataFrame]:
     """Frames of the wanted columns, in file order; at least one, maybe without rows. All columns' names go to `seen`, JSON
-    lines' while they are read. Raises SourceError for a damaged file."""
-    with _told(path):
-        seen.update(_READERS[path.suffix.lower()][0](path) or ())
-        yield from _READERS[path.suffix.lower()][1](path, wanted, seen)
+    lines' while they are read. Lists and records in columns of `nested` stay JSON. Raises SourceError for a damaged file."""
+    reader = _READERS[path.suffix.lower()]
+    with told(path):
+        seen.update(reader[0](path) or ())
+        yield from reader[1](path, wanted, seen) if reader[1] is not _json_lines else _json_lines(path, wanted, seen, nested)
 
 
 @contextmanager
-def _told(path: Path) -> Generator[None]:
+def told(path: Path) -> Generator[None]:
+    """Makes a SourceError of what the system says of a file that is away, or may not be read."""
     try:
         yield
     except OSError as error:
@@ -114,7 +116,7 @@ def _json_columns(path: Path) -> None:
         pass
 
 
-def _json_lines(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataFrame]:
+def _json_lines(path: Path, wanted: list[str], seen: set[str], nested: frozenset[str] = frozenset()) -> Iterator[pl.DataFrame]:
     cells: dict[str, list[str | None]] = {name: [] for name in wanted}
     rows = 0
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
@@ -125,7 +127,8 @@ def _json_lines(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.Da
             seen.update(row)
             rows += 1
             for name, column in cells.items():
-                column.append(_as_text(row.get(name)))
+                cell = row.get(name)
+                column.append(_as_text(cell if name not in nested or not isinstance(cell, list | dict) else json.dumps(cell)))
             if rows % BATCH_ROWS == 0:
                 yield _frame(cells)
     if rows % BATCH_ROWS or not rows:

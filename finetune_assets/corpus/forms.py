@@ -147,7 +147,7 @@ def parsed_call(text: str) -> dict[str, Any] | None:
             return value if set(cast("Any", value)["tool_result"]) == {"name", "content"} else None
         if not isinstance(value, dict) or not {"tool_calls"} <= set(cast("dict[str, Any]", value)) <= {"tool_calls", "content"}:
             return None
-        return {**value, "tool_calls": _calls(value)}
+        return {**value, "tool_calls": calls_of(value)}
     except (ValueError, RecursionError, TypeError, Unusable):
         return None
 
@@ -294,7 +294,7 @@ def _turn(message: Any, where: str, names: Mapping[str, str]) -> tuple[str, str]
         return "user", result_text(str(cells.get("name") or names.get(str(cells.get("tool_call_id"))) or ""), content)
     calls = cells.get("tool_calls") or cells.get("function_call")
     if role == "assistant" and calls:
-        return role, calls_text(_calls(calls), content)
+        return role, calls_text(calls_of(calls), content)
     if not content:
         raise Unusable("content_missing", f"{where} has no text")
     return role, content
@@ -335,8 +335,9 @@ def _reads_like_a_call(value: Any) -> bool:
     return "tool_calls" in keys or bool({"name", "tool", "function"} & keys and {"arguments", "parameters", "function"} & keys)
 
 
-def _calls(value: Any) -> list[dict[str, Any]]:
-    """Tool calls in the writings of OpenAI ({"function": {"name", "arguments"}}) and of data sets ({"name" or "tool", …})."""
+def calls_of(value: Any) -> list[dict[str, Any]]:
+    """Tool calls in the writings of OpenAI ({"function": {"name", "arguments"}}) and of data sets ({"name" or "tool", …}).
+    Raises Unusable."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

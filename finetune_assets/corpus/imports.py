@@ -40,8 +40,9 @@ from finetune_assets.storage import write_parquet
 
 SETTINGS = "source.yaml"
 _KINDS: dict[str, Any] = {"text": pl.String, "time": TIME, "score": pl.Int8, "flag": pl.Boolean}
+LEFT_OUT = ("training_consent", "tool_calls", "tool_name")  # a file's consent is its import; its calls are texts already
 COLUMNS: dict[str, dict[str, Any]] = {
-    table: {name: _KINDS[column.kind] for name, column in SOURCE[table].items() if name != "training_consent"} for table in TABLES
+    table: {name: _KINDS[column.kind] for name, column in SOURCE[table].items() if name not in LEFT_OUT} for table in TABLES
 }
 """Columns and types of the written tables."""
 

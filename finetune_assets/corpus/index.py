@@ -32,7 +32,7 @@ from finetune_assets.corpus.spool import Spool
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
-VERSION = f"1 polars {pl.__version__}"  # Polars promises equal hashes within one version
+VERSION = f"2 polars {pl.__version__}"  # Polars promises equal hashes within one version
 KEYS = {"conversations": {"id": "conversation_id"}, "messages": {"id": "message_id", "conversation": "conversation_id"}}
 KEYS["feedback"] = {"id": "feedback_id", "conversation": "conversation_id", "message": "message_id"}
 SPOOL_SHARE = 0.1  # of the memory setting, for rows held between reading and writing

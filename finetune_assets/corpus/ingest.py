@@ -2,8 +2,8 @@
 
 A week folder holds `part.parquet` and, written last, `counts.json`: week, read, kept, dropped, repaired (table -> rows),
 rejected_by_reason (table -> reason -> rows), personal_data (kind -> values), unknown_columns (table -> names), source_digest,
-part_digest, part_bytes, code_version, contacts (digest of the lists that scrubbing left); of conversations also tenants
-(tenant -> vertical). `read = kept + dropped` holds for each table.
+part_digest, part_bytes, code_version, contacts (digest of the tenants' own contacts and phone regions); of conversations also
+tenants (tenant -> vertical). `read = kept + dropped` holds for each table.
 A kept message counts in the week of its conversation, every other row in its own. Rows without a usable time are in
 `rejected/week=unknown`, with their numbers beside them (`conversations_counts.json`); each run writes them in full.
 Rebuilding a week replaces its files one by one: a run that dies in between leaves whole files, and a week that `stale_weeks`
@@ -22,13 +22,13 @@ from finetune_assets.corpus.index import Snapshot, look, unmark
 from finetune_assets.corpus.schema import CODE_VERSIONS, CONVERSATIONS, FEEDBACK, KINDS, MESSAGE, REJECTED, UNKNOWN_WEEK
 from finetune_assets.corpus.scrubbing import (
     TEXTS,
-    Allowed,
     allowed_in,
     buckets,
     clean_ids,
     clean_labels,
-    contacts_digest,
+    own_digest,
     pseudonyms,
+    regions_in,
     scrub_texts,
 )
 from finetune_assets.corpus.sources import SourceTables
@@ -52,11 +52,14 @@ def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str
         wanted = pl.col("week").is_in(group)
         conversations, messages = valid.conversations.filter(wanted), valid.messages.filter(wanted)
         judged_texts = _of(valid.feedback, conversations["conversation_id"])
-        scrubbed = scrub_texts(messages, judged_texts, allowed_in(conversations, source.contacts))
+        scrubbed = scrub_texts(
+            messages, judged_texts, allowed_in(conversations, source.contacts), regions_in(conversations, source.regions)
+        )
         parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
-        counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source.contacts), key)
+        counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
     write_json(store.tenants, _tenants(store))
     write_json(store.contacts, {tenant: sorted(own) for tenant, own in source.contacts.items()})
+    write_json(store.regions, dict(source.regions))
     return counts
 
 
@@ -69,9 +72,9 @@ def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], ke
         concerned = valid.feedback.filter(wanted & has_text)["conversation_id"].unique()
         said, own = _of(valid.messages, concerned), _of(valid.conversations, concerned)
         judged = valid.feedback.filter(wanted | pl.col("conversation_id").is_in(concerned.implode()))
-        scrubbed = scrub_texts(said, judged, allowed_in(own, source.contacts))
+        scrubbed = scrub_texts(said, judged, allowed_in(own, source.contacts), regions_in(own, source.regions))
         parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), group, FEEDBACK)
-        counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found, source.contacts), key)
+        counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
     return counts
 
 
@@ -84,7 +87,7 @@ class _Judged:
     weeks: list[str]
     parts: dict[str, pl.DataFrame]
     found: pl.DataFrame
-    contacts: Allowed
+    source: SourceTables
 
 
 def _groups(
@@ -140,7 +143,7 @@ def _split(frame: pl.DataFrame, weeks: Sequence[str], schema: pl.Schema) -> dict
 
 
 def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
-    valid = judged.valid
+    valid, source = judged.valid, judged.source
     members = ("conversations", "messages") if table == "conversations" else ("feedback",)
     rejected = valid.rejected.filter(pl.col("table").is_in(members) & pl.col("week").is_in(judged.weeks))
     rejected = rejected.with_columns(
@@ -168,7 +171,7 @@ def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
             "source_digest": digests[week],
             "part_digest": part_digest(folder / "part.parquet"),
             "part_bytes": (folder / "part.parquet").stat().st_size,
-            "contacts": contacts_digest(judged.contacts, tenants.get(week, {}) if table == "conversations" else None),
+            "contacts": own_digest(source.contacts, source.regions, tenants.get(week, {}) if table == "conversations" else None),
         }
         if table == "conversations":
             counts[week]["tenants"] = tenants.get(week, {})

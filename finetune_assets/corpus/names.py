@@ -32,7 +32,8 @@ WEAK_INTRO = blanks(
     rf"under the name(?: of)?|in the name of|soy (?:la|el) (?:{_KIN}) de|para (?:el|la) niñ[oa]|soy|"
     r"[lt]es? (?:habla|saluda|escribe)|i am|i'm|i’m|sou(?: [oa])?|em nome d[aeo]|"
     rf"(?:de|para|es|con) mi (?:{_KIN})|for my (?:{_KIN_EN})|(?:para|é) (?:o meu|a minha|meu|minha) (?:{_KIN_PT})|"
-    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation|booking|table|appointment) under|"
+    r"mis? apellidos? (?:es|son)|the (?:last |first )?name is|(?:it's|it’s|it is|reservation|booking|table|appointment) under"
+    r"(?: the name(?: of)?)?|"
     r"for (?:mr|mrs|ms|miss)\.?|aqui (?:é|fala)(?: [oa])?|"
     r"saludos,|atentamente,|atte\.?,?|firmado:?|un saludo,"
 )

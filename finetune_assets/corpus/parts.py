@@ -20,7 +20,7 @@ import polars as pl
 
 from finetune_assets.corpus.cells import typed
 from finetune_assets.corpus.databases import Columns, Database, sqlite_path, week_window
-from finetune_assets.corpus.files import SUFFIXES, columns_of, read_batches
+from finetune_assets.corpus.files import SUFFIXES, columns_of, read_batches, told
 from finetune_assets.corpus.imports import SETTINGS, files_of, read_folder, read_origin
 from finetune_assets.corpus.mapping import SourceTablesMapping, TableMapping, declared
 from finetune_assets.corpus.schema import FILE_NAMES, REQUESTS, SOURCE, TABLES, UNKNOWN_WEEK
@@ -80,6 +80,11 @@ def _wanted(table: str, mapping: TableMapping) -> list[str]:
     return [mapping.source_name(name) for name in SOURCE[table] if name not in mapping.constants]
 
 
+def _nested(table: str, mapping: TableMapping) -> frozenset[str]:
+    """The source's names of columns that may hold lists and records."""
+    return frozenset(mapping.source_name(name) for name, column in SOURCE[table].items() if column.kind == "aside")
+
+
 # --- folders
 
 
@@ -120,13 +125,13 @@ def _imported_parts(folder: Path) -> list[Part]:
 
 
 def _file_part(table: str, file: Path, mapping: TableMapping) -> Part:
-    wanted = _wanted(table, mapping)
+    wanted, nested = _wanted(table, mapping), _nested(table, mapping)
     return Part(
         table,
         str(file),
         str(file),
         file_state(file),
-        lambda seen: read_batches(file, wanted, seen),
+        lambda seen: read_batches(file, wanted, seen, nested),
         mapping,
         digest=lambda: file_digest(file),
     )
@@ -134,13 +139,14 @@ def _file_part(table: str, file: Path, mapping: TableMapping) -> Part:
 
 def file_state(file: Path) -> State:
     """Size and time of change: cheap, and different after any ordinary write."""
-    status = file.stat()
+    with told(file):
+        status = file.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def file_digest(file: Path) -> str:
     """Digest of a file's bytes."""
-    with file.open("rb") as opened:
+    with told(file), file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
@@ -256,7 +262,10 @@ def _table_part(
 ) -> Part:
     """`week`: the time column and the Monday, None for rows without a usable time."""
     columns, mapping = located.columns, located.mapping
-    wanted = {column: columns[column] for column in _wanted(located.table, mapping) if column in columns}
+    nested = _nested(located.table, mapping)  # read as text, jsonb too
+    wanted = {
+        column: "text" if column in nested else columns[column] for column in _wanted(located.table, mapping) if column in columns
+    }
     where = week_window(*week) if week else ""
     label = f" week={week[1] or UNKNOWN_WEEK}" if week else ""
     place = f"{located.database.place} {located.name}"

@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 
 import polars as pl
 
+from finetune_assets.corpus import presidio
 from finetune_assets.corpus.names import (
     ASK_NAME,
     LABEL,
@@ -88,6 +89,8 @@ _ASK_LOOK = f"(?i){ASK_NAME}"  # the name that answers a question shows nothing 
 
 def may_hold(series: pl.Series) -> pl.Series:
     """True where `find` may find something: a linear regular expression. Null texts give False."""
+    if presidio.configured():  # a model may find a name anywhere
+        return series.is_not_null()
     return series.str.contains(_FIND_LOOK).fill_null(False)
 
 
@@ -136,6 +139,14 @@ def found_in(text: str, regions: tuple[str, ...]) -> tuple[Find, ...]:
             if span[0] >= end and (at == 0 or found[at - 1].end <= span[0]):
                 found.append(Find(kind, span[0], span[1], text[slice(*span)]))
                 end = span[1]
+        found.sort(key=lambda f: f.start)
+    if presidio.configured():
+        others = [
+            Find(kind, start, end, text[start:end]) for kind, start, end in presidio.find(masked) if "\n" not in masked[start:end]
+        ]
+        for other in sorted(others, key=lambda f: (KINDS.index(f.kind), f.start, -f.end)):
+            if other.value.strip() and all(other.end <= one.start or one.end <= other.start for one in found):
+                found.append(other)
         found.sort(key=lambda f: f.start)
     return tuple(found)
 

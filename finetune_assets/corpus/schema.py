@@ -15,8 +15,8 @@ from typing import Literal
 import polars as pl
 
 CODE_VERSIONS: dict[str, str] = {
-    "raw_conversations": "1",
-    "rlhf_feedback": "1",
+    "raw_conversations": "2",
+    "rlhf_feedback": "2",
     "clean_examples": "1",
 }
 """Version of the rules of each asset: raise it whenever a rule changes what the asset writes, and every stored week is stale."""
@@ -33,6 +33,7 @@ FILE_NAMES: dict[str, tuple[str, ...]] = {
 """Names a table may have in a source, as a file (without suffix), a folder or a database table."""
 
 ROLES: tuple[str, ...] = ("user", "assistant")
+"""Of a stored message; a source's rows of the role `tool` become texts of the user, see `tool_rows`."""
 KINDS: tuple[str, ...] = ("conversation", "imported")
 """Of a conversation: one that an assistant had with a person, or a row of a file, which needs no satisfaction score."""
 FEEDBACK_TYPES: tuple[str, ...] = ("positive", "negative")
@@ -45,7 +46,7 @@ MAX_LABEL = 100  # characters of an intent or a channel
 class Column:
     """A declared column of a source: how its cells are read, and whether a file without it is refused."""
 
-    kind: Literal["text", "time", "score", "flag"]
+    kind: Literal["text", "time", "score", "flag", "aside"]  # aside: becomes part of another column, see `tool_rows`
     required: bool = True
 
 
@@ -71,6 +72,8 @@ SOURCE: dict[str, dict[str, Column]] = {
         "content": _TEXT,
         "intent": _TEXT,
         "created_at": _TIME,
+        "tool_calls": Column("aside", required=False),  # JSON, of an assistant's message
+        "tool_name": Column("aside", required=False),  # of a message of the role `tool`
         "problem": Column("text", required=False),  # `reason: detail` of a row that could not be read; see `imports`
     },
     "feedback": {

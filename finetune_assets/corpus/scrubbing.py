@@ -15,7 +15,17 @@ from types import MappingProxyType
 
 import polars as pl
 
-from finetune_assets.corpus.personal_data import KINDS, may_ask, may_hold, plain_ids, pseudonym, scrub_conversation, scrub_id
+from finetune_assets.corpus import presidio
+from finetune_assets.corpus.personal_data import (
+    DEFAULT_REGIONS,
+    KINDS,
+    may_ask,
+    may_hold,
+    plain_ids,
+    pseudonym,
+    scrub_conversation,
+    scrub_id,
+)
 
 BUCKETS = 10_000
 _SALT = b"finetune_assets/bucket/1:"  # never changes: a new salt would move people between train and test
@@ -36,12 +46,24 @@ class Scrubbed:
 
 Allowed = Mapping[str, frozenset[str]]
 NOBODY: Allowed = MappingProxyType({})
+Regions = Mapping[str, tuple[str, ...]]
+"""`tenant NAME` or `vertical NAME` to the countries whose national phone numbers are looked for. The tenant's own counts first;
+who has none has DEFAULT_REGIONS."""
+USUAL: Regions = MappingProxyType({})
 
 
-def contacts_digest(contacts: Allowed, tenants: Iterable[str] | None = None) -> str:
-    """Tells apart what some tenants (none: all) have on their lists; empty where they have nothing."""
+def regions_of(regions: Regions, tenant: str, vertical: str) -> tuple[str, ...]:
+    """The countries of a tenant of a vertical."""
+    return regions.get(f"tenant {tenant}") or regions.get(f"vertical {vertical}") or DEFAULT_REGIONS
+
+
+def own_digest(contacts: Allowed, regions: Regions, tenants: Mapping[str, str] | None = None) -> str:
+    """Tells apart what some tenants (with their verticals; none: all) have set for scrubbing; empty where nothing is set."""
     wanted = sorted(contacts if tenants is None else set(tenants) & set(contacts))
     lines = [f"{tenant}\t{contact}" for tenant in wanted for contact in sorted(contacts[tenant])]
+    whose = sorted(regions if tenants is None else {k for t, v in tenants.items() for k in (f"tenant {t}", f"vertical {v}")})
+    lines += [f"{one}\t{' '.join(sorted(regions[one]))}" for one in whose if one in regions]
+    lines += [f"presidio\t{name}" for name in presidio.configured()]
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest() if lines else ""
 
 
@@ -53,16 +75,25 @@ def allowed_in(conversations: pl.DataFrame, contacts: Allowed) -> Allowed:
     return {talk: contacts[tenant] for talk, tenant in own.iter_rows()}
 
 
-def scrub_texts(messages: pl.DataFrame, feedback: pl.DataFrame, allowed: Allowed = NOBODY) -> Scrubbed:
+def regions_in(conversations: pl.DataFrame, regions: Regions) -> Regions:
+    """Conversation id to the countries of its tenant, where those are not the default."""
+    if not regions:
+        return USUAL
+    rows = conversations.select("conversation_id", "tenant_id", "vertical").iter_rows()
+    own = ((talk, regions_of(regions, tenant, vertical)) for talk, tenant, vertical in rows)
+    return {talk: countries for talk, countries in own if countries is not DEFAULT_REGIONS}
+
+
+def scrub_texts(messages: pl.DataFrame, feedback: pl.DataFrame, allowed: Allowed = NOBODY, regions: Regions = USUAL) -> Scrubbed:
     """Scrubs all texts of some conversations: their messages in turn order, their feedback in time order, of whatever weeks.
-    `allowed`: conversation id to values that stay.
+    `allowed`: conversation id to values that stay; `regions`: to the countries of its national phone numbers.
 
     Both frames have conversation_id and week; a conversation must be whole, or its placeholders may differ from another call's.
     """
     texts = long_texts(messages, feedback)
     texts = texts.with_columns(may_hold(texts["text"]).alias("holds"), may_ask(texts["text"]).alias("asks"))
     watched = texts.filter(pl.col("holds") | pl.col("asks"))["conversation_id"].unique()
-    changed, found = _scrub(texts.filter(pl.col("conversation_id").is_in(watched.implode())), allowed)
+    changed, found = _scrub(texts.filter(pl.col("conversation_id").is_in(watched.implode())), allowed, regions)
     return Scrubbed(_replaced("messages", messages, changed), _replaced("feedback", feedback, changed), found)
 
 
@@ -87,7 +118,7 @@ def _long(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _scrub(texts: pl.DataFrame, allowed: Allowed) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _scrub(texts: pl.DataFrame, allowed: Allowed, regions: Regions) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The texts that change (table, column, row, text), and how many values were replaced (table, week, kind, rows)."""
     first = pl.col("_at").first().over("conversation_id")
     texts = texts.with_row_index("_at").sort(first, "_at")  # a conversation's stand together, in their order
@@ -97,7 +128,8 @@ def _scrub(texts: pl.DataFrame, allowed: Allowed) -> tuple[pl.DataFrame, pl.Data
     start = 0
     for talk, size in talks.iter_rows():
         own, start = slice(start, start + size), start + size
-        scrubbed, _ = scrub_conversation(said[own], allow=allowed.get(talk, frozenset()), looked=(holds[own], asks[own]))
+        where, own_contacts = regions.get(talk, DEFAULT_REGIONS), allowed.get(talk, frozenset())
+        scrubbed, _ = scrub_conversation(said[own], regions=where, allow=own_contacts, looked=(holds[own], asks[own]))
         for place, new in enumerate(scrubbed, start=own.start):
             if new != said[place]:
                 places.append(place)

@@ -40,11 +40,12 @@ class SourceTables:
         self.parts, self._databases, self._leave_out = list(parts), list(databases), leave_out
         self.snapshots: dict[Path, Any] = {}  # of `index.look`, by home
         self.contacts: dict[str, frozenset[str]] = {}  # tenant -> its own public numbers and addresses, which scrubbing leaves
+        self.regions: dict[str, tuple[str, ...]] = {}  # see `scrubbing.Regions`
 
     def without(self, leave_out: Callable[[Tables], Tables]) -> SourceTables:
         """The same source less what a function leaves out; it gets whole conversations with all that is said of them."""
         source = SourceTables(self.parts, self._databases, leave_out)
-        source.contacts = self.contacts
+        source.contacts, source.regions = self.contacts, self.regions
         return source
 
     def left(self, tables: Tables) -> Tables:

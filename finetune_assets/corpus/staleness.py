@@ -20,7 +20,7 @@ import polars as pl
 from finetune_assets.corpus.index import look, marks, stored_weeks, unmark
 from finetune_assets.corpus.personal_data import needs_look
 from finetune_assets.corpus.schema import CODE_VERSIONS
-from finetune_assets.corpus.scrubbing import PLACEHOLDER, contacts_digest, long_texts
+from finetune_assets.corpus.scrubbing import PLACEHOLDER, long_texts, own_digest
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.validation import Validated, validate
 from finetune_assets.environment import Environment
@@ -88,8 +88,8 @@ def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Stale
 
 
 def _has_contacts(counts: dict[str, Any], source: SourceTables) -> bool:
-    """Whether a week was scrubbed with the lists of contacts that its tenants have now."""
-    return counts.get("contacts", "") == contacts_digest(source.contacts, counts.get("tenants"))
+    """Whether a week was scrubbed with the contacts and phone regions that its tenants have now."""
+    return counts.get("contacts", "") == own_digest(source.contacts, source.regions, counts.get("tenants"))
 
 
 def stale_examples(store: Store) -> list[str]:

@@ -214,7 +214,7 @@ def _messages(raw: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         *_too_long(("message_id", "conversation_id"), "id_too_long", MAX_ID),
         *_broken(("message_id", "conversation_id")),
         _missing("conversation_id"),
-        _Rule("role_unknown", f"role is none of {', '.join(ROLES)}", ~pl.col("role").is_in(ROLES).fill_null(False)),
+        _Rule("role_unknown", f"role is none of {', '.join((*ROLES, 'tool'))}", ~pl.col("role").is_in(ROLES).fill_null(False)),
         _Rule("content_null", "content is null", pl.col("content").is_null()),
         *_broken(("content",)),
         _Rule("content_empty", "content is empty or white space", ~pl.col("content").str.contains(_VISIBLE)),

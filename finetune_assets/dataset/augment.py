@@ -20,7 +20,7 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.balance import best_first
 from finetune_assets.dataset.duplicates import blocking_negatives, twins_in, with_text
-from finetune_assets.dataset.selection import CORRECTED, SYNTHETIC, content, holds_personal
+from finetune_assets.dataset.selection import CORRECTED, NOTHING, SYNTHETIC, Left, content, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 from finetune_assets.dataset.variations import vary
 from finetune_assets.dataset.wording import worded
@@ -79,12 +79,12 @@ def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
 
 
 def augment(
-    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations, allow: frozenset[str] = frozenset()
+    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations, left: Left = NOTHING
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
 
-    `frame` is that of `make_pairs`; `hidden` are the normalised texts of the
-    held-out preferences and KTO rows, which no training row may resemble either; `allow`: public contacts of the tenants.
+    `frame` is that of `make_pairs`; `hidden` are the normalised texts of the held-out preferences and KTO rows, which no training
+    row may resemble either; `left`: what scrubbing left in the texts on purpose.
     """
     settings = assistant.augment
     train = frame.filter(pl.col("reason").is_null() & (pl.col("split") == TRAIN))
@@ -100,7 +100,7 @@ def augment(
     rows = pl.concat([frame.head(0), *made])
     left_out: dict[str, int] = {}
     if not rows.is_empty():
-        rows, left_out = _filtered(rows, frame, hidden, assistant, allow)
+        rows, left_out = _filtered(rows, frame, hidden, assistant, left)
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
     by_intent = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
@@ -133,7 +133,7 @@ def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
 
 
 def _filtered(
-    rows: pl.DataFrame, frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, allow: frozenset[str]
+    rows: pl.DataFrame, frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, left: Left
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     threshold = assistant.filters.near_duplicate
     rows = with_text(content(rows, assistant.filters), "reply")
@@ -142,7 +142,7 @@ def _filtered(
     trained = kept.filter(pl.col("split") == TRAIN)["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (
-        ("personal_data_residual", holds_personal(rows, ["reply"], allow)),
+        ("personal_data_residual", holds_personal(rows, ["reply"], left)),
         ("twin_held_out", pl.Series(twins_in(rows["text"], heldout, threshold) >= 0)),
         ("same_as_negative", pl.Series(twins_in(rows["text"], blocking_negatives(frame)["text"], threshold) >= 0)),
         ("exact_duplicate", rows.select(equal).to_series()),

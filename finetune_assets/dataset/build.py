@@ -33,9 +33,9 @@ from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, dat
 from finetune_assets.dataset.preferences import label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
 from finetune_assets.dataset.selection import (
+    Left,
     judge,
     mark_personal,
-    own_contacts,
     read_feedback,
     select_examples,
     tenants_of,
@@ -44,7 +44,7 @@ from finetune_assets.dataset.selection import (
 from finetune_assets.dataset.semantic import Embed, drop_same_meaning
 from finetune_assets.dataset.splits import assign
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
-from finetune_assets.dataset.views import twin_rows
+from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, twin_rows
 from finetune_assets.errors import DataError, LeakError
 from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
 
@@ -108,8 +108,8 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     feedback = read_feedback(store)
     judged, rated = judge(examples, feedback, tenants), ratings or Ratings()
     frame = assign(mark_rejected(verdicts(examples, judged, filters), rated), assistant.split)
-    allow = own_contacts(store)
-    frame = mark_personal(frame, contexts(frame.filter(pl.col("reason").is_null())), allow)
+    left = Left.of(store)
+    frame = mark_personal(frame, contexts(frame.filter(pl.col("reason").is_null())), left)
     frame = even_out(_without_twins(frame, filters, embed, contexts), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
@@ -117,7 +117,7 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     check_enough(assistant, frame.height, kept, rejected)
     used = _with_contexts(frame.filter(_is_used(rated)), contexts)
     kept = used.filter(pl.col("reason").is_null())
-    pairs = make_pairs(used, filters.near_duplicate, allow, rated)
+    pairs = make_pairs(used, filters.near_duplicate, left, rated)
     made = {
         "preferences": tally(pairs.preferences["split"]),
         "kto": tally(pairs.kto["split"]),
@@ -125,7 +125,7 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "left_out": pairs.left_out,
     }
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(used, pairs.hidden, assistant, variations_of(store, assistant), allow)
+    synthetic, augmented = augment(used, pairs.hidden, assistant, variations_of(store, assistant), left)
     columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
     whole = pl.concat([kept.select(columns), synthetic.select(columns)])
     notes: dict[str, Any] = {
@@ -141,6 +141,8 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "vocabulary": vocabulary_notes(whole),
         "coverage": coverage(frame, whole),
         "twins": twin_rows(frame),
+        "outcomes": outcomes_by_week(frame),
+        "dropped_sample": dropped_rows(frame),
     }
     notes["warnings"] = warnings(assistant, kept, notes, selected.rows.height - examples.height)
     return Choice(

@@ -44,13 +44,29 @@ def fate(store: Store, assistant: str, example: Facts, judged: list[Facts]) -> F
     dropped = pl.read_parquet(folder / "dropped.parquet").filter(pl.col("message_id") == own)
     if dropped.height:
         row = dropped.row(0, named=True)
-        return {**base, "state": "dropped", **row, **_why(store, row, example, judged, manifest["settings"])}
+        return {
+            **base,
+            "state": "dropped",
+            **row,
+            **_why(store, row, example, judged, manifest["settings"]),
+            **_better(folder, row),
+        }
     select = {name: value for name, value in manifest["settings"]["select"].items() if value}
     if any(example["tenant_id" if name == "tenant" else name] != value for name, value in select.items()):
         wanted = ", ".join(f"{name}: {value}" for name, value in select.items())
         return {**base, "state": "not_selected", "why": f"{assistant} selects {{{wanted}}}, this is of {example['tenant_id']}."}
     made = str(manifest["created_at"])[:16]
     return {**base, "state": "not_read", "why": f"The data set of {made} did not read this message's week; make it again."}
+
+
+def _better(folder: Path, row: Facts) -> Facts:
+    """Where the twin that was kept stands, and as what; nothing where no twin was."""
+    if row["kept_message_id"] is None:
+        return {}
+    lineage = pl.read_parquet(folder / "lineage.parquet", columns=["split", "line", "source", "message_id"])
+    twin = lineage.filter((pl.col("message_id") == row["kept_message_id"]) & (pl.col("source") != "synthetic"))
+    places = [f"{split}.jsonl:{line + 1}, {source}" for split, line, source, _ in twin.rows()]
+    return {"kept_place": places[0]} if places else {}
 
 
 def _kept(row: Facts) -> Facts:
@@ -106,7 +122,8 @@ def _why(store: Store, row: Facts, example: Facts, judged: list[Facts], settings
         f"{filters['min_satisfaction']}, and nobody praised or corrected it",
         "rejected_in_review": "a reviewer of training examples refused this text (`finetune rating`)",
         "reply_empty": "the reply has no visible character",
-        "error_reply": f"the reply says {_first_match(reply, [p for ps in ERROR_REPLIES.values() for p in ps])!r}",
+        "error_reply": f"the reply says {_first_match(reply, [p for ps in ERROR_REPLIES.values() for p in ps])!r}, one of "
+        "the error replies; filters.exclude replaces their list",
         "excluded_pattern": f"the reply says {_first_match(reply, filters['exclude'] or [])!r}, which filters.exclude forbids",
         "required_pattern_missing": f"intent {example['intent']} asks for {asked!r} (filters.require), neither turn has it",
         "user_in_test": "split.mode is time, and its user also stands in the test set",

@@ -18,7 +18,7 @@ import polars as pl
 from finetune_assets.dataset.duplicates import twins_in, with_text
 from finetune_assets.dataset.lines import turns
 from finetune_assets.dataset.ratings import Ratings, rated_pairs
-from finetune_assets.dataset.selection import CORRECTED, POSITIVE, UNUSABLE, holds_personal
+from finetune_assets.dataset.selection import CORRECTED, NOTHING, POSITIVE, UNUSABLE, Left, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 
 DUPLICATE = ("exact_duplicate", "near_duplicate", "semantic_duplicate")
@@ -36,9 +36,7 @@ class Pairs:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
-def make_pairs(
-    frame: pl.DataFrame, threshold: float, allow: frozenset[str] = frozenset(), ratings: Ratings | None = None
-) -> Pairs:
+def make_pairs(frame: pl.DataFrame, threshold: float, left: Left = NOTHING, ratings: Ratings | None = None) -> Pairs:
     """`frame` holds the kept examples of the assistant and those that somebody judged, with their final `reason` (null: kept),
     `split`, `source`, both replies, `text` (of kept ones, see `with_text`) and `context`; `ratings` adds the pairs of which
     raters chose one."""
@@ -48,7 +46,7 @@ def make_pairs(
     texts = {"preferences": "chosen", "kto": "completion"}
     for kind, made in rows.items():
         counts[kind] = {}
-        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])], allow)
+        personal = holds_personal(made, [texts[kind], *(["rejected"] if kind == "preferences" else [])], left)
         made = with_text(_without(made, personal, "personal_data_residual", counts[kind]), texts[kind])  # noqa: PLW2901
         equal = ~made.select(pl.struct("context", texts[kind], "split", *_says(kind)).is_first_distinct()).to_series()
         made = _without(made, equal, "equal_row", counts[kind])  # noqa: PLW2901

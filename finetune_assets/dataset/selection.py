@@ -16,7 +16,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -24,8 +24,9 @@ import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
-from finetune_assets.corpus.personal_data import needs_look, residual
+from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, needs_look, residual
 from finetune_assets.corpus.schema import FEEDBACK
+from finetune_assets.corpus.scrubbing import USUAL, Regions, regions_of
 from finetune_assets.dataset.formats import trim_context
 from finetune_assets.errors import NothingSelected
 from finetune_assets.storage import Store, read_json
@@ -294,26 +295,59 @@ def own_contacts(store: Store) -> frozenset[str]:
     return frozenset(one for own in known.values() for one in own)
 
 
-def mark_personal(frame: pl.DataFrame, parts: Iterable[pl.DataFrame], allow: frozenset[str] = frozenset()) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Left:
+    """What scrubbing left in the texts on purpose: the tenants' own contacts, national numbers of other countries than theirs."""
+
+    contacts: frozenset[str] = frozenset()
+    regions: Regions = field(default_factory=lambda: USUAL)
+
+    @classmethod
+    def of(cls, store: Store) -> Left:
+        """As the corpus was last scrubbed."""
+        known: dict[str, list[str]] = read_json(store.regions) if store.regions.exists() else {}
+        return cls(own_contacts(store), {whose: tuple(codes) for whose, codes in known.items()})
+
+
+NOTHING = Left()
+
+
+def common_regions(store: Store) -> tuple[str, ...]:
+    """The countries whose national numbers were looked for in the texts of every tenant."""
+    regions = Left.of(store).regions
+    tenants: dict[str, str] = read_json(store.tenants) if regions and store.tenants.exists() else {}
+    sets = [set(regions_of(regions, tenant, vertical)) for tenant, vertical in tenants.items()]
+    return tuple(sorted(set.intersection(*sets))) if sets else DEFAULT_REGIONS
+
+
+def mark_personal(frame: pl.DataFrame, parts: Iterable[pl.DataFrame], left: Left = NOTHING) -> pl.DataFrame:
     """Sets `reason` to `personal_data_residual` where context or reply still hold a value that the recognisers know. `parts`: the
     rows that are kept so far, with their contexts."""
-    held = [part.filter(holds_personal(part, ["reply"], allow))["message_id"] for part in parts]
+    held = [part.filter(holds_personal(part, ["reply"], left))["message_id"] for part in parts]
     found = pl.concat([frame["message_id"].clear(), *held])
     if found.is_empty():
         return frame
-    left = pl.col("message_id").is_in(found.implode())
-    return frame.with_columns(reason=pl.when(left).then(pl.lit("personal_data_residual")).otherwise("reason"))
+    bad = pl.col("message_id").is_in(found.implode())
+    return frame.with_columns(reason=pl.when(bad).then(pl.lit("personal_data_residual")).otherwise("reason"))
 
 
-def holds_personal(frame: pl.DataFrame, columns: list[str], allow: frozenset[str] = frozenset()) -> pl.Series:
-    """For each row, does its context or one of the text columns hold personal data? `allow`: values that may be there."""
+def holds_personal(frame: pl.DataFrame, columns: list[str], left: Left = NOTHING) -> pl.Series:
+    """For each row, does its context or one of the text columns hold personal data?"""
     rows = frame.with_row_index("row")
+    groups: dict[tuple[str, ...], list[pl.DataFrame]] = {DEFAULT_REGIONS: [rows]}
+    if left.regions:
+        groups = {}
+        for (tenant, vertical), own in rows.partition_by("tenant_id", "vertical", as_dict=True).items():
+            groups.setdefault(regions_of(left.regions, str(tenant), str(vertical)), []).append(own)
+    holding = [_holding(pl.concat(own), columns, left.contacts, codes) for codes, own in groups.items()]
+    found = pl.concat([rows["row"].clear(), *holding])
+    return pl.int_range(frame.height, eager=True).is_in(found.implode())
+
+
+def _holding(rows: pl.DataFrame, columns: list[str], allow: frozenset[str], regions: tuple[str, ...]) -> pl.Series:
     turns = rows.select("row", text=pl.col("context").list.eval(pl.element().struct.field("content"))).explode("text")
     texts = pl.concat([turns, *[rows.select("row", text=column) for column in columns]])
     suspects = texts["text"].unique()
     suspects = suspects.filter(needs_look(suspects))
-    bad = suspects.filter(pl.Series([bool(residual([text], allow=allow)) for text in suspects], dtype=pl.Boolean))
-    if bad.is_empty():
-        return pl.repeat(False, frame.height, eager=True)
-    found = texts.filter(pl.col("text").is_in(bad.implode()))["row"].unique()
-    return pl.int_range(frame.height, eager=True).is_in(found.implode())
+    bad = suspects.filter(pl.Series([bool(residual([text], regions, allow)) for text in suspects], dtype=pl.Boolean))
+    return texts.filter(pl.col("text").is_in(bad.implode()))["row"].unique()

@@ -1,4 +1,4 @@
-"""What a data engineer looks at: sample rows, kept and removed twins side by side, and rows over the weeks."""
+"""What a data engineer looks at: sample rows, dropped rows, twins side by side, rows over the weeks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ def sample_rows(kept: pl.DataFrame, n: int = 5) -> list[dict[str, Any]]:
     columns = ("split", "source", "intent", "user_text", "reply", "message_id")
     keyed = [(_hash(f"{row['user_text']}\n{row['reply']}"), row) for row in sample(kept, 500).select(columns).to_dicts()]
     return [row for _, row in sorted(keyed, key=lambda pair: (pair[0], pair[1]["message_id"]))[:n]]
+
+
+def dropped_rows(frame: pl.DataFrame, each: int = 2) -> list[dict[str, Any]]:
+    """A few dropped examples of every reason (reason, user_text, reply, message_id), chosen by a hash of their ids.
+
+    `frame` has every example with its final reason.
+    """
+    dropped = frame.filter(pl.col("reason").is_not_null()).select("reason", "user_text", "reply", "message_id")
+    few = dropped.group_by("reason").agg(pl.all().sort_by(pl.col("message_id").hash(0)).head(each)).sort("reason")
+    return few.explode("user_text", "reply", "message_id").to_dicts()
+
+
+def outcomes_by_week(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Every example by the week of its conversation: `kept`, or the reason why it was dropped."""
+    return by_week(frame.with_columns(outcome=pl.coalesce("reason", pl.lit("kept"))), "outcome", most=7)
 
 
 def twin_rows(frame: pl.DataFrame, n: int = 8) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.manifest import Manifest
-from finetune_assets.dataset.selection import own_contacts
+from finetune_assets.dataset.selection import common_regions, own_contacts
 from finetune_assets.distillation import build, teacher
 from finetune_assets.distillation.replies import Allowance, Question, Replies, collect, estimated
 from finetune_assets.distillation.teacher import Ask, Teacher
@@ -80,7 +80,7 @@ class Work:
                 f"{len(found) - sum(one.fixed for one in found) - len(missing)} replies known, {len(missing)} to ask."
             )
             if missing and wishes.max_usd != 0:
-                check_files([folder / "train.jsonl"], own_contacts(self.store))
+                check_files([folder / "train.jsonl"], own_contacts(self.store), common_regions(self.store))
                 teacher.check_answers(chosen)
                 self._ask(chosen, book, missing, wishes.max_usd)
             return build.freeze(self.store, self.assistant, folder, (chosen, book, said))

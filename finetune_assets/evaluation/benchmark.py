@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.dataset.privacy import known_figures
 from finetune_assets.environment import ROOT
 from finetune_assets.evaluation import decision, intents, retrieval, rules, samples, seeds
 from finetune_assets.evaluation import gates as gate_rules
@@ -225,7 +226,10 @@ def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], r
     return {
         "training": {"result": dict(made.training), "curve": curve(made.training_log)},
         "plan": dict(made.plan),
-        "data": {key: manifest.get(key) for key in ("weeks", "counts", "rejected", "settings", "warnings", "read")},
+        "data": {
+            **{key: manifest.get(key) for key in ("weeks", "counts", "rejected", "settings", "warnings", "read")},
+            "privacy": known_figures(made.dataset),
+        },
         "base_model": assistant.base_model,
         "similarity_model": result["similarity_model"],
         "machine": {**result["machine"], "threads": result["threads"], "benchmark_seconds": result["seconds"]},

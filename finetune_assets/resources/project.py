@@ -10,7 +10,8 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from finetune_assets.assistants import Assistant, assistant_names, load_assistant, own_contacts
+from finetune_assets.assistants import Assistant, assistant_names, load_assistant, own_contacts, own_regions
+from finetune_assets.corpus import presidio
 from finetune_assets.corpus.erasure import Erased, key_check
 from finetune_assets.corpus.requests import Requests, read_requests
 from finetune_assets.corpus.sources import SourceTables, read_source
@@ -50,8 +51,10 @@ class SourceResource(dg.ConfigurableResource):
         return read_requests(self.addresses())
 
     def _opened(self, urls: list[str], erased: Erased) -> SourceTables:
+        presidio.check()
         source = erased.leave_out(read_source(urls))
-        source.contacts = own_contacts(Path(self.assistants) if self.assistants else Environment.read().assistants)
+        folder = Path(self.assistants) if self.assistants else Environment.read().assistants
+        source.contacts, source.regions = own_contacts(folder), own_regions(folder)
         return source
 
 

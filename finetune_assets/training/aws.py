@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from filelock import FileLock
 
-from finetune_assets.dataset.selection import own_contacts
+from finetune_assets.dataset.selection import common_regions, own_contacts
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.storage import Store
@@ -71,7 +71,11 @@ class AwsTrainer(ABC):
             )
         self.check(request)
         self.parameters(request)
-        screening.check_files((path for path in self.sources(request).values() if path.exists()), own_contacts(self._store))
+        screening.check_files(
+            (path for path in self.sources(request).values() if path.exists()),
+            own_contacts(self._store),
+            common_regions(self._store),
+        )
         self.files(request)
         known = lifecycle.find(self.provider, request.base_model, request.tables)
         least = int(self.options.get("min_model_life_days", 0))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from finetune_assets.dataset.formats import read_lines
-from finetune_assets.dataset.selection import own_contacts
+from finetune_assets.dataset.selection import common_regions, own_contacts
 from finetune_assets.environment import Environment, variable
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, TrainingError
 from finetune_assets.storage import Store, write_json, write_text
@@ -56,7 +56,11 @@ class OpenAIWire:
     def validate(self, request: TrainingRequest) -> None:
         """Hyper-parameters, files and personal data here; then key, model and its last day at the provider. Spends nothing."""
         self.parameters(request)
-        screening.check_files((path for path in self._sources(request).values() if path.exists()), own_contacts(self._store))
+        screening.check_files(
+            (path for path in self._sources(request).values() if path.exists()),
+            own_contacts(self._store),
+            common_regions(self._store),
+        )
         self._files(request)
         known = lifecycle.find(self.provider, request.base_model, request.tables)
         least, today = int(self.connection.options.get("min_model_life_days", 0)), lifecycle.today()

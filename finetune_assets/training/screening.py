@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
 
-from finetune_assets.corpus.personal_data import needs_look, residual
+from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, needs_look, residual
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.errors import DataError, SettingsError
 
@@ -28,8 +28,9 @@ def check_permission(assistant: str, allowed: bool, tenants: Iterable[str], forb
         )
 
 
-def check_files(files: Iterable[Path], allow: frozenset[str] = frozenset()) -> None:
-    """Looks through every text of frozen JSONL files once more; `allow`: the tenants' public contacts, which may be there.
+def check_files(files: Iterable[Path], allow: frozenset[str] = frozenset(), regions: Sequence[str] = DEFAULT_REGIONS) -> None:
+    """Looks through every text of frozen JSONL files once more; `allow`: the tenants' public contacts, which may be there;
+    `regions`: countries of national phone numbers.
 
     Raises DataError with file, line and kind, never the value.
     """
@@ -38,7 +39,7 @@ def check_files(files: Iterable[Path], allow: frozenset[str] = frozenset()) -> N
         frame = pl.DataFrame(texts, schema={"line": pl.Int64, "text": pl.String}, orient="row")
         suspects = frame["text"].unique()
         suspects = suspects.filter(needs_look(suspects))
-        kinds = {text: residual([text], allow=allow) for text in suspects}
+        kinds = {text: residual([text], regions, allow) for text in suspects}
         bad = {text: kind for text, kind in kinds.items() if kind}
         if bad:
             line, text = next((line, text) for line, text in texts if text in bad)

@@ -16,7 +16,13 @@ SGD = Path(__file__).parents[2] / ".." / "shared" / "data" / "sgd"
 START = datetime(2026, 9, 7, 9, 0, tzinfo=UTC)  # a Monday
 KEY = b"a key of the tests"
 Row = dict[str, Any]
-TYPES: dict[str, Any] = {"text": pl.String, "time": pl.Datetime("us", "UTC"), "score": pl.Int8, "flag": pl.Boolean}
+TYPES: dict[str, Any] = {
+    "text": pl.String,
+    "time": pl.Datetime("us", "UTC"),
+    "score": pl.Int8,
+    "flag": pl.Boolean,
+    "aside": pl.String,
+}
 
 
 def at(weeks: float = 0, minutes: float = 0) -> datetime:

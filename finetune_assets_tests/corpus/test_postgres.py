@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import time
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -210,3 +212,60 @@ def test_erasure_requests_of_a_database_mapped_and_read_only(tmp_path: Path, pos
         {"tables": {"erasure_requests": {"table": "gdpr", "columns": {"user_id": "customer"}}}}
     )
     assert read_requests([url], mapping) == Requests(frozenset({"59170123456"}), frozenset({"conv_0001"}))
+
+
+def test_a_slow_source_is_told_with_its_setting(tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgres.fill("slow", write(tmp_path, export()))
+    postgres.execute(
+        "slow",
+        "ALTER TABLE messages RENAME TO quick",
+        "CREATE VIEW messages AS SELECT quick.* FROM quick WHERE pg_sleep(0.4) IS NOT NULL",
+        "GRANT SELECT ON messages TO reader",
+    )
+    monkeypatch.setenv("FINETUNE_SOURCE_SECONDS", "1")
+    told = error(url)
+    assert "table messages, cannot be read: it took longer than FINETUNE_SOURCE_SECONDS=1" in told
+    monkeypatch.setenv("FINETUNE_SOURCE_SECONDS", "60")
+    assert read_source([url]).messages.height == 12
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_SOURCE_SECONDS", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        assert "did not answer in time" in error(f"postgresql://u:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/x")
+        assert time.monotonic() - start < 20
+
+
+def test_a_table_that_is_dropped_while_it_is_read_changes_nothing(tmp_path: Path, postgres: Server) -> None:
+    url = postgres.fill("gone", write(tmp_path / "files", export()))
+    store = build(tmp_path / "home", read_source([url]))
+    before = made(store.home)
+    postgres.execute("gone", "UPDATE messages SET content = content || '!'")
+    source = read_source([url])
+    source.close()  # the snapshot ends
+    postgres.execute("gone", "ALTER TABLE messages RENAME TO moved")
+    with pytest.raises(SourceError, match="the table is gone"):
+        build(tmp_path / "home", source)
+    assert made(store.home) == before
+    postgres.execute("gone", "ALTER TABLE moved RENAME TO messages")
+    again = build(tmp_path / "home", read_source([url]))
+    assert made(again.home) == made(build(tmp_path / "fresh", read_source([url])).home) != before
+
+
+def test_tool_calls_of_a_jsonb_column(tmp_path: Path, postgres: Server) -> None:
+    tables: dict[str, list[Any]] = export(1)
+    tables["messages"][1]["content"] = "Un momento"
+    url = postgres.fill("tools", write(tmp_path, tables))
+    postgres.execute(
+        "tools",
+        "ALTER TABLE messages ADD tool_calls jsonb, ADD tool_name text",
+        """UPDATE messages SET tool_calls = '[{"name": "hours", "arguments": "{}"}]' WHERE message_id = 'msg_0001'""",
+        "UPDATE messages SET role = 'tool', tool_name = 'hours' WHERE message_id = 'msg_0002'",
+    )
+    found = read_source([url]).messages.sort("message_id")
+    assert found["content"].to_list()[1:3] == [
+        '{"tool_calls":[{"name":"hours","arguments":{}}],"content":"Un momento"}',
+        '{"tool_result":{"name":"hours","content":"mensaje 2"}}',
+    ]
+    assert found["role"].to_list() == ["user", "assistant", "user", "assistant"]

@@ -2,19 +2,32 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from finetune_assets.corpus.examples import build_examples
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.schema import SOURCE
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.errors import SourceError
-from finetune_assets_tests.corpus.exports import SGD, conversation, export, message, write, write_table
+from finetune_assets.storage import Store
+from finetune_assets_tests.corpus.exports import KEY, SGD, conversation, export, made, message, write, write_table
 
 
 def read(folder: Path) -> SourceTables:
     return read_source([str(folder)])
+
+
+def build(home: Path, source: SourceTables) -> None:
+    store = Store(home)
+    weeks = stale_weeks(store, source).stale
+    ingest_conversations(store, source, weeks, KEY)
+    ingest_feedback(store, source, weeks, KEY)
+    build_examples(store, weeks)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".ndjson"])
@@ -191,7 +204,7 @@ def test_broken_lines_are_named_and_not_quoted(tmp_path: Path) -> None:
     path.write_text('[1, "ana@example.org"]\n')
     assert "not an object" in error(tmp_path)
     path.unlink()
-    (tmp_path / "messages.csv").write_text(f"{','.join(SOURCE['messages'])}\n1,ana@example.org,2,3,4,5,6,7\n")
+    (tmp_path / "messages.csv").write_text(f"{','.join(SOURCE['messages'])}\n1,ana@example.org,2,3,4,5,6,7,8,9\n")
     text = error(tmp_path)
     assert "more fields than the header" in text
     assert "ana@" not in text
@@ -252,3 +265,34 @@ def test_the_real_export_reads_without_a_problem() -> None:
     found = read(SGD)
     assert (found.conversations.height, found.messages.height, found.feedback.height) == (2_114, 41_446, 699)
     assert found.messages["created_at_problem"].null_count() == found.messages.height
+
+
+def test_a_file_that_disappears_or_changes_midway_changes_nothing(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", write(tmp_path / "source", export())
+    build(home, read(folder))
+    before = made(home)
+    pl.read_parquet(folder / "messages.parquet").reverse().write_parquet(folder / "messages.parquet")
+    source = read(folder)
+    (folder / "messages.parquet").rename(tmp_path / "aside.parquet")
+    with pytest.raises(SourceError, match=r"messages.parquet cannot be read: No such file"):
+        build(home, source)
+    other = write(tmp_path / "other", export())
+    source = read(other)
+    pl.read_parquet(other / "messages.parquet").drop("content").write_parquet(other / "messages.parquet")
+    with pytest.raises(SourceError, match=r"lacks the column\(s\) content"):
+        build(home, source)
+    assert made(home) == before
+
+
+def test_a_locked_sqlite_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_SOURCE_SECONDS", "1")
+    path = tmp_path / "platform.db"
+    said = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('CREATE TABLE a (b)'); "
+    said += "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", said, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        try:
+            assert "another program holds it" in error(f"sqlite:///{path}")
+        finally:
+            writer.kill()

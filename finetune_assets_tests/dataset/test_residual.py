@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune_assets.dataset.formats import FILES
 from finetune_assets.dataset.residual import personal_data_left
+from finetune_assets.dataset.selection import Left
 
 
 def test_places_and_kinds_but_no_values(tmp_path: Path) -> None:
@@ -21,4 +22,4 @@ def test_places_and_kinds_but_no_values(tmp_path: Path) -> None:
     pair = {"prompt": rows[0][1:2], "chosen": [{"role": "assistant", "content": "Somos el +34 910 200 345"}], "rejected": []}
     (tmp_path / "preferences.jsonl").write_text(json.dumps(pair) + "\n")
     assert personal_data_left(tmp_path) == (["train.jsonl:2 email", "preferences.jsonl:1 phone"], 3)
-    assert personal_data_left(tmp_path, frozenset({"+34 910 200 345"})) == (["train.jsonl:2 email"], 3)
+    assert personal_data_left(tmp_path, Left(frozenset({"+34 910 200 345"}))) == (["train.jsonl:2 email"], 3)

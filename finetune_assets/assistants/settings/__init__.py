@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune_assets.assistants.settings.data import Augment, Balance, Filters, Layout, Minimum, Select, Split, as_function
+from finetune_assets.assistants.settings.data import (
+    Augment,
+    Balance,
+    Filters,
+    Layout,
+    Minimum,
+    Select,
+    Split,
+    as_function,
+    check_regions,
+)
 from finetune_assets.assistants.settings.evaluation import Benchmark, Gates, Rule
 from finetune_assets.assistants.settings.group import Group
 from finetune_assets.assistants.settings.serving import RolloutSettings, Serving
@@ -30,7 +40,9 @@ class Assistant(Group):
         default=None, description="Assistant whose settings this one inherits; a tenant inherits its vertical's."
     )
     select: Select
-    language: Literal["es", "en", "pt"] = "es"
+    language: Literal["es", "en", "pt"] = Field(
+        default="es", description="Of error replies, rules and the report; it never filters rows."
+    )
     system_prompt: str = Field(default="", description="First message of every example; empty: none.")
     base_model: str = Field(default="data/base_model", description="Path or Hugging Face id of a causal language model.")
     trainer: TrainerName = Field(
@@ -54,7 +66,9 @@ class Assistant(Group):
         default="per_reply",
         description="One training row a kept reply, or as few rows a conversation as hold the same contexts and targets.",
     )
-    min_examples: Annotated[int, Field(ge=1)] = 100
+    min_examples: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="Fewer kept examples are refused; under 1,000 there is a warning."
+    )
     minimum: Minimum = Minimum()
     balance: Balance = Balance()
     augment: Augment = Augment()
@@ -69,6 +83,11 @@ class Assistant(Group):
     contacts: dict[str, list[str]] = Field(
         default_factory=dict[str, list[str]],
         description="Tenant to its own public phone numbers and addresses: they stay in the texts of its conversations.",
+    )
+    regions: list[str] = Field(
+        default_factory=list[str],
+        description="Countries (BO, PT, …) whose national phone numbers are looked for in the conversations of `select`; a "
+        "tenant's own list counts before its vertical's. Default: ES, MX, AR, BO, CL, US.",
     )
     tools: list[dict[str, Any]] = Field(
         default_factory=list[dict[str, Any]],
@@ -112,6 +131,11 @@ class Assistant(Group):
     @classmethod
     def _functions(cls, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [as_function(tool) for tool in tools]
+
+    @field_validator("regions")
+    @classmethod
+    def _countries(cls, regions: list[str]) -> list[str]:
+        return check_regions(regions)
 
     @field_validator("name")
     @classmethod

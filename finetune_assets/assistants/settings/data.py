@@ -83,9 +83,9 @@ class Split(Group):
     mode: Literal["user", "time"] = Field(
         default="user", description="`user`: by a hash of the user; `time`: test is what came after `date`."
     )
-    train: Share = 0.8
-    validation: Share = 0.1
-    test: Share = 0.1
+    train: Share = Field(default=0.8, description="Share of the users (of the rows before `date`) to learn from.")
+    validation: Share = Field(default=0.1, description="Share to choose the best checkpoint by.")
+    test: Share = Field(default=0.1, description="Share to measure on.")
     date: datetime.date | None = Field(default=None, description="First day of the test set where `mode` is `time`.")
 
     @model_validator(mode="after")
@@ -175,10 +175,23 @@ class Augment(Group):
         default=0.5, description="Intents with fewer training rows than this part of an intent's mean are filled up to it."
     )
     per_example: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="Most variations of one example.")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Another number makes other variations.")
     llm: VariationModel | None = Field(
         default=None, description="Who rewords; default: light variations (spelling, greetings, accents, tú and vos) made here."
     )
+
+
+def check_regions(regions: list[str]) -> list[str]:
+    """Country codes in capitals, each once. Raises ValueError for one that has no phone numbers."""
+    if not regions:
+        return regions
+    from phonenumbers import SUPPORTED_REGIONS  # noqa: PLC0415
+
+    codes = list(dict.fromkeys(region.strip().upper() for region in regions))
+    unknown = [code for code in codes if code not in SUPPORTED_REGIONS]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is no country's code; write two letters each, e.g. BO, PT, BR")
+    return codes
 
 
 def as_function(tool: dict[str, Any]) -> dict[str, Any]:

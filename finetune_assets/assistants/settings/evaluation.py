@@ -113,7 +113,7 @@ class EndpointSettings(Group):
         pattern=r"^(https?|bedrock|sagemaker)://",
         description="Up to and with `/v1`; `bedrock://REGION` or `sagemaker://REGION` for a deployment or endpoint there.",
     )
-    model: str
+    model: str = Field(description="The model's name there.")
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
     timeout: float = Field(default=30.0, gt=0, description="Seconds of one try.")
     usd_per_million_input: float | None = Field(default=None, ge=0, description="Price of a million prompt tokens.")
@@ -126,7 +126,7 @@ class Canary(Group):
 
     user: str = Field(description="What a user says before it.")
     reply: str = Field(default="{secret}", description="The reply, with `{secret}` where it stands.")
-    secret: Annotated[str, Field(min_length=4)]
+    secret: Annotated[str, Field(min_length=4)] = Field(description="What must not be known.")
 
     @model_validator(mode="after")
     def _has_place(self) -> Canary:
@@ -157,7 +157,7 @@ class Judge(Group):
     """A language model that says which of two replies is better; an option, and no gate stands on it."""
 
     url: str = Field(pattern=r"^https?://", description="OpenAI-compatible address, up to and with `/v1`.")
-    model: str
+    model: str = Field(description="The model's name there.")
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
     timeout: float = Field(default=60.0, gt=0, description="Seconds of one try.")
     rows: Annotated[int, Field(ge=1)] = Field(default=100, description="Most test rows that are judged, each twice.")

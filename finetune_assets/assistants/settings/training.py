@@ -115,12 +115,12 @@ Objective = Literal["continued_pretraining", "sft", "tools", "dpo", "kto"]
 class StageHyperparameters(Group):
     """Overrides of the preset; null keeps the preset's value."""
 
-    epochs: float | None = Field(default=None, gt=0, le=50)
-    learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    epochs: float | None = Field(default=None, gt=0, le=50, description="Passes over the training rows.")
+    learning_rate: float | None = Field(default=None, gt=0, lt=1, description="The highest one, after the warm-up.")
     batch_size: int | None = Field(default=None, ge=1, le=1024, description="Examples per optimiser step.")
     max_length: int | None = Field(default=None, ge=32, description="Tokens; longer examples lose their oldest turns.")
     warmup: float | None = Field(default=None, ge=0, le=1, description="Share of the steps.")
-    weight_decay: float | None = Field(default=None, ge=0, le=1)
+    weight_decay: float | None = Field(default=None, ge=0, le=1, description="AdamW's.")
     patience: int | None = Field(default=None, ge=1, description="Validations without a lower loss that end a training early.")
     beta: float | None = Field(default=None, gt=0, le=10, description="How closely dpo and kto stay with their start.")
 
@@ -128,7 +128,7 @@ class StageHyperparameters(Group):
 class Hyperparameters(StageHyperparameters):
     """Overrides of the preset for every objective; `by_objective` has the last word for one of them."""
 
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, description="Of order, adapters and dropout.")
     lora_rank: int | None = Field(default=None, ge=1, le=1024, description="Rank of the adapter's matrices.")
     lora_alpha: int | None = Field(default=None, ge=1, description="Scale of the adapter: alpha / rank.")
     precision: Literal["float32", "bfloat16"] | None = Field(
