@@ -64,8 +64,18 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def whole(report: Report) -> Report:
+    """A report of an earlier version of this project, with what it does not know as null: erasures write old reports again."""
+    unknown: dict[str, Any] = {"value": None, "low": None, "high": None}
+    candidates = {
+        name: {measure: values.get(measure, unknown) for measure in MEASURES} for name, values in report["candidates"].items()
+    }
+    return {"intents": [], "seeds": None, "accurate_similarity": None, **report, "candidates": candidates}
+
+
 def html(report: Report) -> str:
     """The page."""
+    report = whole(report)
     texts = Texts(report["language"])
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -93,7 +103,7 @@ def html(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """Verdict, reasons, gates and measures, under MOST_MARKDOWN bytes."""
-    t = Texts(report["language"])
+    report, t = whole(report), Texts(report["language"])
     names = order(list(report["candidates"]))
     lines = [f"## {t('verdict.' + report['verdict'])}", "", t(f"verdict_line.{report['verdict']}"), ""]
     lines += [f"- {reason}" for reason in report["reasons"]]

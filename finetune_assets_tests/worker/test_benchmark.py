@@ -205,6 +205,17 @@ def test_report_files_are_whole_and_parse(made: Path, dataset: Path, tmp_path: P
     assert all('aria-label="' in image for image in images)
 
 
+def test_a_report_of_an_earlier_version_is_written_again(made: Path, dataset: Path, tmp_path: Path):
+    content = summary(made, dataset)
+    for values in content["candidates"].values():
+        for measure in ("accuracy", "overfitting", "toxic", "refused", "tool_calls"):
+            del values[measure]
+    for key in ("intents", "seeds", "accurate_similarity"):
+        del content[key]
+    paths = report.write_report(content, tmp_path)
+    assert "Respuestas acertadas" not in paths["html"].read_text()
+
+
 def test_reliability_by_intent_adds_up(made: Path, dataset: Path):
     content = summary(made, dataset)
     assert {one["intent"] for one in content["intents"]} == set(content["test_intents"])
