@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 
 from finetune_assets.errors import FinetuneError
 from finetune_assets.training import aws_calls
+
+_REUSED: ContextVar[bool] = ContextVar("reused", default=False)
 
 
 class UpstreamFailed(Exception):
@@ -56,8 +60,7 @@ class Upstream:
     """One pool of connections for all targets."""
 
     def __init__(self, connections: int = 256) -> None:
-        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=IDLE_SECONDS)
-        self.session = aiohttp.ClientSession(connector=connector, trace_configs=[_note_reuse()])
+        self.session = aiohttp.ClientSession(connector=_Pool(limit=connections, keepalive_timeout=IDLE_SECONDS))
 
     async def close(self) -> None:
         """Gives the connections back."""
@@ -119,34 +122,29 @@ class Upstream:
         """
         headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
         for left in reversed(range(TRIES)):
-            pooled = _Pooled()
+            _REUSED.set(False)
             try:
-                return await self.session.post(
-                    f"{target.url}/chat/completions",
-                    json={**body, "model": target.model},
-                    headers=headers,
-                    trace_request_ctx=pooled,
-                )
+                url = f"{target.url}/chat/completions"
+                return await self.session.post(url, json={**body, "model": target.model}, headers=headers)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not (pooled.reused and left):
+                if not (_REUSED.get() and left):
                     raise
         raise AssertionError  # the last try returns or raises
 
 
-@dataclass
-class _Pooled:
-    """Whether a request went over a connection that had been used before."""
+class _Pool(aiohttp.TCPConnector):
+    """Tells the task that asked for a connection whether it had been used before (aiohttp's tracing costs more)."""
 
-    reused: bool = False
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.used: WeakSet[Any] = WeakSet()
 
-
-def _note_reuse() -> aiohttp.TraceConfig:
-    async def note(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionReuseconnParams) -> None:
-        context.trace_request_ctx.reused = True
-
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(note)
-    return trace
+    async def connect(self, *arguments: Any, **settings: Any) -> Any:
+        """A connection, from the pool or new."""
+        connection: Any = await super().connect(*arguments, **settings)
+        _REUSED.set(connection.protocol in self.used)
+        self.used.add(connection.protocol)
+        return connection
 
 
 async def _of_aws(target: Target, body: dict[str, Any]) -> dict[str, Any]:
