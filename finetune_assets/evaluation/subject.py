@@ -92,13 +92,14 @@ class Subject:
     def report(self, human: Mapping[str, str]) -> dict[str, Any]:
         """Writes the report of what the worker measured, the history and the link to the newest; the content."""
         model = Path(self.version.path)
+        training = read_json(model / "result.json")
         made = Made(
             model_version=self.version.version,
             dataset=self.dataset,
-            training=read_json(model / "result.json"),
+            training=training,
             training_log=model / "training_log.jsonl",
             plan=self.plan,
-            code_version=__version__,
+            code_version=(training.get("environment") or {}).get("code") or __version__,
             reproduce=f"finetune reproduce {self.version.version} --assistant {self.assistant.name}",
             contacts=own_contacts(self.store),
             champion=self.champion.version if self.champion else None,
