@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,33 +115,64 @@ def test_what_the_old_model_says_is_learnt_by_a_local_one(fake: FakeProvider, tm
     assert after["assistants"][0]["spent_this_month_usd"] > before["assistants"][0]["spent_this_month_usd"]
 
 
-@pytest.mark.parametrize("provider", ["azure", "nebius", "openai_compatible"])
-def test_the_whole_graph_with_each_copy_of_the_wire(fake: FakeProvider, tmp_path: Path, provider: str) -> None:
-    machine = Machine(tmp_path, fake.url)
+def run_with(fake: FakeProvider, machine: Machine, provider: str, base: str = "open/small-7b", **settings: Any) -> dict[str, Any]:
+    """Submitted, waited for, reported; one job more at the fake."""
     variable = {"azure": "AZURE_OPENAI_API_KEY", "nebius": "NEBIUS_API_KEY"}.get(provider, "OPENAI_COMPATIBLE_API_KEY")
     machine.environment = {name: value for name, value in machine.environment.items() if not name.startswith("OPENAI_")}
     machine.environment[variable] = KEY
     lines = [line for line in SETTINGS.strip().splitlines() if not line.startswith(("trainer", "budget", "remote"))]
-    own = f"remote: {{min_model_life_days: 0, base_url: {fake.url}}}"
-    base = "gpt-4.1-mini-2025-04-14" if provider == "azure" else "open/small-7b"
-    yaml = "\n".join([*lines, f"trainer: {provider}", f"base_model: {base}", own])
+    remote = json.dumps({"min_model_life_days": 0, "base_url": fake.url, **settings})
+    yaml = "\n".join([*lines, f"trainer: {provider}", f"base_model: {base}", f"remote: {remote}"])
     (machine.assistants / "aurora.yaml").write_text(yaml + "\n")
-    fake.set(bom=provider == "azure")
     before = len(fake.jobs)
-    try:
-        code, submitted, errors = machine.finetune("run", "--assistant", "aurora")
-        assert (code, submitted["state"]) == (0, "submitted"), errors
-        code, reported, errors = machine.finetune("run", "--assistant", "aurora", "--wait")
-    finally:
-        fake.set(bom=False)
+    code, submitted, errors = machine.finetune("run", "--assistant", "aurora")
+    assert (code, submitted["state"]) == (0, "submitted"), errors
+    code, reported, errors = machine.finetune("run", "--assistant", "aurora", "--wait")
     assert (code, reported["state"]) == (0, "reported"), errors
     assert len(fake.jobs) == before + 1
+    return reported
+
+
+def downloaded(cache: Path, name: str) -> Path:
+    """The hub's cache, in which our own base model stands as the model of that name."""
+    folder, revision = cache / f"models--{name.replace('/', '--')}", "a" * 40
+    shutil.copytree(ROOT / "data" / "base_model", folder / "snapshots" / revision)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+    return cache
+
+
+@pytest.mark.parametrize("provider", ["azure", "nebius", "openai_compatible"])
+def test_the_whole_graph_with_each_copy_of_the_wire(fake: FakeProvider, tmp_path: Path, provider: str) -> None:
+    machine = Machine(tmp_path, fake.url)
+    served = {"deploy": True} if provider == "nebius" else {}
+    fake.set(bom=provider == "azure", checkpoint=str(make_tiny_model(tmp_path / "tiny")) if served else None)
+    try:
+        base = "gpt-4.1-mini-2025-04-14" if provider == "azure" else "open/small-7b"
+        reported = run_with(fake, machine, provider, base, **served)
+    finally:
+        fake.set(bom=False, checkpoint=None)
     report = json.loads(Path(reported["report"]).with_suffix(".json").read_text())
     tuned, base_scores = report["candidates"]["tuned"], report["candidates"]["base"]
     assert tuned["bits_per_byte"]["value"] is None
     assert tuned["chrf"]["value"] > base_scores["chrf"]["value"]
     remote = json.loads((machine.home / "models" / "aurora" / reported["version"] / "remote.json").read_text())
     assert (remote["provider"], remote["base_url"]) == (provider, fake.url)
+
+
+def test_a_checkpoint_that_comes_home_is_measured_here_beside_its_base(fake: FakeProvider, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, fake.url)
+    machine.environment["HF_HUB_CACHE"] = str(downloaded(tmp_path / "hub", "open/small-7b"))
+    fake.set(checkpoint=str(make_tiny_model(tmp_path / "tiny")))
+    try:
+        reported = run_with(fake, machine, "nebius")
+    finally:
+        fake.set(checkpoint=None)
+    report = json.loads(Path(reported["report"]).with_suffix(".json").read_text())
+    assert all(report["candidates"][name]["bits_per_byte"]["value"] > 0 for name in ("base", "tuned"))  # their weights are here
+    version = machine.home / "models" / "aurora" / reported["version"]
+    assert (version / "model.safetensors").exists()
+    assert not (version / "remote.json").exists()
 
 
 def test_bad_input_is_named_and_nothing_is_bought(fake: FakeProvider, tmp_path: Path) -> None:
