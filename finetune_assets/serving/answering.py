@@ -23,7 +23,7 @@ from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, assign, keep
 from finetune_assets.serving.directory import Directory
 from finetune_assets.serving.exchange import Exchange
-from finetune_assets.serving.intake import Ask, Refused, history_key
+from finetune_assets.serving.intake import Ask, Options, Refused, history_key
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
@@ -41,10 +41,11 @@ class Answering:
     """What the chats of one worker share."""
 
     def __init__(
-        self, directory: Directory, journal: Journal, upstream: Upstream, metrics: Metrics, key: bytes, engine_url: str
+        self, directory: Directory, journal: Journal, upstream: Upstream, metrics: Metrics, key: bytes, options: Options
     ) -> None:
         self.directory, self.journal, self.upstream, self.metrics = directory, journal, upstream, metrics
-        self.key, self.engine_url = key, engine_url
+        self.key, self.engine_url = key, options.engine_url
+        self.alone = options.workers == 1
         self.talks = Talks(directory.ledger)
         self.shadows: set[asyncio.Task[None]] = set()
 
@@ -82,8 +83,12 @@ class Answering:
             conversation = self.talks.of_history(key) or await loop.run_in_executor(None, self.talks.read_history, key)
             if conversation is None:
                 return None
-        found = self.talks.get(conversation)
-        return found or await loop.run_in_executor(None, self.talks.read, conversation)
+        known = self.talks.get(conversation)
+        if known is not None and self.alone:
+            return known
+        stored = await loop.run_in_executor(None, self.talks.read, conversation)
+        # Another worker may have answered since, or the own last reply may not be in the ledger yet.
+        return max((one for one in (known, stored) if one is not None), key=lambda one: one.last, default=None)
 
     async def whole(self, exchange: Exchange) -> None:
         """The reply at once. Raises Refused (429, 502, 504) where no arm gives one."""

@@ -113,7 +113,8 @@ def decide(state: Rollout, judged: Judgement, settings: RolloutSettings) -> tupl
         after = rollouts.advance(state, "passed", settings.steps, person=False, approval=approval)
         return _event_of(after), after
     split_off = any(guard.name == "assignment" and guard.outcome == "not_measurable" for guard in judged.guards)
-    if judged.outcome in ("inconclusive", "not_measurable") and (judged.patience_over or split_off):
+    waits = judged.outcome in ("inconclusive", "not_measurable", "gathering")
+    if waits and (judged.patience_over or split_off):
         return "held", rollouts.hold(state, "guards")
     return None
 

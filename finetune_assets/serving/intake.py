@@ -51,6 +51,7 @@ class Options:
     engine_url: str
     open_door: bool
     simulation: bool = False
+    workers: int = 1
 
 
 class Refused(Exception):

@@ -86,10 +86,13 @@ class Journal:
             os.close(self.file)
 
     def _open(self) -> tuple[Path, int]:
-        path = self.folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return path, file
+        while True:
+            path = self.folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                return path, file
+            os.close(file)  # the reader was between the two calls: it took the empty segment for a finished one, and removed it
 
     def _run(self) -> None:
         while not self.ended.wait(self.interval):

@@ -59,12 +59,13 @@ class Router:
         self.directory = Directory(environment, self.ledger)
         self.journal = Journal(environment.home / "serving" / "journal")
         self.metrics = Metrics()
+        self.workers = options.workers
         self.rates = Rates()
         self.chats = 0
         self.stopping = False
         key = environment.user_key.encode() if environment.user_key else self.store.key()
         self.make_answering: Callable[[], Answering] = lambda: Answering(
-            self.directory, self.journal, Upstream(), self.metrics, key, options.engine_url
+            self.directory, self.journal, Upstream(), self.metrics, key, options
         )
         self.answering: Answering
         feedback = Feedback(self.directory, self.journal, self.metrics, options)
@@ -217,7 +218,7 @@ class Router:
             raise Refused(503, "This router is stopping; ask again.", {"Retry-After": "1"})
         if self.chats >= MOST_CHATS:
             raise Refused(429, "Too many chats at once; try again.", {"Retry-After": "1"})
-        wait = self.rates.take(ask.tenant, ask.assistant.serving.requests_per_minute)
+        wait = self.rates.take(ask.tenant, -(-ask.assistant.serving.requests_per_minute // self.workers))
         if wait:
             raise Refused(429, "Too many requests of this tenant; try again.", {"Retry-After": str(max(1, round(wait)))})
         self.chats += 1

@@ -113,6 +113,7 @@ class Server:
         worker += ["--engine", f"{self.engine_url}/v1"]
         worker += ["--open-door"] if self.settings.host in LOOPBACK else []
         worker += ["--simulation"] if self.settings.simulation else []
+        worker += ["--workers", str(self.settings.workers)]
         self.children += [Child(worker, [self.socket], environment) for _ in range(self.settings.workers)]
         self._wait_ready()
         self.say(

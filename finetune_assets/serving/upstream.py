@@ -18,6 +18,9 @@ import aiohttp
 from finetune_assets.errors import FinetuneError
 from finetune_assets.training import aws_calls
 
+BROKEN = (aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
+"""A connection that broke, or an answer of another shape than OpenAI's."""
+
 _REUSED: ContextVar[bool] = ContextVar("reused", default=False)
 
 
@@ -76,7 +79,7 @@ class Upstream:
                 return _reply(await answer.json(content_type=None))
         except TimeoutError:
             raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
-        except (aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        except BROKEN as error:
             raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
 
     async def chunks(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -101,7 +104,7 @@ class Upstream:
                         if data == b"[DONE]":
                             ended = True
                             break
-                        event = json.loads(data)
+                        event = _event(data)
                         if "error" in event:
                             raise UpstreamFailed("error", str(event["error"])[:300])
                         yield event
@@ -109,7 +112,7 @@ class Upstream:
                             limit.reschedule(start + target.seconds)
         except TimeoutError:
             raise UpstreamFailed("timeout", "no token in time") from None
-        except (aiohttp.ClientError, ValueError, OSError) as error:
+        except BROKEN as error:
             raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
         if not ended:
             raise UpstreamFailed("error", "the stream ended in the middle of a reply")
@@ -175,8 +178,19 @@ async def _check(answer: aiohttp.ClientResponse) -> None:
         raise UpstreamFailed("error", f"HTTP {answer.status}: {(await answer.text())[:300]}")
 
 
+def _event(data: bytes) -> dict[str, Any]:
+    """One event of a stream. Raises ValueError where it has not OpenAI's shape."""
+    event = json.loads(data)
+    if not isinstance(event, dict):
+        raise ValueError(f"an event of the stream is no object: {data[:80]!r}")
+    for choice in event.get("choices") or []:
+        if not isinstance(choice.get("delta") or {}, dict):
+            raise ValueError(f"an event of the stream has no delta: {data[:80]!r}")
+    return event
+
+
 def _has_text(event: dict[str, Any]) -> bool:
-    return any(choice.get("delta", {}).get("content") for choice in event.get("choices", []))
+    return any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or [])
 
 
 def _reply(value: Any) -> Reply:

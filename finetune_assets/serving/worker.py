@@ -70,11 +70,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--engine", default="")
     parser.add_argument("--open-door", action="store_true")
     parser.add_argument("--simulation", action="store_true")
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(arguments)
     die_with_parent()
     sys.setswitchinterval(0.0005)  # a page or a look-up in a thread holds up a chat by so much, not by 5 ms
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    router = Router(Environment.read(), Options(options.engine, options.open_door, options.simulation))
+    router = Router(Environment.read(), Options(options.engine, options.open_door, options.simulation, options.workers))
     gc.freeze()  # what is loaded stays; looking through it again and again would hold up chats
     gc.set_threshold(20_000, 20, 50)
     config = uvicorn.Config(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -159,15 +160,20 @@ def _write(ledger: Ledger, answer: _Answer, tables: Path | None) -> Polled:
 
 
 def _write_error(ledger: Ledger, remote: RemoteJob, error: FinetuneError, moment: datetime.datetime) -> Polled:
-    failures = remote.failures + 1
+    gone = isinstance(error, ProviderError) and not isinstance(error, ProviderUnsettled) and _says_404(str(error))
+    before = _says_404(remote.note or "")
+    failures = remote.failures + 1 if before or not gone else 1  # a job is gone when it is unknown so many times in a row
     wait = min(EVERY * 2 ** min(failures, 10), LONGEST)
-    gone = isinstance(error, ProviderError) and not isinstance(error, ProviderUnsettled) and "404" in str(error)
     record(ledger, remote.job.id, moment + wait, note=str(error), failures=failures)
     if gone and failures >= GONE_AFTER:
         settle(ledger, remote.job.id, None)
         why = f"The provider knows the job no more, asked {failures} times: {error}"
         return Polled(ledger.set_job(remote.job.id, "failed", error=why), "gone", {}, why, ended=True)
     return Polled(ledger.job(remote.job.id), remote.provider_status or "unknown", remote.progress, str(error))
+
+
+def _says_404(text: str) -> bool:
+    return re.search(r"(?<![-\w])404(?![-\w])", text) is not None  # not in an id
 
 
 def _naive(moment: datetime.datetime) -> datetime.datetime:

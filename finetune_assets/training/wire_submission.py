@@ -52,7 +52,7 @@ class Submission:
             self.journal.save(**first)
             state |= first
         if state.get("create_started"):
-            found = self.find(state)
+            found = self.find_settled(state)
             if found is not None:
                 self.journal.save(provider_job_id=found)
                 return
@@ -63,7 +63,8 @@ class Submission:
                     self.journal.save(**{f"{role}_file": state[f"{role}_file"]})
             for role in ROLES:
                 self.await_file(state.get(f"{role}_file"))
-        self.journal.save(create_started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+        state["create_started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.journal.save(create_started=state["create_started"])
         self.journal.save(provider_job_id=self.create(body(state), state))
 
     def upload(self, file: Prepared, name: str) -> str:
@@ -134,8 +135,12 @@ class Submission:
         return refused(error, self.provider, "creating the job", self.key)
 
     def find_settled(self, state: Mapping[str, Any]) -> str | None:
-        """Looks for the job for `settle_seconds`: a list may show it a moment after the answer was lost."""
-        end, pause = time.monotonic() + self.settle_seconds, 0.2
+        """Looks for the job until `settle_seconds` after its creation: a list may show it a moment after the answer was lost."""
+        asked = datetime.datetime.fromisoformat(
+            str(state.get("create_started") or datetime.datetime.now(datetime.UTC).isoformat())
+        )
+        since = (datetime.datetime.now(datetime.UTC) - asked).total_seconds()
+        end, pause = time.monotonic() + min(self.settle_seconds, max(0.0, self.settle_seconds + 1 - since)), 0.2
         while True:
             try:
                 found = self.find(state)

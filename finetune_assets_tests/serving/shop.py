@@ -193,7 +193,8 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 
 class Upstream:
-    """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty, busy, say:TEXT."""
+    """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty,
+    busy, shapeless, say:TEXT."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -235,7 +236,8 @@ class Upstream:
         text = "" if fault == "empty" else fault[4:] if fault.startswith("say:") else f"{body['model']} oye: {said}"
         usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
         if not body.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            message = None if fault == "shapeless" else {"role": "assistant", "content": text}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return self._send(handler, 200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
@@ -243,6 +245,8 @@ class Upstream:
         handler.end_headers()
         handler.close_connection = True
         words = text.split(" ")
+        if fault == "shapeless":
+            handler.wfile.write(b"data: 5\n\n")
         for n, word in enumerate(words):
             if fault == "half" and n == len(words) // 2:
                 return None

@@ -34,7 +34,7 @@ from finetune_assets.registry.traffic import conversations, requests
 from finetune_assets.serving import control
 from finetune_assets.serving import upstream as asking
 from finetune_assets.serving.assignment import place
-from finetune_assets.serving.journal import Journal
+from finetune_assets.serving.journal import Journal, closed
 from finetune_assets.serving.router import MOST_CHATS
 from finetune_assets.serving.upstream import Target
 from finetune_assets.serving.worker import HEAD_SECONDS
@@ -138,6 +138,31 @@ class Closing:
             data = json.dumps(said).encode()
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
         writer.close()
+
+
+def test_no_row_is_lost_between_a_new_segment_and_its_lock(tmp_path: Path) -> None:
+    """A reader beside four writers that change their segments all the time takes every row once."""
+    folder, seen, done = tmp_path / "journal", [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.extend(row for _, rows in closed(folder) for row in rows)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        writers = [Journal(folder) for _ in range(4)]
+        for number in range(400):
+            for writer in writers:
+                writer.append([("requests", {"request_id": f"r{number}"})])
+                writer._rotate()
+        for writer in writers:
+            writer.close()
+    finally:
+        done.set()
+        reader.join()
+    seen.extend(row for _, rows in closed(folder) for row in rows)
+    assert len(seen) == 1600
 
 
 @pytest.mark.parametrize("rude", [False, True])

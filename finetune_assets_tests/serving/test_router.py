@@ -119,7 +119,7 @@ def test_a_user_keeps_the_arm_and_both_workers_agree(served: Served, shop: Shop)
         assert version in models.pop()
 
 
-@pytest.mark.parametrize("fault", ["error", "half", "hang"])
+@pytest.mark.parametrize("fault", ["error", "half", "hang", "shapeless"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_champion_answers_where_the_candidate_fails(
     served: Served, shop: Shop, upstream: Upstream, fault: str, stream: bool

@@ -92,6 +92,11 @@ def test_killed_there_it_is_paid_once(fake: FakeProvider, tmp_path: Path, reques
 @SLOW
 def test_a_provider_without_metadata_is_paid_once_too(fake: FakeProvider, tmp_path: Path) -> None:
     frozen, home = dataset(tmp_path / "frozen"), tmp_path / "home"
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "adapter_config.json").write_text("{}")
+    (made / "adapter_model.safetensors").write_bytes(bytes(1024))
+    fake.set(checkpoint=str(made))
     fake.fault("POST /fine_tuning/jobs", "hang_after")
     process = start(home, frozen, "nebius", fake.url)
     fake.wait_hanging()
