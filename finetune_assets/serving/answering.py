@@ -83,11 +83,14 @@ class Answering:
             conversation = self.talks.of_history(key) or await loop.run_in_executor(None, self.talks.read_history, key)
             if conversation is None:
                 return None
+        return await self.talk(conversation)
+
+    async def talk(self, conversation: str) -> Talk | None:
+        """A conversation as it stands: another worker may have answered last, or the own last reply not be in the ledger yet."""
         known = self.talks.get(conversation)
         if known is not None and self.alone:
             return known
-        stored = await loop.run_in_executor(None, self.talks.read, conversation)
-        # Another worker may have answered since, or the own last reply may not be in the ledger yet.
+        stored = await asyncio.get_running_loop().run_in_executor(None, self.talks.read, conversation)
         return max((one for one in (known, stored) if one is not None), key=lambda one: one.last, default=None)
 
     async def whole(self, exchange: Exchange) -> None:

@@ -187,10 +187,7 @@ class Router:
         conversation = intake.identifier("conversation_id", body.get("conversation_id"))
         turns: list[dict[str, Any]] = []
         if conversation is not None:
-            known = self.answering.talks.get(conversation)
-            if known is None:
-                loop = asyncio.get_running_loop()
-                known = await loop.run_in_executor(None, self.answering.talks.read, conversation)
+            known = await self.answering.talk(conversation)
             turns = list(known.turns) if known and known.tenant == tenant else []  # `open` refuses somebody else's
         system = [{"role": "system", "content": assistant.system_prompt}] if assistant.system_prompt else []
         said = intake.check_messages([*turns[-20:], {"role": "user", "content": message}])

@@ -282,6 +282,17 @@ def test_the_platforms_chat_remembers_what_was_said(served: Served, upstream: Up
     assert (called["action"], called["params"]) == ("book", {"day": "lunes"})
 
 
+def test_every_turn_is_known_to_whichever_worker_answers_next(served: Served, shop: Shop, upstream: Upstream) -> None:
+    """A connection a turn, so that both workers meet the conversation; each turn waits until the last one is in the ledger."""
+    talk = {"user_id": "inés", "conversation_id": "conv-turns"}
+    for turn in range(8):
+        answer = httpx.post(f"{served.url}/chat", json={**talk, "message": f"turno {turn}"}, trust_env=False)
+        assert answer.status_code == 200
+        asked = [m["content"] for m in upstream.seen[-1]["messages"] if m["role"] == "user"]
+        assert asked == [f"turno {n}" for n in range(turn + 1)]
+        logged(shop, answer.json()["request_id"])
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
