@@ -147,6 +147,9 @@ class LocalRun:
         job, assets = ("migrate", MIGRATION) if MIGRATE_TO in tags else ("train", PHASE_ONE)
         self._execute(job, assets, self.request.assistant, tags)
         if self.request.until in PHASE_ONE:
+            if self.request.until == "training_examples":
+                staged = self.store.datasets(self.request.assistant) / "staged"
+                return Outcome(self.request.assistant, "stopped", made=str(staged))
             folder = self.store.datasets(self.request.assistant) / "latest"
             fingerprint = folder.resolve().name if folder.exists() else None
             return Outcome(self.request.assistant, "stopped", fingerprint=fingerprint, made=str(folder))

@@ -5,13 +5,16 @@
         table: chat_messages                    # a file, a folder or a database table; `schema.table` in Postgres
         columns: {content: body, role: author}  # declared name: the source's name
         values: {role: {human: user, ai: assistant}}
+      feedback:
+        constants: {rating: null, comment: null}  # columns that the source lacks
     sources:                                    # for the sources whose address (without user and password) holds the key
       supabase.co:
         conversations:
           columns: {started_at: created_at}
           constants: {tenant_id: clinic_aurora, vertical: dental}
 
-A table of `sources` replaces the whole table of `tables`. Columns that are not mapped keep their declared names.
+A table of `sources` replaces the whole table of `tables`. Columns that are not mapped keep their declared names. Every value is
+text as it is written (`yes`, `1` and `2026-01-05` too), but for a constant `null`.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import polars as pl
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetune_assets.corpus.cells import text
 from finetune_assets.corpus.schema import SOURCE
@@ -42,7 +45,17 @@ class TableMapping(BaseModel):
     values: dict[str, dict[str, str]] = Field(
         default={}, description="Declared column: {the source's value: the declared value}."
     )
-    constants: dict[str, str] = Field(default={}, description="Declared column that the source lacks: the value of every row.")
+    constants: dict[str, str | None] = Field(
+        default={}, description="Declared column that the source lacks: the value of every row, or null."
+    )
+
+    @field_validator("constants", mode="before")
+    @classmethod
+    def _null(cls, constants: Any) -> Any:
+        if not isinstance(constants, dict):
+            return constants
+        given = cast("dict[Any, Any]", constants)
+        return {column: None if value in ("null", "~", "") else value for column, value in given.items()}
 
     def source_name(self, column: str) -> str:
         """What the source calls a declared column."""
@@ -115,7 +128,7 @@ def read_mapping(path: Path | None) -> SourceMapping:
     if path is None:
         return SourceMapping()
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # scalars stay text
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise SettingsError(f"FINETUNE_SOURCE_MAPPING={path} cannot be read: {reason}.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from finetune_assets.corpus.recognisers import END, GAP, START, Span
@@ -82,6 +83,9 @@ _ANSWER = re.compile(
 )
 _ANSWER_END = re.compile(r"[^\w?¿]*(?:(?:(?:muchas )?gracias|por ?favor|please|thanks|thank you|obrigad[oa])[^\w?¿]*)?", _I)
 
+_MORE = re.compile(rf"{GAP}*(?:[,.;:!\n(–-]|[\d\[+]|(?:y|e|and|con|tel|mi|my|meu){GAP})", _I)
+"""What may follow a name that begins an answer."""
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -120,6 +124,36 @@ jewish kosher amazing awesome wonderful perfect lovely fantastic incredible terr
 depois agora ainda já sempre nunca novo nova minha meu sua seu voce uma um não nao com mais muito obrigado obrigada
 quero gostaria preciso e da na"""
 )
+_GIVEN = _words(
+    """maria jose juan antonio ana carmen manuel luis francisco javier carlos daniel david laura isabel jesus marta pablo sergio
+cristina alejandro miguel lucia jorge alberto pilar alvaro paula elena raquel diego adrian sara fernando raul ivan ruben
+enrique ramon vicente andres joaquin santiago eduardo victor mario roberto jaime marcos ignacio hugo alfonso salvador
+ricardo emilio julian guillermo gabriel agustin felix nicolas martin tomas ismael samuel gonzalo aitor alfredo oscar xavier
+jordi marc josep joan montserrat nuria silvia monica patricia rocio beatriz eva sonia andrea irene natalia julia teresa
+alicia sandra angela veronica susana yolanda noelia nerea miriam lorena claudia carolina ines marina sofia valentina
+valeria camila daniela mariana fernanda gabriela adriana alejandra ximena jimena renata regina guadalupe leticia norma
+gloria martha rosario lourdes fatima consuelo esther encarnacion concepcion josefa francisca antonia manuela juana catalina
+lidia olga blanca celia emma martina olivia alma vega carla noa leo mateo lucas enzo thiago benjamin emiliano maximiliano
+sebastian matias facundo agustina florencia micaela camilo esteban rodrigo cesar hector gustavo rafael armando arturo
+ernesto gerardo leonardo mauricio omar orlando rene rolando wilson freddy edwin marcelo cristian christian jonathan kevin
+brian bryan alan axel dylan ian erick erika karen karina karla katherine lisbeth melissa nancy nataly paola rosa rosana
+ruth tatiana vanessa vivian wendy yesenia zulema milagros mercedes dolores amparo pepe paco quique nacho lola charo
+maite itziar amaia ane iker unai gorka xabier
+joao antonio paulo pedro lucas luiz marcos gabriel rafael felipe bruno rodrigo thiago tiago matheus mateus guilherme gustavo
+leandro fabio caio davi arthur heitor miguel bernardo vinicius vitor renato sergio marcio andre flavio diogo rui nuno
+duarte goncalo vasco mariana juliana fernanda patricia aline bruna camila leticia amanda beatriz larissa vanessa jessica
+bianca luana tatiane sabrina debora priscila raquel rafaela helena heloisa alice laura manuela isabela isabella giovanna
+yasmin lorena livia clara cecilia marcia sandra adriana simone luciana cristiane rosana tereza ines joana margarida matilde
+leonor carolina madalena
+james john robert michael william david richard joseph thomas charles christopher daniel matthew anthony donald steven paul
+andrew joshua kenneth george edward jason jeffrey ryan jacob gary nicholas eric stephen larry justin scott brandon samuel
+gregory alexander patrick raymond tyler aaron adam nathan henry zachary peter kyle noah ethan jeremy keith roger gerald
+mary patricia jennifer linda elizabeth barbara susan jessica sarah karen lisa nancy betty margaret sandra ashley kimberly
+emily donna michelle carol amanda melissa deborah stephanie rebecca sharon cynthia kathleen amy anna shirley angela emma
+brenda pamela nicole samantha katherine christine helen debra rachel carolyn janet maria heather diane julie joyce victoria
+kelly lauren joan evelyn olivia megan hannah sophia charlotte liam oliver"""
+)
+"""Frequent given names without accents: what tells a name in small letters from another answer."""
 # An answer that begins so is no name.
 _REPLIES = _words(
     """claro perfecto perfecta vale dale listo lista correcto correcta exacto exacta exactamente confirmo confirmado confirmada
@@ -231,15 +265,28 @@ def asks_name(text: str) -> bool:
 
 
 def answered_name(text: str) -> Span | None:
-    """The name in an answer that holds nothing else: "Ana Pérez", "Sí, Ana Pérez, gracias"; not in "Claro" or "CANCELAR"."""
-    m = _ANSWER.match(text) if len(text) <= MAX_ANSWER else None
-    words = _name_words(list(re.finditer(_WORD, m["name"])), strong=False, shouting=False) if m else []
-    if m is None or not words or words[0][0].casefold() in _REPLIES:
+    """The name in an answer that holds nothing else, or begins with it: "Ana Pérez", "sí, ana pérez, gracias", "Ana Pérez, mi
+    teléfono es …"; not in "Claro" or "CANCELAR". In small letters only after a frequent given name."""
+    m = _ANSWER.match(text)
+    if m is None:
         return None
-    if len(words) == 1 and words[0][0].isupper():  # one letter, or shouted: hardly a name
+    parts = list(re.finditer(_WORD, m["name"]))
+    first = parts[0][0]
+    given = _bare(first) in _GIVEN
+    words = _name_words(parts, strong=given and first.islower(), shouting=False)
+    if not words or first.casefold() in _REPLIES:
         return None
-    start, end = m.start("name") + words[0].start(), m.start("name") + words[-1].end()
-    return (start, end) if _ANSWER_END.fullmatch(text, end) else None
+    if len(words) == 1 and first[0].isupper() and first.isupper():  # one letter, or shouted: hardly a name
+        return None
+    end = m.start("name") + words[-1].end()
+    sure = given or len(words) > 1
+    whole = len(text) <= MAX_ANSWER and _ANSWER_END.fullmatch(text, end)
+    return (m.start("name") + words[0].start(), end) if whole or (sure and _MORE.match(text, end)) else None
+
+
+def _bare(word: str) -> str:
+    """A word in small letters without any mark: joao for João."""
+    return "".join(c for c in unicodedata.normalize("NFD", word.casefold()) if not unicodedata.combining(c))
 
 
 def fold(text: str) -> str:

@@ -72,8 +72,10 @@ def _require(table: str, place: str, columns: set[str], mapping: TableMapping) -
     required = [mapping.source_name(name) for name in wanted]
     missing = [name for name in required if name not in columns]
     if missing:
-        problem = f"{place} (table {table}) lacks the column(s) {', '.join(missing)}; required are {', '.join(required)}."
-        raise SourceError(problem + ("" if mapping.columns else " Other names can be mapped: FINETUNE_SOURCE_MAPPING."))
+        raise SourceError(
+            f"{place} (table {table}) lacks the column(s) {', '.join(missing)}; required are {', '.join(required)}. "
+            "FINETUNE_SOURCE_MAPPING maps other names (`columns`), and says what a source has not (`constants: {NAME: null}`)."
+        )
 
 
 def _wanted(table: str, mapping: TableMapping) -> list[str]:

@@ -15,8 +15,8 @@ from typing import Literal
 import polars as pl
 
 CODE_VERSIONS: dict[str, str] = {
-    "raw_conversations": "2",
-    "rlhf_feedback": "2",
+    "raw_conversations": "3",
+    "rlhf_feedback": "3",
     "clean_examples": "1",
 }
 """Version of the rules of each asset: raise it whenever a rule changes what the asset writes, and every stored week is stale."""

@@ -20,6 +20,8 @@ from finetune_assets.errors import TooFewExamples
 FEW = 1_000
 """Fewer examples than this are enough to start, and get a warning."""
 
+BLOCKED_SHARE = 0.25  # of what is kept: above it a few bad thumbs on replies out of templates may decide too much
+
 
 def check_enough(assistant: Assistant, read: int, kept: pl.DataFrame, rejected: dict[str, int]) -> None:
     """Raises TooFewExamples with the numbers and what mends them. `kept` holds no synthetic row."""
@@ -86,6 +88,12 @@ def warnings(assistant: Assistant, kept: pl.DataFrame, notes: dict[str, Any], re
         found.append(f"{kept.height} examples: under {FEW:,} a fine-tuned model may learn the style and little else.")
     if not tally(kept["split"]).get(VALIDATION):
         found.append("No example falls into validation: nothing watches the training for overfitting.")
+    blocked = int(notes["rejected"].get("same_as_negative", 0))
+    if blocked > kept.height * BLOCKED_SHARE:
+        found.append(
+            f"{blocked} replies nearly repeat one that was rated badly (`same_as_negative`), {kept.height} are kept: where such "
+            "a reply was right and something else was not, withdraw its thumb or correct it; `finetune explain` names them."
+        )
     for intent, part in sorted(kept.group_by("intent"), key=lambda group: str(group[0])):
         sizes = tally(part["split"])
         missing = [name for name in SPLITS if not sizes.get(name)]

@@ -62,6 +62,20 @@ def test_a_missing_column_is_told_by_the_sources_name(tmp_path: Path) -> None:
         read_source([str(tmp_path / "plain")])
 
 
+def test_what_a_platform_does_not_have_is_said_to_be_null(tmp_path: Path) -> None:
+    """Thumbs only, and as numbers: values and constants are text as it stands in the file."""
+    folder = write(tmp_path / "thumbs", export())
+    path = folder / "feedback.parquet"
+    frame = pl.read_parquet(path)
+    thumbs = pl.col("feedback_type").replace({"positive": "1", "negative": "-1"})
+    frame.drop("rating", "comment").with_columns(thumbs).write_parquet(path)
+    text = "tables: {feedback: {values: {feedback_type: {1: positive, -1: negative}}, constants: {rating: null, comment: ~}}}"
+    found = read_source([str(folder)], read_mapping(mapping_file(tmp_path, text))).feedback
+    assert found["feedback_type"].to_list() == frame["feedback_type"].to_list()
+    assert found["rating"].is_null().all()
+    assert found["comment"].is_null().all()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

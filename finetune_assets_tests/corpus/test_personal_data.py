@@ -130,6 +130,12 @@ ASKED = [
     ("Your name, please?", "John O'Connor", "[NAME]"),
     ("May I have your full name?", "It's Sarah", "It's [NAME]"),
     ("Qual é o seu nome?", "João da Silva", "[NAME]"),
+    ("Qual é o seu nome completo, por favor?", "Pedro Lima, quero na terça", "[NAME], quero na terça"),
+    ("¿A nombre de quién?", "ana pérez", "[NAME]"),
+    ("A agendar em nome de quem?", "joão silva", "[NAME]"),
+    ("¿A nombre de quién?", "maria de la cruz, gracias", "[NAME], gracias"),
+    ("¿A nombre de quién?", "Lucía y seremos dos", "[NAME] y seremos dos"),
+    ("Your name, please?", "sarah connor - two people", "[NAME] - two people"),
 ]
 NOT_ASKED = [
     ("¿A nombre de quién?", "Claro"),
@@ -138,6 +144,10 @@ NOT_ASKED = [
     ("¿A nombre de quién?", "¿Ana Pérez?"),
     ("¿A nombre de quién?", "Ana Pérez llamó ayer"),
     ("¿A nombre de quién?", "[NAME]"),
+    ("¿A nombre de quién?", "limpieza dental, por favor"),
+    ("¿A nombre de quién?", "Limpieza, quiero pedir cita"),
+    ("¿A nombre de quién?", "el mismo, gracias"),
+    ("¿A nombre de quién?", "Perfecto, mañana a las 5"),
     ("Anotado a nombre de la empresa.", "Ana Pérez"),
     ("What is the name of the restaurant?", "Bon Appetit"),
     ("What name should I use for the event?", "Dental Appointment"),

@@ -74,6 +74,14 @@ def test_twins_of_a_negative_reply_go_and_its_own_correction_stays(corpus: Corpu
     assert negative not in choice.kept["message_id"]
 
 
+def test_few_thumbs_that_block_many_replies_are_told(corpus: Corpus) -> None:
+    corpus.fill(120)
+    messages = [corpus.example(number, user_text=ASK, reply=ANSWER, **TRAIN) for number in range(61)]
+    corpus.rate(messages[0], "negative")
+    choice = choose(corpus.write(), dental())
+    assert any(warning.startswith("60 replies nearly repeat one that was rated badly") for warning in choice.notes["warnings"])
+
+
 def test_a_negative_reply_that_resembles_a_correction_still_blocks_others(corpus: Corpus) -> None:
     """negative ~ correction and negative ~ other, but correction and other are farther apart than the threshold."""
     corpus.fill()
