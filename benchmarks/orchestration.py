@@ -2,10 +2,8 @@
 
 Counted is the CPU time of Dagster's own process while it runs the asset: events, the Pipes reader, logs. What the worker itself
 spends on messages (a line each five seconds) is within its own seconds, beside those of the worker alone. The run's storage is
-SQLite on disk, as in a fresh store.
+SQLite on disk, as in a fresh store. (Annotations are evaluated here: Dagster reads those of the asset.)
 """
-
-from __future__ import annotations
 
 import os
 import resource
@@ -17,8 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+
 from benchmarks.measure import ROOT, Row, peak_mb
 from benchmarks.training import BASE, training_data
+from finetune_assets.resources import LauncherResource
 from finetune_assets.storage import write_json
 
 EPOCHS = 7
@@ -83,9 +84,6 @@ def _alone(spec: Path) -> float:
 
 def _orchestrated(spec: Path) -> tuple[float, float]:
     """CPU seconds of this process and of the worker."""
-    import dagster as dg
-
-    from finetune_assets.resources import LauncherResource
 
     @dg.asset
     def trained(context: dg.AssetExecutionContext, launcher: LauncherResource) -> dg.MaterializeResult[Any]:
