@@ -48,7 +48,13 @@ class Workers:
     pod: Path | None = None
     ray_address: str = "http://127.0.0.1:8265"
     processes: int = 1
-    """Of one training: one for each GPU of its machine."""
+    """Of one training: one for each GPU of a machine."""
+    nodes: int = 1
+    """Machines of one training."""
+    rendezvous: str | None = None
+    """Where they meet: address of this machine, and a free port."""
+    parallel: str = "ddp"
+    """`ddp`: each process holds the whole model; `fsdp`: weights, gradients and moments are divided among them."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str], root: Path) -> Workers:
@@ -64,6 +70,8 @@ class Workers:
             pod=root / (variables.get("FINETUNE_POD") or "deploy/pod.yaml"),
             ray_address=variables.get("RAY_ADDRESS") or cls.ray_address,
             processes=_processes(variables.get("FINETUNE_PROCESSES") or "1"),
+            **_nodes(variables, launcher),
+            parallel=_parallel(variables.get("FINETUNE_PARALLEL") or cls.parallel),
         )
 
     @property
@@ -103,6 +111,35 @@ def _processes(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 64:
         raise SettingsError(f"FINETUNE_PROCESSES={text!r} makes no sense; write a number from 1 to 64: one for each GPU.")
     return int(text)
+
+
+def _nodes(variables: Mapping[str, str], launcher: str) -> dict[str, Any]:
+    """`nodes` and `rendezvous`."""
+    text, where = variables.get("FINETUNE_NODES") or "1", variables.get("FINETUNE_RENDEZVOUS") or ""
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise SettingsError(f"FINETUNE_NODES={text!r} makes no sense; write a number of machines from 1 to 64.")
+    if text == "1":
+        return {}
+    host, _, port = where.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise SettingsError(
+            f"FINETUNE_NODES is {text}, but FINETUNE_RENDEZVOUS={where!r} does not say where they meet: write this machine's "
+            "address, as the others see it, and a free port, e.g. 10.0.0.5:29500."
+        )
+    if launcher != "subprocess":
+        raise SettingsError(
+            f"FINETUNE_NODES={text} goes with FINETUNE_LAUNCHER=subprocess: where a {launcher} job will run is not known before. "
+            "Take FINETUNE_PROCESSES for the GPUs of one machine, or run on one of the machines themselves."
+        )
+    return {"nodes": int(text), "rendezvous": where}
+
+
+def _parallel(text: str) -> str:
+    if text not in ("ddp", "fsdp"):
+        raise SettingsError(
+            f"FINETUNE_PARALLEL={text!r} is unknown; write ddp (each process holds the whole model) or fsdp (they divide it)."
+        )
+    return text
 
 
 def passed_on(variables: Mapping[str, str]) -> dict[str, str]:

@@ -69,5 +69,5 @@ def make_spec(output: Path, base: Path, data: Path, **changes: Any) -> dict[str,
 def curve(output: Path) -> list[dict[str, Any]]:
     """The points of a job's curve, without what time changes and without recoveries."""
     points = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
-    noise = ("seconds", "tokens_per_second")
+    noise = ("seconds", "tokens_per_second", "memory_gib")
     return [{key: value for key, value in point.items() if key not in noise} for point in points if "recovery" not in point]

@@ -224,7 +224,7 @@ def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reus
 
 
 def _curves(log: Path) -> dict[str, Any]:
-    """A plot of each stage's losses, one of the learning rate and one of the gradient's norm."""
+    """A plot of each stage's losses, and one each of learning rate, gradient's norm, speed and memory."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     every = -(-len(lines) // PLOTTED) or 1
     read = [point for point in map(json.loads, lines) if "recovery" not in point]
@@ -239,8 +239,14 @@ def _curves(log: Path) -> dict[str, Any]:
         }
         name = "loss_curve" if len(stages) == 1 else f"loss_curve_{stage}"
         made[name] = dg.MetadataValue.md(curve_plot({k: v for k, v in series.items() if v}, "step", "loss"))
-    for name, title, scale in (("learning_rate", "learning rate × 10⁶", 1e6), ("grad_norm", "norm of the gradient", 1.0)):
-        found = [(p["step"], p[name] * scale) for p in points if name in p]
+    others = (
+        ("learning_rate", "learning_rate", "learning rate × 10⁶", 1e6),
+        ("grad_norm", "grad_norm", "norm of the gradient", 1.0),
+        ("speed", "tokens_per_second", "tokens a second", 1.0),
+        ("memory", "memory_gib", "memory, GiB", 1.0),
+    )
+    for name, key, title, scale in others:
+        found = [(p["step"], p[key] * scale) for p in points if key in p]
         if found:
             made[name] = dg.MetadataValue.md(curve_plot({title: found}, "step", title))
     return made

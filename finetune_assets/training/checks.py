@@ -14,6 +14,7 @@ from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.presets import OBJECTIVES, PREFERENCES
 from finetune_assets.training.tokens import text_files
 from finetune_assets.training.trainer import TrainingRequest
+from finetune_assets.workers import Workers
 
 NEEDS = {"sft": "train.jsonl", "tools": "train.jsonl", "dpo": "preferences.jsonl", "kto": "kto.jsonl"}
 MENDS = {
@@ -93,17 +94,26 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def check_processes(request: TrainingRequest, processes: int, *, here: bool = True) -> None:
+def check_processes(request: TrainingRequest, workers: Workers) -> None:
     """Raises SettingsError where a training cannot be divided among so many processes."""
+    processes = workers.processes * workers.nodes
     if processes == 1:
         return
     places = (machine.gpus(), "GPUs") if machine.has_gpu() else (machine.cores(), "cores")
-    if here and processes > places[0]:
-        raise SettingsError(f"FINETUNE_PROCESSES is {processes}, this machine has {places[0]} {places[1]}: set at most as many.")
+    if workers.here and workers.processes > places[0]:
+        raise SettingsError(
+            f"FINETUNE_PROCESSES is {workers.processes}, this machine has {places[0]} {places[1]}: set at most as many."
+        )
+    if workers.parallel == "fsdp" and request.adapter == "qlora":
+        raise SettingsError(
+            "adapter `qlora` cannot be divided among processes, since its base is in 4 bits: set FINETUNE_PARALLEL=ddp, or "
+            "`adapter: lora`."
+        )
     for objective, values in request.chain:
         if objective in PREFERENCES:
             raise SettingsError(
-                f"objective `{objective}` trains in one process: set FINETUNE_PROCESSES=1, or take it out of `objective`."
+                f"objective `{objective}` trains in one process: set FINETUNE_PROCESSES=1 and FINETUNE_NODES=1, or take it out "
+                "of `objective`."
             )
         if values.batch_size % processes:
             raise SettingsError(

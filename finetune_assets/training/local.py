@@ -63,7 +63,7 @@ class LocalTrainer:
     def validate(self, request: TrainingRequest) -> None:
         """Refuses what this machine cannot train: see `finetune_assets.training.checks`."""
         check_request(request, self._store, here=self._workers.here)
-        check_processes(request, self._workers.processes, here=self._workers.here)
+        check_processes(request, self._workers)
 
     def estimate(self, request: TrainingRequest) -> Estimate:
         """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights."""

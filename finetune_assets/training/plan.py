@@ -17,6 +17,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import BudgetExceeded, SettingsError
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.base_model import Shape
+from finetune_assets.training.machine import has_gpu
 from finetune_assets.training.presets import Hyperparameters
 from finetune_assets.training.prices import machine_usd
 from finetune_assets.training.tokens import Rows
@@ -31,6 +32,11 @@ per CPU-second × 6 × 3M); larger models reach more. A machine's own finished j
 
 RUNTIME_BYTES = 1000 * 2**20
 """Python with torch, transformers and TRL, compiled kernels and heap included (the 3M base: 1.35 GB at the peak, all told)."""
+
+SCORES_LENGTH = 1024
+"""`worker.attention.LENGTH`"""
+LOGITS = 2**28
+"""`worker.targets.LOGITS`"""
 
 MOST_PEERS = 5
 
@@ -87,7 +93,12 @@ def estimate(
     peaks = [int(one["memory_bytes"]) for one in measured if one.get("memory_bytes")]
     memory = max(peaks) if peaks else None
     if memory is None and shape is not None:
-        memory = max(estimate_memory(shape, values, count.longest, request.adapter, name) for (name, values), count in stages)
+        gpu = has_gpu()
+        memory = max(
+            estimate_memory(shape, values, count.longest, request.adapter, name, gpu=gpu) for (name, values), count in stages
+        )
+        if not gpu:  # a GPU's checkpoints are copied to main memory, which is not what is short
+            memory += checkpoint_memory(shape, request.hyperparameters, request.adapter)
     return Estimate(
         tokens=tokens,
         exact=True,
@@ -115,19 +126,36 @@ def stage_seconds(tokens: int, shape: Shape, what: tuple[str, str], machine: tup
     return tokens * operations / (threads * FLOPS_PER_CORE[precision])
 
 
-def estimate_memory(shape: Shape, values: Hyperparameters, length: int, adapter: str = "full", objective: str = "sft") -> int:
-    """Bytes at the peak of training in mixed precision with AdamW.
+def estimate_memory(
+    shape: Shape, values: Hyperparameters, length: int, adapter: str = "full", objective: str = "sft", *, gpu: bool = False
+) -> int:
+    """Bytes at the peak of training in mixed precision with AdamW; beside it `checkpoint_memory` where checkpoints are copied.
 
     All weights: weights, gradients and two moments in float32, 16 bytes a weight, and 2 for the bfloat16 copy. With an adapter
     the base needs 4 and 2 (in 4 bits: 0.55, with its scales), the adapter 16. Activations of a layer: s·b·h·(34 + 5·a·s/h) bytes
-    (Korthikanti et al., arXiv:2205.05198, equation 2), s tokens, b rows, h width, a heads. Logits: vocabulary × tokens, in
-    bfloat16 and float32, with gradients: 12 bytes each. dpo has two rows for each pair.
+    (Korthikanti et al., arXiv:2205.05198, equation 2), s tokens, b rows, h width, a heads; the second part, the scores, only
+    where attention keeps them (`worker.attention`: short rows on a CPU). Logits: vocabulary × tokens, in bfloat16 and float32,
+    with gradients: 12 bytes each; beyond LOGITS they are made in chunks. dpo has two rows for each pair. `gpu`: of a GPU, whose
+    memory holds no Python. Never held against one: there was none.
     """
     weights = {"full": 18.0, "lora": 6.0, "qlora": 0.55}[adapter] * shape.parameters
     weights += 0 if adapter == "full" else 16 * adapter_parameters(shape, values.lora_rank)
     tokens = values.batch_size * length * (2 if objective == "dpo" else 1)
-    layer = tokens * (34 * shape.hidden + 5 * shape.heads * length)
-    return int(RUNTIME_BYTES + weights + shape.layers * layer + 12 * tokens * shape.vocabulary)
+    scores = 0 if gpu or length > SCORES_LENGTH else 5 * shape.heads * length
+    layers = shape.layers * tokens * (34 * shape.hidden + scores)
+    return int((0 if gpu else RUNTIME_BYTES) + weights + layers + 12 * min(tokens * shape.vocabulary, LOGITS))
+
+
+def checkpoint_memory(shape: Shape, values: Hyperparameters, adapter: str) -> int:
+    """Bytes of main memory while a checkpoint is written beside the training: a copy of weights and moments, 12 bytes a trained
+    weight. Without room for it the training waits for each checkpoint instead.
+    """
+    return 12 * trained_parameters(shape, values, adapter)
+
+
+def trained_parameters(shape: Shape, values: Hyperparameters, adapter: str) -> int:
+    """Weights that the optimiser moves."""
+    return shape.parameters if adapter == "full" else adapter_parameters(shape, values.lora_rank)
 
 
 def adapter_parameters(shape: Shape, rank: int) -> int:
@@ -136,11 +164,11 @@ def adapter_parameters(shape: Shape, rank: int) -> int:
 
 
 def disk_bytes(shape: Shape, request: TrainingRequest) -> int:
-    """Bytes that a job has on disk at most: three checkpoints (weights and two moments, float32), the best weights of each stage
-    and those that replace them, the model.
+    """Bytes that a job has on disk at most: the checkpoints that are kept and one more (weights and two moments, float32), the
+    best weights of each stage and those that replace them, the model.
     """
-    trained = shape.parameters if request.adapter == "full" else adapter_parameters(shape, request.hyperparameters.lora_rank)
-    return 36 * trained + 4 * trained * (1 + len(request.chain)) + 4 * shape.parameters
+    trained = trained_parameters(shape, request.hyperparameters, request.adapter)
+    return 12 * (request.checkpoints + 1) * trained + 4 * trained * (1 + len(request.chain)) + 4 * shape.parameters
 
 
 def worth_a_probe(estimated: Estimate) -> bool:

@@ -55,6 +55,7 @@ def reproduce(store: Store, version: Version, launch: Callable[[Path, Path], Non
     output = store.home / "reproductions" / version.version
     shutil.rmtree(output, ignore_errors=True)
     spec |= {name: before[name] for name in ("threads", "precision") if before.get(name)}  # of the machine that trained it
+    spec |= {"nodes": 1, "rendezvous": None}  # the other machines would have to be started by hand
     spec |= {"output": str(output.resolve()), "dataset": str(dataset.resolve()), "cache": str(store.tokens.resolve())}
     write_json(output / "spec.json", spec)
     launch(output / "spec.json", output)

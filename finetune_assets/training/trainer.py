@@ -44,6 +44,8 @@ class TrainingRequest:
     """`float32` or `bfloat16` where the assistant's YAML says so."""
     liger: bool = False
     """Whether GPU kernels of liger-kernel take the place of the model's own."""
+    checkpoints: int = 2
+    """Newest ones that are kept while it trains."""
     report_to: tuple[str, ...] = ()
     """Experiment trackers."""
     overrides: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)

@@ -42,10 +42,14 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `jobs cancel` sends it, and a parent may have left it ignored
     spec = cast("dict[str, Any]", json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
-    processes = int(spec.get("processes") or 1) if spec.get("task") == "train" else 1
+    trains = spec.get("task") == "train"
+    processes, nodes = (int(spec.get(name) or 1) if trains else 1 for name in ("processes", "nodes"))
     set_environment(int(spec.get("threads") or 0) // processes)
-    if processes > 1 and ranks.count() == 1:
-        ranks.become(processes, Path(arguments[0]))
+    if processes * nodes > 1 and "RANK" not in os.environ:
+        if ranks.node() > 0 and (Path(spec["output"]) / "result.json").exists():
+            return 0  # the others have finished
+        tell_others(spec, arguments[0], nodes)
+        ranks.become(spec, Path(arguments[0]))
     if not ranks.first():
         return follow(spec)
     with ExitStack() as stack:
@@ -54,6 +58,17 @@ def main(arguments: list[str]) -> int:
 
             stack.enter_context(open_dagster_pipes())
         return run_task(spec)
+
+
+def tell_others(spec: dict[str, Any], spec_file: str, nodes: int) -> None:
+    """What the other machines of a training wait for: without them it never begins."""
+    from finetune_assets.worker.progress import Progress  # noqa: PLC0415
+
+    if nodes > 1 and ranks.node() == 0:
+        Progress.open(Path(spec["output"])).note(
+            f"Waits for the other {nodes - 1} of {nodes} machines, fifteen minutes at most: start there, with FINETUNE_NODE from "
+            f"1 to {nodes - 1}, `FINETUNE_NODE=1 python -m finetune_assets.worker {spec_file}`."
+        )
 
 
 def run_task(spec: dict[str, Any]) -> int:

@@ -63,6 +63,6 @@ def load_quantised(path_or_id: str, revision: str | None) -> PreTrainedModel:
 
 
 def merged(base: str, revision: str | None, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The base in float32 with the adapter added to its weights, then in `dtype`."""
-    whole: Any = models.attach(models.load_model(base, "float32", revision), folder).merge_and_unload()
-    return whole.to(dtype)
+    """The base in float32 with the adapter added to its weights, then in `dtype`; in main memory."""
+    whole: Any = models.load_model(base, "float32", revision, torch.device("cpu"))
+    return models.attach(whole, folder).merge_and_unload().to(dtype)

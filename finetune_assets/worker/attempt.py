@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.presets import PREFERENCES
 from finetune_assets.training.tokens import Rows
-from finetune_assets.worker import attention, checkpoints, memory, models, precision, preferences, ranks
+from finetune_assets.worker import checkpoints, memory, preferences, ranks
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery
-from finetune_assets.worker.stage import Stage, fitting_length, make_loop, read_rows, start_model
+from finetune_assets.worker.stage import Stage, make_loop, read_rows, ready_model
 from finetune_assets.worker.watch import Place, forget_best, keep_best
 
 
@@ -76,12 +76,7 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
     """From the newest whole checkpoint to the end."""
     began = time.monotonic()
     set_seed(int(stage.spec["seed"]))
-    model = start_model(stage)
-    models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
-    max_length = fitting_length(stage, model, progress)
-    attention.choose(model, max_length)
-    if stage.bf16:
-        precision.cast_once(model)
+    model, max_length = ready_model(stage, tokenizer, progress)
     train, heldout = read_rows(stage, tokenizer, max_length, progress)
     before: dict[str, dict[str, list[float]]] = {}
     if stage.objective in PREFERENCES:
@@ -103,10 +98,10 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
     elif checkpoint is not None:  # killed between the last step and the end: transformers would train one step more
         loop.load_weights(checkpoint)
     model = cast("PreTrainedModel", loop.accelerator.unwrap_model(loop.model))
+    if not ranks.same((stage.place.best / "best.json").exists()):
+        keep_best(stage.place, model, {"step": totals.steps, "eval_loss": None})
     if not ranks.first():
         return {}
-    if not (stage.place.best / "best.json").exists():
-        keep_best(stage.place, model, {"step": totals.steps, "eval_loss": None})
     result = summary(stage, totals, (train, heldout), max_length, ready)
     if stage.objective in PREFERENCES and heldout.examples:
         loop.load_weights(stage.place.best)

@@ -14,7 +14,6 @@ from pathlib import Path
 from finetune_assets.storage import TEMPORARY, read_json, write_json
 
 WHOLE = "whole.json"
-KEPT = 2
 DIGESTED_BYTES = 64 * 2**20
 """A digest covers the head of each file; its size covers the rest."""
 
@@ -57,7 +56,7 @@ def step_of(checkpoint: Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def prune(folder: Path, kept: int = KEPT) -> None:
+def prune(folder: Path, kept: int) -> None:
     """Deletes all but the newest `kept` checkpoints, and what interrupted writes left behind."""
     for checkpoint in listed(folder)[:-kept]:
         shutil.rmtree(checkpoint)

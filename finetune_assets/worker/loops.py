@@ -22,7 +22,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune_assets.storage import replacing_folder
 from finetune_assets.training.tokens import IGNORED
-from finetune_assets.worker import checkpoints, ranks, snapshot, targets
+from finetune_assets.worker import checkpoints, ranks, shards, snapshot, targets
 from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
 
 WINDOW = 20
@@ -93,6 +93,8 @@ class Resumable(Trainer):
     recovery: Recovery
     _writer: ThreadPoolExecutor
     sampler: Sampler[int]
+    kept: int = 2
+    """Checkpoints."""
     _writing: Future[tuple[float, list[tuple[int, str, str]]]] | None = None
     """The checkpoint that is being written."""
 
@@ -136,7 +138,10 @@ class Resumable(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The checkpoint's state with this attempt's learning rate, which may be lower than the one it was saved with."""
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_fsdp_enabled:
+            shards.load_optimizer(self, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         scheduler = cast("Any", self.lr_scheduler)
         if checkpoint is None or not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             return
@@ -149,16 +154,21 @@ class Resumable(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Begins a whole checkpoint: not of weights that are about to diverge, and not while the one before is being written."""
         folder = Path(str(self.args.output_dir))
-        done = checkpoints.is_whole(folder / f"checkpoint-{self.state.global_step}")
-        busy = self._writing is not None and not self._writing.done()
-        if done or busy or not self.totals.good or not ranks.first():
+        if not ranks.same(ranks.first() and self._may_save(folder)):
             return
         self.settle()
         now = snapshot.Snapshot.of(self, self.totals)
-        copy = now.copied()
-        self._writing = self._writer.submit(_write, copy or now, folder, self.state.global_step)
+        if not ranks.first():
+            return
+        copy = now if self.is_fsdp_enabled else now.copied()
+        self._writing = self._writer.submit(_write, copy or now, folder, self.state.global_step, self.kept)
         if copy is None:  # no room for a copy: the training waits
             self.settle()
+
+    def _may_save(self, folder: Path) -> bool:
+        done = checkpoints.is_whole(folder / f"checkpoint-{self.state.global_step}")
+        busy = self._writing is not None and not self._writing.done()
+        return self.totals.good and not done and not busy
 
     def settle(self) -> None:
         """Waits for the checkpoint that is being written, and tells what came of it. Raises what the writing raised."""
@@ -170,8 +180,10 @@ class Resumable(Trainer):
             self.recovery.record("disk_full", step, did, cause)
 
 
-def _write(taken: snapshot.Snapshot, folder: Path, step: int) -> tuple[float, list[tuple[int, str, str]]]:
-    """A checkpoint, or none where the disk is full; its seconds, and what was done about the disk (step, did, cause)."""
+def _write(taken: snapshot.Snapshot, folder: Path, step: int, kept: int) -> tuple[float, list[tuple[int, str, str]]]:
+    """A checkpoint, or none where the disk is full, and all but the newest `kept` away; its seconds, and what was done about the
+    disk (step, did, cause).
+    """
     began = time.monotonic()
     events: list[tuple[int, str, str]] = []
     for last in (False, True):
@@ -188,7 +200,7 @@ def _write(taken: snapshot.Snapshot, folder: Path, step: int) -> tuple[float, li
             else:
                 events.append((step, "older checkpoints deleted", "no room for a checkpoint"))
                 checkpoints.prune(folder, kept=1)
-    checkpoints.prune(folder)
+    checkpoints.prune(folder, kept)
     return time.monotonic() - began, events
 
 

@@ -46,6 +46,14 @@ def _private_bytes() -> int:
     return 0
 
 
+def used() -> int:
+    """Bytes that this process holds now: on the GPU where there is one, else in main memory (0 where the system does not say)."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    pages = Path("/proc/self/statm")  # proc_pid_statm(5)
+    return int(pages.read_text(encoding="utf-8").split()[1]) * resource.getpagesize() if pages.exists() else 0
+
+
 def release() -> None:
     """Gives what is no longer used back to the system, and to the GPU."""
     gc.collect()

@@ -65,20 +65,26 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     return tokenizer
 
 
-def load_model(path_or_id: str | Path, dtype: str | torch.dtype = "float32", revision: str | None = None) -> PreTrainedModel:
-    """The model in eval mode, on the GPU where there is one. `dtype`: `float32`, `bfloat16`, or `auto` (as stored).
+def load_model(
+    path_or_id: str | Path,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    where: torch.device | None = None,
+) -> PreTrainedModel:
+    """The model in eval mode, on the GPU where there is one, or `where` it is wanted. `dtype`: `float32`, `bfloat16`, or `auto`
+    (as stored).
 
     Raises ModelUnavailable where it cannot be loaded.
     """
     source = base_models.resolve(str(path_or_id))
     base = base_models.adapted(Path(source))
     if base is not None:
-        return cast("PreTrainedModel", attach(load_model(base, dtype), Path(source)).merge_and_unload()).eval()
+        return cast("PreTrainedModel", attach(load_model(base, dtype, where=where), Path(source)).merge_and_unload()).eval()
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision)
     except Exception as error:
         raise unavailable(source, error) from error
-    return cast("Any", model).to(device()).eval()
+    return cast("Any", model).to(where or device()).eval()
 
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:

@@ -1,7 +1,8 @@
 """Task `probe`: ten steps of a training's first stage, for a plan that is true. The spec is a training's; nothing is kept.
 
 The batches are taken at even distances from the shortest to the longest rows, the longest among them, so that their rate is the
-training's and their memory its peak. The first two steps warm up and do not count. Result: tokens_per_second, memory_bytes.
+training's and their memory its peak, with the copy of a checkpoint held beside them. The first two steps warm up and do not
+count. Result: tokens_per_second, memory_bytes.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -19,11 +20,11 @@ import torch
 from transformers import TrainerCallback
 
 from finetune_assets.training.tokens import Rows
-from finetune_assets.worker import memory, models, preferences
-from finetune_assets.worker.loops import Totals
+from finetune_assets.worker import memory, models, preferences, snapshot
+from finetune_assets.worker.loops import Resumable, Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Recovery
-from finetune_assets.worker.stage import Stage, check, fitting_length, make_loop, on_this_machine, read_rows, start_model
+from finetune_assets.worker.stage import Stage, check, make_loop, on_this_machine, read_rows, ready_model
 
 STEPS = 10
 WARM = 2
@@ -42,8 +43,8 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
     stage.place.folder.mkdir(parents=True, exist_ok=True)
     try:
         with memory.limited():
-            model = start_model(stage)
-            rows, _ = read_rows(stage, tokenizer, fitting_length(stage, model, progress), progress)
+            model, max_length = ready_model(stage, tokenizer, progress)
+            rows, _ = read_rows(stage, tokenizer, max_length, progress)
             some = evenly(rows, size * STEPS)
             if stage.objective in ("dpo", "kto"):
                 file = stage.place.folder / "reference.json"
@@ -51,7 +52,7 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 some = preferences.with_reference(stage.objective, some, before["train"])
             totals = Totals()
             loop = make_loop(stage, model, tokenizer, (some, Rows()), totals, Recovery(stage.place.folder, progress, size))
-            clock = _Clock(totals)
+            clock = _Clock(loop, totals)
             loop.add_callback(clock)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -77,12 +78,15 @@ def evenly(rows: Rows, count: int) -> Rows:
 class _Clock(TrainerCallback):
     """Tokens and time after the warm-up."""
 
-    def __init__(self, totals: Totals):
-        self._totals = totals
+    def __init__(self, loop: Resumable, totals: Totals):
+        self._loop, self._totals = loop, totals
+        self._copy: snapshot.Snapshot | None = None
         self._marks: list[tuple[float, int]] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """A mark for each step."""
+        """A mark for each step; a checkpoint's copy once, as while one is being written."""
+        if len(self._marks) + 1 == WARM:
+            self._copy = snapshot.Snapshot.of(self._loop, self._totals).copied()
         self._marks.append((time.monotonic(), self._totals.tokens))
 
     def rate(self) -> float:

@@ -1,11 +1,13 @@
 """Several processes of one training: each computes a part of every step's rows, one of them, the first, writes.
 
 Started by torch's elastic launcher, as `accelerate launch` does (RANK, WORLD_SIZE, … in the environment): the worker starts it
-itself where its spec asks for several `processes`; on several machines each of them is started with
+itself where its spec asks for several `processes` or `nodes`. The run's machine is node 0; on each other one the same spec is
+started by hand, from the shared disk:
 
-    python -m torch.distributed.run --nnodes N --nproc-per-node M --rdzv-endpoint HOST:29500 -m finetune_assets.worker SPEC
+    FINETUNE_NODE=1 python -m finetune_assets.worker SPEC
 
-and the same SPEC on a shared disk. Gradients are averaged by DistributedDataParallel, over NCCL on GPUs and gloo on CPUs.
+Gradients are averaged by DistributedDataParallel, or weights, gradients and moments are divided (`worker.shards`); over NCCL on
+GPUs and gloo on CPUs.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -30,22 +32,39 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def here() -> int:
+    """Those of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def first() -> bool:
     """Whether this is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def become(processes: int, spec_file: Path) -> NoReturn:
-    """Turns this process into the launcher of `processes` workers on this machine; its id stays."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def become(spec: dict[str, Any], spec_file: Path) -> NoReturn:
+    """Turns this process into the launcher of this machine's workers; its id stays."""
+    nodes = int(spec.get("nodes") or 1)
+    host, port = str(spec["rendezvous"]).rsplit(":", 1) if nodes > 1 else ("127.0.0.1", str(_free_port()))
     if os.environ.get("FINETUNE_DIE_WITH_PARENT", "0") != "0":
         os.environ["FINETUNE_DIE_WITH_PARENT"] = "1"  # the workers' parent is the launcher
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform.startswith("linux") else "lo0")
-    place = ["--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    if host == "127.0.0.1":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform.startswith("linux") else "lo0")
+    place = ["--nnodes", str(nodes), "--node-rank", str(node()), "--nproc-per-node", str(spec.get("processes") or 1)]
+    place += ["--master-addr", host, "--master-port", port]
     module = ["-m", "finetune_assets.worker", str(spec_file)]
     os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *place, *module])
+
+
+def node() -> int:
+    """Number of this machine among those of the training; 0 is the one of the run."""
+    return int(os.environ.get("FINETUNE_NODE") or 0)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def join() -> None:

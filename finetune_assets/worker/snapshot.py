@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from finetune_assets.storage import write_json
 from finetune_assets.training.machine import available_memory
-from finetune_assets.worker import memory
+from finetune_assets.worker import memory, shards
 
 WEIGHTS = "weights.safetensors"
 ROOM = 2.0
@@ -45,13 +45,16 @@ class Snapshot:
 
     @classmethod
     def of(cls, loop: Any, totals: Any) -> Snapshot:
-        """The state of a loop, not copied. `totals`: a dataclass."""
+        """The state of a loop, not copied; of a sharded one a copy, whole, in the first process. `totals`: a dataclass."""
         chance = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
         if torch.cuda.is_available():
             chance["cuda"] = torch.cuda.random.get_rng_state()
         trained = {name: weight.detach() for name, weight in loop.model.named_parameters() if weight.requires_grad}
         schedule = loop.lr_scheduler.state_dict()
-        return cls(trained, loop.optimizer.state_dict(), schedule, chance, asdict(loop.state), asdict(totals))
+        moments = loop.optimizer.state_dict()
+        if loop.is_fsdp_enabled:
+            trained, moments = shards.whole((trained, moments))
+        return cls(trained, moments, schedule, chance, asdict(loop.state), asdict(totals))
 
     @property
     def size(self) -> int:
@@ -89,4 +92,4 @@ def load_weights(model: Any, folder: Path) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                weight.copy_(found[name])
+                weight.copy_(shards.like(weight, found[name]))

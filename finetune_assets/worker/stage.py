@@ -26,7 +26,7 @@ from finetune_assets.errors import DataError, TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.tokens import Rows, token_rows
-from finetune_assets.worker import adapters, models, preferences, ranks
+from finetune_assets.worker import adapters, attention, models, precision, preferences, ranks, shards
 from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Recovery
@@ -81,6 +81,11 @@ class Stage:
         return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else self.spec["precision"] == "bfloat16"
 
     @property
+    def sharded(self) -> bool:
+        """Whether several processes share the weights."""
+        return self.spec.get("parallel") == "fsdp" and ranks.count() > 1
+
+    @property
     def revision(self) -> str | None:
         """Commit of a hub model."""
         return self.spec["base_model_identity"].get("revision")
@@ -99,17 +104,32 @@ def on_this_machine(spec: dict[str, Any]) -> dict[str, Any]:
 def start_model(stage: Stage) -> PreTrainedModel:
     """The weights that the stage starts from, with an adapter where one is trained."""
     spec = stage.spec
+    where = torch.device("cpu") if stage.sharded else None  # each process then takes its part to its GPU
     if spec["adapter"] == "full":
         if stage.start is not None:
-            return models.load_model(stage.start, "float32")
-        return models.load_model(spec["base_model"], "float32", stage.revision)
+            return models.load_model(stage.start, "float32", where=where)
+        return models.load_model(spec["base_model"], "float32", stage.revision, where)
     if spec["adapter"] == "qlora":
         base = adapters.load_quantised(spec["base_model"], stage.revision)
     else:
-        base = models.load_model(spec["base_model"], "float32", stage.revision)
+        base = models.load_model(spec["base_model"], "float32", stage.revision, where)
     if stage.start is not None:
         return cast("PreTrainedModel", models.attach(base, stage.start, trainable=True))
     return cast("PreTrainedModel", adapters.new(base, spec["base_model"], stage.values))
+
+
+def ready_model(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> tuple[PreTrainedModel, int]:
+    """The model as it is trained, with the fastest attention and casts that it allows; and the most tokens of a row.
+
+    Raises ModelUnavailable where the tokenizer is another model's.
+    """
+    model = start_model(stage)
+    models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
+    max_length = fitting_length(stage, model, progress)
+    attention.choose(model, max_length)
+    if stage.bf16:
+        precision.cast_once(model)
+    return model, max_length
 
 
 def fitting_length(stage: Stage, model: PreTrainedModel, progress: Progress) -> int:
@@ -182,6 +202,9 @@ def make_loop(
             processing_class=tokenizer,
             callbacks=[Watch(stage.place, progress, totals, recovery)],
         )
+    if stage.sharded:
+        shards.enable(loop)
+    loop.kept = int(stage.spec.get("checkpoints") or loop.kept)
     loop.remove_callback(PrinterCallback)
     if "ref" in getattr(loop.model, "peft_config", {}):
         cast("Any", loop.model).delete_adapter("ref")  # TRL's copy of the start; its log-probabilities are in the rows already
@@ -223,6 +246,7 @@ def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig
         "use_liger_kernel": bool(stage.spec.get("liger")),
         "disable_tqdm": True,
         "log_level": "error",
+        **(shards.settings(recovery.state.recompute) if stage.sharded else {}),
     }
     if stage.objective == "dpo":
         return DPOConfig(

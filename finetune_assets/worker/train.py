@@ -46,7 +46,7 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
     ranks.join()
     spec = ranks.same(on_this_machine(spec) if ranks.first() else spec)
-    torch.set_num_threads(max(1, int(spec["threads"]) // ranks.count()))
+    torch.set_num_threads(max(1, int(spec["threads"]) // ranks.here()))
     try:
         tokenizer = models.load_tokenizer(spec["base_model"], spec["base_model_identity"].get("revision"))
         stages: list[Stage] = []
@@ -100,7 +100,7 @@ def finish_model(spec: dict[str, Any], best: Path, tokenizer: PreTrainedTokenize
     revision = spec["base_model_identity"].get("revision")
     dtype: torch.dtype = models.load_config(spec["base_model"], revision).dtype or torch.float32
     if spec["adapter"] == "full":
-        model: Any = models.load_model(best, "float32").to(dtype)  # pyright: ignore[reportArgumentType]
+        model: Any = models.load_model(best, "float32", where=torch.device("cpu")).to(dtype)  # pyright: ignore[reportArgumentType]
     else:
         model = adapters.merged(spec["base_model"], revision, best, dtype)
     model.generation_config.eos_token_id = models.end_ids(tokenizer)
@@ -156,6 +156,7 @@ def summary(spec: dict[str, Any], results: list[Result]) -> Result:
         "stages": results,
         "threads": spec["threads"],
         "processes": ranks.count(),
+        "parallel": spec.get("parallel", "ddp") if ranks.count() > 1 else None,
         "precision": spec["precision"],
         "environment": environment(),
         "host": os.uname().nodename,

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
-from finetune_assets.worker import checkpoints, ranks
+from finetune_assets.worker import card, checkpoints, memory, ranks, shards
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Recovery, disk_full
@@ -69,6 +69,8 @@ class Watch(TrainerCallback):
         self._interval = place.checkpoint_seconds
         self._tokens_at_start = totals.tokens
         self._unwritten = ""
+        self._hot = False
+        self._gradient: float | None = None  # norm of the last point of the curve
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The clock starts, and the curve is cut where the checkpoint was taken."""
@@ -76,7 +78,7 @@ class Watch(TrainerCallback):
         if ranks.first():
             truncate_log(self._place.log, state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         """A checkpoint every few seconds, but not before the validation of an epoch that is just over: it would be lost."""
         now = time.monotonic()
         self._totals.seconds = self._before + now - self._began
@@ -85,24 +87,38 @@ class Watch(TrainerCallback):
         parts = round(per_epoch / STEPS_BETWEEN_VALIDATIONS)
         if parts > 1 and not epoch_over and state.global_step % per_epoch % -(-per_epoch // parts) == 0:
             control.should_evaluate = args.eval_strategy != "no"
-        if now - self._saved >= self._interval and not epoch_over:
+        if not epoch_over and ranks.same(now - self._saved >= self._interval):
             control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_log = True  # the curve has its end, and a short training has a curve
         if now - self._shown >= PROGRESS_SECONDS or state.global_step >= state.max_steps:
             self._shown = now
-            self._progress.update(
-                self._place.name,
-                state.global_step,
-                state.max_steps,
-                loss=round(self._totals.mean, 4),
-                tokens_per_second=round(self._rate(), 1),
+            self._tell(state, float(named["lr_scheduler"].get_last_lr()[0]))
+
+    def _tell(self, state: TrainerState, rate: float) -> None:
+        """One line of progress; once, that the GPU is too hot."""
+        facts = card.facts()
+        self._progress.update(
+            self._place.name,
+            state.global_step,
+            state.max_steps,
+            loss=round(self._totals.mean, 4),
+            learning_rate=rate,
+            grad_norm=self._gradient,
+            tokens_per_second=round(self._rate(), 1),
+            memory_gib=_gib(),
+            **facts,
+        )
+        if facts.get("gpu_celsius", 0) > card.HOT and not self._hot:
+            self._hot = True
+            self._progress.note(
+                f"The GPU is at {facts['gpu_celsius']:.0f} °C: above {card.HOT} °C it slows down, and wears. See to its cooling."
             )
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Each epoch ends with a checkpoint, after its validation; the last one where much would be lost without."""
         last = state.global_step >= state.max_steps
-        control.should_save = not last or time.monotonic() - self._saved >= self._interval
+        control.should_save = not last or ranks.same(time.monotonic() - self._saved >= self._interval)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Counts from here to the next one."""
@@ -123,7 +139,8 @@ class Watch(TrainerCallback):
             self._totals.window_loss, self._totals.window_steps = 0.0, 0
         entry = {ours: logs[name] for name, ours in LOGGED.items() if name in logs}
         entry = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4), **entry}
-        entry |= {"tokens": self._totals.tokens, "tokens_per_second": round(self._rate(), 1)}
+        self._gradient = entry.get("grad_norm", self._gradient)
+        entry |= {"tokens": self._totals.tokens, "tokens_per_second": round(self._rate(), 1), "memory_gib": _gib()}
         self._unwritten += json.dumps({**entry, "seconds": round(self._totals.seconds, 3)}) + "\n"
         try:
             append(self._place.log, self._unwritten)
@@ -143,8 +160,10 @@ class Watch(TrainerCallback):
         """Keeps the weights of the lowest validation loss; ends the training when it gets no better."""
         loss = (metrics or {})["eval_loss"]
         self._progress.update(f"{self._place.name}: validate", state.global_step, state.max_steps, eval_loss=loss)
-        known = ranks.same(self._kept(loss, state.global_step, named["model"]) if ranks.first() else None)
+        known = ranks.same(self._better(loss) if ranks.first() else None)
         if known is None:
+            model = named["model"]
+            keep_best(self._place, getattr(model, "module", model), {"eval_loss": loss, "step": state.global_step})
             self._totals.validations_since_best = 0
             return
         self._totals.validations_since_best += 1
@@ -157,24 +176,28 @@ class Watch(TrainerCallback):
                 f"validation loss {loss:.4g}, {self._totals.validations_since_best} times above {known['eval_loss']:.4g}",
             )
 
-    def _kept(self, loss: float, step: int, model: Any) -> dict[str, Any] | None:
-        """None where the weights are the best so far, and are kept now; else what is known of the best ones."""
+    def _better(self, loss: float) -> dict[str, Any] | None:
+        """What is known of kept weights that are at least as good as those of this loss; None: these are the best so far."""
         file = self._place.best / "best.json"
         known = read_json(file) if file.exists() else None
-        if known is not None and loss >= known["eval_loss"]:
-            return known
-        keep_best(self._place, getattr(model, "module", model), {"eval_loss": loss, "step": step})
-        return None
+        return known if known is not None and loss >= known["eval_loss"] else None
 
     def _rate(self) -> float:
         """Real tokens a second since this start."""
         return (self._totals.tokens - self._tokens_at_start) / max(time.monotonic() - self._began, 1e-9)
 
 
+def _gib() -> float:
+    return round(memory.used() / 2**30, 3)
+
+
 def keep_best(place: Place, model: PreTrainedModel, facts: dict[str, Any]) -> None:
-    """Makes a model's weights (an adapter's alone) the stage's best."""
+    """Makes a model's weights (an adapter's alone) the stage's best. Every process calls it, the first one writes."""
+    gathered = shards.trained(model)
+    if not ranks.first():
+        return
     with replacing_folder(place.best) as draft:
-        model.save_pretrained(draft)
+        model.save_pretrained(draft, state_dict=gathered)
         write_json(draft / "best.json", facts)
         checkpoints.seal(draft)
 

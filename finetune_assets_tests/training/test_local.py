@@ -19,6 +19,7 @@ from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.spec import request_for
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
 from finetune_assets.worker.__main__ import run_task
+from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 launched: list[str] = []
@@ -139,23 +140,25 @@ def test_what_cannot_be_trained_is_refused(request_: TrainingRequest, store: Sto
 
 
 @pytest.mark.parametrize(
-    ("processes", "changes", "says"),
+    ("workers", "changes", "says"),
     [
-        (3, {}, "batch_size 8 of `sft` cannot be divided among 3 processes.*multiple of 3"),
-        (2, {"objective": ("sft", "dpo")}, "objective `dpo` trains in one process: set FINETUNE_PROCESSES=1"),
-        (64, {}, "FINETUNE_PROCESSES is 64, this machine has"),
+        (Workers(processes=3), {}, "batch_size 8 of `sft` cannot be divided among 3 processes.*multiple of 3"),
+        (Workers(processes=2, nodes=3), {}, "batch_size 8 of `sft` cannot be divided among 6 processes"),
+        (Workers(processes=2), {"objective": ("sft", "dpo")}, "objective `dpo` trains in one process: set FINETUNE_PROCESSES=1"),
+        (Workers(processes=64), {}, "FINETUNE_PROCESSES is 64, this machine has"),
+        (Workers(processes=2, parallel="fsdp"), {"adapter": "qlora"}, "in 4 bits: set FINETUNE_PARALLEL=ddp"),
     ],
 )
 def test_impossible_divisions_are_refused(
-    request_: TrainingRequest, monkeypatch: pytest.MonkeyPatch, processes: int, changes: dict, says: str
+    request_: TrainingRequest, monkeypatch: pytest.MonkeyPatch, workers: Workers, changes: dict, says: str
 ):
     monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(machine, "has_gpu", lambda: False)
     wanted = replace(request_, stages=(), **changes)
-    check_processes(wanted, 1)
-    check_processes(request_, 4)
+    check_processes(wanted, Workers())
+    check_processes(request_, Workers(processes=2, nodes=2))
     with pytest.raises(SettingsError, match=says):
-        check_processes(wanted, processes)
+        check_processes(wanted, workers)
 
 
 def test_what_this_machine_cannot_hold_is_refused(request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.spec import request_for, train_spec
 from finetune_assets.training.tokens import token_rows
 from finetune_assets.training.trainer import Estimate
+from finetune_assets.worker import attention, targets
 from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
@@ -137,11 +138,17 @@ def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):
     assert both.seconds - alone.seconds == pytest.approx((alone.seconds - plan.START_SECONDS) / 3 * 4 / 3)
 
 
+def test_the_formula_knows_the_workers_limits():
+    assert (plan.SCORES_LENGTH, plan.LOGITS) == (attention.LENGTH, targets.LOGITS)
+
+
 def test_memory_grows_with_model_and_batch_and_shrinks_with_an_adapter():
     values = presets.PRESETS["tiny"]
     assert plan.estimate_memory(SMALL, values, 512) < 2 * 2**30
     assert plan.estimate_memory(LARGE, values, 512) > 18 * LARGE.parameters
     assert plan.estimate_memory(SMALL, replace(values, batch_size=16), 512) > plan.estimate_memory(SMALL, values, 512)
+    copies = [plan.checkpoint_memory(LARGE, values, adapter) for adapter in ("lora", "full")]
+    assert copies == [12 * 18 * 8 * 896 * 24, 12 * LARGE.parameters]
     sizes = [plan.estimate_memory(LARGE, values, 512, adapter) for adapter in ("qlora", "lora", "full")]
     assert sizes == sorted(sizes)
 

@@ -38,6 +38,6 @@ def test_pruning_keeps_the_newest_by_number_and_removes_leftovers(tmp_path: Path
     for step in (8, 9, 10, 100):
         make(tmp_path, step)
     (tmp_path / ".tmp-checkpoint-101-abcd").mkdir()
-    checkpoints.prune(tmp_path)
+    checkpoints.prune(tmp_path, 2)
     assert [path.name for path in checkpoints.listed(tmp_path)] == ["checkpoint-10", "checkpoint-100"]
     assert len(list(tmp_path.iterdir())) == 2

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import kills
 from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training import machine
-from finetune_assets.worker import checkpoints, loops, memory, recovery
+from finetune_assets.worker import loops, memory, recovery
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
@@ -244,43 +242,15 @@ INTERVAL, SLACK = 0.2, 2.0
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_ten_kills_at_random_moments_lose_an_interval_each(tmp_path: Path, base: Path, data: Path, adapter: str):
     """The same weights, losses and curve as without kills, no file left broken, and no kill costs more than an interval."""
-    values = {"epochs": 20}
-    spec = make_spec(tmp_path / "whole", base, data, adapter=adapter, hyperparameters=values)
+    spec = make_spec(tmp_path / "whole", base, data, adapter=adapter, hyperparameters={"epochs": 20})
     assert run_task(spec) == 0
-    expected = read_json(tmp_path / "whole" / "result.json")
     output, file = tmp_path / "killed", tmp_path / "spec.json"
-    file.write_text(json.dumps({**spec, "output": str(output), "checkpoint_seconds": INTERVAL}))
-    saved = output / "stages" / "0-sft" / "checkpoints"
-    chance = random.Random(1)
-    lost: list[float] = []
-    while not (output / "result.json").exists():
-        child = subprocess.Popen([sys.executable, "-m", "finetune_assets.worker", str(file)], stderr=subprocess.DEVNULL)
-        if len(lost) < 10:
-            end = time.monotonic() + 240
-            before = progress_of(output)
-            while progress_of(output) == before and child.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
-            began = time.time()
-            time.sleep(chance.uniform(0, 1.0))
-            if child.poll() is None:
-                os.kill(child.pid, signal.SIGKILL)
-                killed = time.time()
-                child.wait()
-                newest, _ = checkpoints.newest_whole(saved)
-                taken = (newest / "totals.json").stat().st_mtime if newest else 0.0
-                lost.append(killed - max(taken, began))
-        child.wait()
-    assert len(lost) >= 8
-    assert max(lost) < INTERVAL + SLACK
-    result = read_json(output / "result.json")
+    write_json(file, {**spec, "output": str(output), "checkpoint_seconds": INTERVAL})
+    seen = kills.killed(file, 10, random.Random(1), 1.0)
+    assert len(seen.lost) >= 8
+    assert max(seen.lost) < INTERVAL + SLACK
+    assert not seen.broken
+    result, expected = (read_json(folder / "result.json") for folder in (output, tmp_path / "whole"))
     for name in ("model_sha256", "steps", "tokens", "eval_losses", "train_loss"):
         assert result[name] == expected[name], name
     assert curve(output) == curve(tmp_path / "whole")
-    assert not list(output.rglob(".tmp-*"))
-    assert checkpoints.is_whole(output / "model")
-
-
-def progress_of(output: Path) -> int:
-    """How often a training step was reported."""
-    file = output / "progress.jsonl"
-    return file.read_text().count('"stage": "train"') if file.exists() else 0

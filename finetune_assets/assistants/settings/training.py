@@ -137,6 +137,9 @@ class Hyperparameters(StageHyperparameters):
     liger: bool | None = Field(
         default=None, description="GPU kernels of the package liger-kernel instead of the model's own; default: no."
     )
+    checkpoints: int | None = Field(
+        default=None, ge=1, le=100, description="Newest checkpoints that are kept while a local training runs; default: 2."
+    )
     by_objective: dict[Objective, StageHyperparameters] = Field(
         default_factory=dict[Objective, StageHyperparameters], description="Overrides for one objective of a chain."
     )

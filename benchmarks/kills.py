@@ -1,0 +1,128 @@
+"""A training killed with SIGKILL at ten random moments, beside the same training left alone.
+
+The work that a kill loses is the time from the newest whole checkpoint (or from the first step of that start) to the kill. The
+moments are drawn by a fixed seed, from the first step of each start on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, Row, peak_mb
+from finetune_assets.storage import TEMPORARY, read_json
+from finetune_assets.worker import checkpoints
+
+KILLS = 10
+EPOCHS = 6
+WRITING = 2.0
+"""Seconds that may pass until a checkpoint is on disk, on a busy machine."""
+
+
+@dataclass
+class Killed:
+    """What came of a training that was killed again and again."""
+
+    lost: list[float] = field(default_factory=list[float])
+    """Seconds of work that each kill cost."""
+    broken: list[str] = field(default_factory=list[str])
+    """Files that are not whole at the end."""
+
+
+def rows(rounds: int) -> list[Row]:
+    """One row; `rounds` is not used: ten kills are enough of them."""
+    from benchmarks.training import make_spec, training_data
+    from finetune_assets.worker.watch import CHECKPOINT_SECONDS
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training_data(folder)
+        whole, spec = (make_spec(folder, kind, EPOCHS) for kind in ("whole", "killed"))
+        before = _children()
+        start(whole).wait()
+        alone = _children() - before
+        seen = killed(spec, KILLS, random.Random(42), 2 * CHECKPOINT_SECONDS)
+        taken = _children() - before - alone
+        results = [read_json(one.parent / "result.json") for one in (whole, spec)]
+    same = all(results[0][name] == results[1][name] for name in ("model_sha256", "steps", "tokens", "train_loss"))
+    good = same and not seen.broken and max(seen.lost) <= CHECKPOINT_SECONDS + WRITING
+    return [
+        Row(
+            f"a training killed {len(seen.lost)} times at random moments",
+            taken,
+            "the same, left alone",
+            alone,
+            peak_mb(),
+            f"at most one interval of {CHECKPOINT_SECONDS:g} s lost (and {WRITING:g} s to write it), same model, no broken file",
+            good,
+            f"{max(seen.lost):.1f} s lost at most, {sum(seen.lost) / len(seen.lost):.1f} s on average; training loss "
+            f"{results[1]['train_loss']:.4f} and {results[0]['train_loss']:.4f}; weights {'identical' if same else 'DIFFERENT'}; "
+            f"broken files: {len(seen.broken)}",
+        )
+    ]
+
+
+def killed(spec: Path, kills: int, chance: random.Random, longest: float) -> Killed:
+    """Starts the spec, kills it `kills` times, up to `longest` seconds after each start's first step, and lets it end."""
+    output, seen = Path(read_json(spec)["output"]), Killed()
+    while not (output / "result.json").exists():
+        child = start(spec)
+        if len(seen.lost) < kills:
+            wait_for_a_step(output, child)
+            began = time.time()
+            time.sleep(chance.uniform(0, longest))
+            if child.poll() is None:
+                os.kill(child.pid, signal.SIGKILL)
+                now = time.time()
+                child.wait()
+                seen.lost.append(now - max(began, _newest(output)))
+        if child.wait() not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the training of {spec} failed: {(output / 'error.json').read_text(encoding='utf-8')}")
+    left = [str(file) for file in output.rglob(f"{TEMPORARY}*")]
+    seen.broken = left + ([] if checkpoints.is_whole(output / "model") else [str(output / "model")])
+    return seen
+
+
+def start(spec: Path) -> subprocess.Popen[bytes]:
+    """A worker."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "finetune_assets.worker", str(spec)]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def wait_for_a_step(output: Path, child: subprocess.Popen[Any]) -> None:
+    """Until this start has reported a step."""
+    before = _steps(output)
+    while _steps(output) == before and child.poll() is None:
+        time.sleep(0.01)
+
+
+def _steps(output: Path) -> int:
+    file = output / "progress.jsonl"
+    return file.read_text(encoding="utf-8").count('"stage": "train"') if file.exists() else 0
+
+
+def _newest(output: Path) -> float:
+    """When the newest whole checkpoint was taken; 0 without one."""
+    newest = max(
+        (one for one in output.glob("stages/*/checkpoints/checkpoint-*") if checkpoints.is_whole(one)), key=_step, default=None
+    )
+    return (newest / "totals.json").stat().st_mtime if newest else 0.0
+
+
+def _step(checkpoint: Path) -> int:
+    return checkpoints.step_of(checkpoint) or 0
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
