@@ -31,7 +31,10 @@ LABEL = "finetune-assets/task"
 """Label of a pod: the id of its task."""
 
 NEEDS = {"ray": ("dagster_ray", "ray"), "kubernetes": ("dagster_k8s", "kubernetes")}
-PASSED_ON = ("HF_HUB_OFFLINE", "FINETUNE_HOME", "FINETUNE_MEMORY_GB", "FINETUNE_LOOKBACK_WEEKS", "FINETUNE_FIRST_WEEK")
+PASSED_ON = (
+    *("HF_HUB_OFFLINE", "FINETUNE_HOME", "FINETUNE_MEMORY_GB", "FINETUNE_LOOKBACK_WEEKS", "FINETUNE_FIRST_WEEK"),
+    *("FINETUNE_ASSISTANTS", "FINETUNE_SOURCE_MAPPING", "FINETUNE_SOURCE_SECONDS", "FINETUNE_PRESIDIO"),
+)
 """Settings that a worker elsewhere must share; none is a secret."""
 
 
@@ -47,6 +50,8 @@ class Workers:
     """What a Ray job asks for; a pod's template says it itself."""
     pod: Path | None = None
     ray_address: str = "http://127.0.0.1:8265"
+    weeks: int = 1
+    """Workers that build weeks of the corpus at once; 1: no worker, the run's own process."""
     processes: int = 1
     """Of one training: one for each GPU of a machine."""
     nodes: int = 1
@@ -69,6 +74,7 @@ class Workers:
             gpus=_number(variables, "FINETUNE_WORKER_GPUS", 0.0),
             pod=root / (variables.get("FINETUNE_POD") or "deploy/pod.yaml"),
             ray_address=variables.get("RAY_ADDRESS") or cls.ray_address,
+            weeks=_weeks(variables.get("FINETUNE_WEEK_WORKERS") or "1"),
             processes=_processes(variables.get("FINETUNE_PROCESSES") or "1"),
             **_nodes(variables, launcher),
             parallel=_parallel(variables.get("FINETUNE_PARALLEL") or cls.parallel),
@@ -110,6 +116,12 @@ def _number(variables: Mapping[str, str], name: str, default: float) -> float:
 def _processes(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 64:
         raise SettingsError(f"FINETUNE_PROCESSES={text!r} makes no sense; write a number from 1 to 64: one for each GPU.")
+    return int(text)
+
+
+def _weeks(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise SettingsError(f"FINETUNE_WEEK_WORKERS={text!r} makes no sense; write a number from 1 to 64: weeks built at once.")
     return int(text)
 
 

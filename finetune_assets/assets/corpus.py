@@ -11,8 +11,9 @@ from finetune_assets import corpus
 from finetune_assets.assets.metadata import rejected_table, sample_table, week_numbers
 from finetune_assets.assets.partitions import OWNERS, weeks
 from finetune_assets.corpus.examples import build_examples
-from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback
-from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, write_tenants
+from finetune_assets.corpus.parallel import Reading, in_workers
+from finetune_assets.resources import LauncherResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.project import let_go
 from finetune_assets.storage import read_json
 
@@ -36,6 +37,16 @@ def _result(context: dg.AssetExecutionContext, store: StoreResource, table: str,
     return Result()
 
 
+def _in_workers(
+    context: dg.AssetExecutionContext, store: StoreResource, launcher: LauncherResource, table: str, reading: Reading | None
+) -> dict[str, dict[str, Any]] | None:
+    """The run's weeks, built by several workers at once where FINETUNE_WEEK_WORKERS asks for it and there are several."""
+    workers, weeks_ = launcher.workers.weeks, context.partition_keys
+    if min(workers, len(weeks_)) < 2:
+        return None
+    return in_workers(store.store, table, weeks_, reading, workers, lambda tasks: launcher.run_all(context, tasks))
+
+
 @dg.asset(
     group_name="corpus",
     partitions_def=weeks,
@@ -45,15 +56,26 @@ def _result(context: dg.AssetExecutionContext, store: StoreResource, table: str,
     code_version=corpus.CODE_VERSIONS["raw_conversations"],
 )
 def raw_conversations(
-    context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
+    context: dg.AssetExecutionContext,
+    source: SourceResource,
+    store: StoreResource,
+    ledger: LedgerResource,
+    launcher: LauncherResource,
 ) -> Result:
     """Conversations that started in the week: validated, and scrubbed of personal data while they are read.
 
     One row a conversation, its messages nested. Users are keyed pseudonyms. Rows that break the schema are set aside in
     `corpus/rejected` with table, id, reason and detail.
     """
-    tables = source.read(ledger.erased(store.key, source.requests()), context.run.run_id)
-    counts = ingest_conversations(store.store, tables, context.partition_keys, store.key)
+    erased = ledger.erased(store.key, source.requests())
+    tables = source.read(erased, context.run.run_id)
+    counts = _in_workers(
+        context, store, launcher, "conversations", Reading.of(source.addresses(), source.folder, erased.subjects)
+    )
+    if counts is None:
+        counts = ingest_conversations(store.store, tables, context.partition_keys, store.key)
+    else:
+        write_tenants(store.store, tables)
     return _result(context, store, "conversations", counts)
 
 
@@ -66,11 +88,18 @@ def raw_conversations(
     code_version=corpus.CODE_VERSIONS["rlhf_feedback"],
 )
 def rlhf_feedback(
-    context: dg.AssetExecutionContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
+    context: dg.AssetExecutionContext,
+    source: SourceResource,
+    store: StoreResource,
+    ledger: LedgerResource,
+    launcher: LauncherResource,
 ) -> Result:
     """Thumbs, ratings and corrections that were given in the week, which may be weeks after their message."""
-    tables = source.read(ledger.erased(store.key, source.requests()), context.run.run_id)
-    counts = ingest_feedback(store.store, tables, context.partition_keys, store.key)
+    erased = ledger.erased(store.key, source.requests())
+    counts = _in_workers(context, store, launcher, "feedback", Reading.of(source.addresses(), source.folder, erased.subjects))
+    if counts is None:
+        tables = source.read(erased, context.run.run_id)
+        counts = ingest_feedback(store.store, tables, context.partition_keys, store.key)
     let_go()
     return _result(context, store, "feedback", counts)
 
@@ -84,9 +113,10 @@ def rlhf_feedback(
     owners=OWNERS,
     code_version=corpus.CODE_VERSIONS["clean_examples"],
 )
-def clean_examples(context: dg.AssetExecutionContext, store: StoreResource) -> Result:
+def clean_examples(context: dg.AssetExecutionContext, store: StoreResource, launcher: LauncherResource) -> Result:
     """One row for each assistant reply: the conversation so far, the reply, and what rules without settings say of it."""
-    return _result(context, store, "examples", build_examples(store.store, context.partition_keys))
+    counts = _in_workers(context, store, launcher, "examples", None)
+    return _result(context, store, "examples", counts or build_examples(store.store, context.partition_keys))
 
 
 def _adds_up(store: StoreResource, table: str) -> dg.AssetCheckResult:

@@ -37,7 +37,7 @@ from finetune_assets.corpus.validation import Validated, validate
 from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, write_json, write_parquet
 
-__all__ = ["Staleness", "ingest_conversations", "ingest_feedback", "stale_weeks"]
+__all__ = ["Staleness", "ingest_conversations", "ingest_feedback", "stale_weeks", "write_tenants"]
 
 Counts = dict[str, dict[str, Any]]
 
@@ -57,10 +57,15 @@ def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str
         )
         parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
         counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
+    write_tenants(store, source)
+    return counts
+
+
+def write_tenants(store: Store, source: SourceTables) -> None:
+    """Writes the tenants of all stored weeks, and what stays in their texts."""
     write_json(store.tenants, _tenants(store))
     write_json(store.contacts, {tenant: sorted(own) for tenant, own in source.contacts.items()})
     write_json(store.regions, dict(source.regions))
-    return counts
 
 
 def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], key: bytes) -> Counts:

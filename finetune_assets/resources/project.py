@@ -50,10 +50,14 @@ class SourceResource(dg.ConfigurableResource):
         """Who asks to be forgotten, in the sources' own tables. Raises SourceError."""
         return read_requests(self.addresses())
 
+    @property
+    def folder(self) -> Path:
+        """The folder of assistant files."""
+        return Path(self.assistants) if self.assistants else Environment.read().assistants
+
     def _opened(self, urls: list[str], erased: Erased) -> SourceTables:
         presidio.check()
-        source = erased.leave_out(read_source(urls))
-        folder = Path(self.assistants) if self.assistants else Environment.read().assistants
+        source, folder = erased.leave_out(read_source(urls)), self.folder
         source.contacts, source.regions = own_contacts(folder), own_regions(folder)
         return source
 

@@ -3,7 +3,8 @@
 # pyright: reportMissingTypeArgument=false
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import LaunchError
 from finetune_assets.resources.launchers import RUN, Ended
 from finetune_assets.storage import Store, read_json
-from finetune_assets.training.local import LocalTrainer
+from finetune_assets.training.local import LocalTrainer, cancel
 from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
 from finetune_assets.training.trainer import Trainer
 from finetune_assets.training.trainers import connect
@@ -47,6 +48,20 @@ class LauncherResource(dg.ConfigurableResource):
                 f"The child process of {context.asset_key.to_user_string()} was ended from outside ({failed}): killed, or out of "
                 "memory. Run the same again: it goes on from its last checkpoint."
             ) from None
+
+    def run_all(self, context: dg.AssetExecutionContext, tasks: Sequence[tuple[Path, Path]]) -> None:
+        """Runs tasks (spec file, output folder) at once. Where one fails, or the run is interrupted, the others are ended."""
+        with ThreadPoolExecutor(len(tasks)) as pool:
+            running = {pool.submit(self.run, context, spec, output): output for spec, output in tasks}
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:
+                while left := [output for future, output in running.items() if not future.done()]:
+                    for output in left:  # again, since a worker that is just starting cannot be found yet
+                        cancel(output)
+                    wait(running, timeout=0.5)
+                raise
 
 
 class TrainerResource(dg.ConfigurableResource):

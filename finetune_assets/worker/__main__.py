@@ -25,6 +25,7 @@ from finetune_assets.worker import ranks
 PARENT = os.getppid()  # read first: compared again once the death signal is set
 
 TASKS = {
+    "weeks": "finetune_assets.worker.weeks",
     "train": "finetune_assets.worker.train",
     "count_tokens": "finetune_assets.worker.count_tokens",
     "probe": "finetune_assets.worker.probe",

@@ -22,7 +22,9 @@ from finetune_assets.training.spec import request_for, train_spec
 from finetune_assets.training.trainer import TrainingRequest
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.workers import Workers
+from finetune_assets_tests.corpus.exports import made
 from finetune_assets_tests.resources.ray_cluster import free_ports, ray_cluster
+from finetune_assets_tests.resources.weeks import build, source
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 from finetune_assets_tests.training_jobs import write_rows
 
@@ -160,6 +162,25 @@ def test_an_interrupted_run_leaves_no_job_behind(cluster: str, request_: Trainin
     assert all(job.status.is_terminal() for job in client.list_jobs())
     assert not is_running(folder)
     assert not (folder / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_weeks_of_the_corpus_are_built_at_once_on_a_cluster(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = source(tmp_path / "source")
+    monkeypatch.setenv("FINETUNE_USER_KEY", "one key")
+    alone, _ = build(tmp_path / "alone", folder)
+    for name, value in (("RAY_ADDRESS", cluster), ("FINETUNE_LAUNCHER", "ray"), ("FINETUNE_WORKER_PYTHON", sys.executable)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FINETUNE_WEEK_WORKERS", "2")
+    monkeypatch.delenv("FINETUNE_USER_KEY")  # a secret: the cluster has its own, here the one of the home
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "key").write_text("one key")
+    together, log = build(tmp_path / "cluster", folder)
+    assert alone.success
+    assert together.success, log
+    files = {name: text for name, text in made(tmp_path / "alone").items() if name.startswith("corpus/")}
+    assert {name: text for name, text in made(tmp_path / "cluster").items() if name.startswith("corpus/")} == files
+    assert len({line.split()[3] for line in log if line.startswith("[pipes] Ray job")}) >= 2
 
 
 def test_a_cluster_that_is_not_there_is_told(request_: TrainingRequest, tmp_path: Path):
