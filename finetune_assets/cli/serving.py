@@ -1,4 +1,4 @@
-"""`finetune serve`, `rollout`, `experiment`, `keys` and `simulate`: from a version to its users, by hand and by itself."""
+"""`finetune serve`, `rollout`, `experiment`, `keys`, `simulate`, `retention`: from a version to its users, and what stays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from finetune_assets.cli.retention import retention
 from finetune_assets.environment import Environment
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def rollout_status(assistant: str | None, as_json: bool) -> None:
         click.echo(f"{row['assistant']}: {row['candidate']} at {at}, {row['status'].replace('_', ' ')}; live: {live}")
         judged_row = row["judged"]
         head = f"{judged_row['outcome'].replace('_', ' ')}: {judged_row['requests']} requests, {judged_row['users']} people"
-        click.echo(f"  {head}, {judged_row['hours']:.1f} h of traffic in this step")
+        click.echo(f"  {head}, {judged_row['hours']} hours with traffic in this step")
         for guard in judged_row["guards"]:
             click.echo(f"  {guard['name']:<18} {guard['outcome'].replace('_', ' '):<15} {guard['text']}")
 
@@ -318,4 +319,4 @@ def simulate(  # noqa: PLR0913, PLR0917
         print(json.dumps(outcome, default=str))
 
 
-COMMANDS: list[click.Command] = [serve, rollout, experiment, keys, simulate]
+COMMANDS: list[click.Command] = [serve, rollout, experiment, keys, simulate, retention]
