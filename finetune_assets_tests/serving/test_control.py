@@ -250,13 +250,39 @@ def test_two_people_press_rollback_at_once(shop: Shop) -> None:
         one.start()
     for one in people:
         one.join()
+    press("max")  # the slowest of them: nothing is rolled out any more
+    assert said.count("rolled_back") == 1
+    assert sum("was rolled back a moment ago by" in text for text in said) == 4
     with shop.ledger() as book:
-        events = [event["event"] for event in book.events("aurora")]
         state = book.rollout("aurora")
-    done = said.count("rolled_back")
-    assert events.count("rolled_back") == done
-    assert state.candidate is None
-    assert state.champion == first or done == 2  # a second press after the first one ended is a new decision
+        assert (state.champion, state.candidate) == (first, None)
+        assert control.rollback(book, "aurora", "that one too", "ana", to="base").after.champion is None
+
+
+def test_a_button_pressed_on_an_old_page_does_nothing(shop: Shop) -> None:
+    """Two people advance, or one rolls back what another has: who looked at an earlier state is told what happened since."""
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second)
+    with shop.ledger() as book:
+        seen = book.rollout("aurora").generation
+        assert control.advance(book, "aurora", QUICK, "fine", "ana", seen).after.step == "10"
+        for again in (
+            lambda: control.advance(book, "aurora", QUICK, "fine", "bob", seen),
+            lambda: control.hold(book, "aurora", "wait", "bob", seen),
+            lambda: control.release(book, "aurora", "go", "bob", seen),
+        ):
+            with pytest.raises(RolloutRefused, match="moved since you looked: advanced by ana: fine"):
+                again()
+        control.rollback(book, "aurora", "complaints", "bob", seen=seen)  # the way back is open from every page of this rollout
+        with pytest.raises(RolloutRefused, match="rolled back a moment ago by bob"):
+            control.rollback(book, "aurora", "complaints", "eva", seen=seen)
+        control.start(book, "aurora", second, "try again", "ana")
+        with pytest.raises(RolloutRefused, match="rolled back a moment ago by bob"):
+            control.rollback(book, "aurora", "complaints", "eva", seen=seen)
+        newest = control.rollback(book, "aurora", "complaints", "eva", seen=book.rollout("aurora").generation).after
+        assert newest.champion == first
+        assert control.rollback(book, "aurora", "that one too", "eva", seen=newest.generation).after.champion is None
 
 
 def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
