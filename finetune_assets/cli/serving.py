@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune_assets.cli.retention import retention
-from finetune_assets.environment import Environment
+from finetune_assets.environment import ROOT, Environment
 
 if TYPE_CHECKING:
     from finetune_assets.assistants import Assistant
@@ -59,8 +59,27 @@ def serve(host: str, port: int, workers: int, judge: bool, simulation: bool) -> 
     """The router: chats, feedback, dashboard and metrics over HTTP. Ctrl-C or SIGTERM ends it in order."""
     from finetune_assets.serving.server import Server, Settings
 
-    settings = Settings(host, port, workers, judge, simulation)
-    Server(Environment.read(), settings, _say).run()
+    environment = Environment.read()
+    if not reads_itself(environment):
+        _say(
+            "What people say here, and their corrections, reach no data set: FINETUNE_SOURCE does not name the router's database "
+            "(FINETUNE_DATABASE_URL, default sqlite:///<FINETUNE_HOME>/ledger.db). Add it there, after a comma."
+        )
+    Server(environment, Settings(host, port, workers, judge, simulation), _say).run()
+
+
+def reads_itself(environment: Environment) -> bool:
+    """Whether the ledger's database is a source of the corpus too."""
+    import sqlalchemy as sa
+
+    def place(url: str) -> tuple[str, str | None, int | None, str | None]:
+        at = sa.make_url(url)
+        if at.get_backend_name() == "sqlite":
+            return "sqlite", None, None, str((ROOT / (at.database or "")).resolve())
+        return at.get_backend_name(), at.host, at.port or 5432, at.database
+
+    mine = place(environment.database_url)
+    return any(place(url.replace("postgres://", "postgresql://")) == mine for url in environment.sources if "://" in url)
 
 
 @click.group()
