@@ -105,6 +105,7 @@ def test_jobs_schedules_and_sensors(definitions: dg.Definitions) -> None:
     assert schedules == {
         "weekly_retrain": ("0 3 * * 1", "STOPPED"),
         "daily_health": ("30 2 * * *", "RUNNING"),
+        "daily_retention": ("0 4 * * *", "RUNNING"),
         "weekly_report_on_monday": ("0 8 * * 1", "STOPPED"),
     }
     assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {

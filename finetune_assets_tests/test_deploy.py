@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ import yaml
 
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Rollout
+from finetune_assets.serving import keys
 from finetune_assets.serving.metrics import Metrics
+from finetune_assets_tests.serving.shop import Shop, Upstream, wait_for
+from finetune_assets_tests.serving.test_control import Hook
 
 DEPLOY = ROOT / "deploy"
 SECRETS = {"POSTGRES_PASSWORD": "p", "FINETUNE_USER_KEY": "k"}
@@ -59,7 +63,7 @@ def test_every_file_that_the_image_copies_is_tracked() -> None:
 
 def test_the_services_are_one_installation() -> None:
     services = compose()["services"]
-    assert set(services) == {"postgres", "code", "daemon", "webserver", "router", "prometheus", "grafana"}
+    assert set(services) == {"postgres", "code", "daemon", "webserver", "router", "prometheus", "alertmanager", "grafana"}
     for name, service in services.items():
         assert set(service.get("depends_on", {})) <= set(services), name
         for volume in service.get("volumes", []):
@@ -77,6 +81,39 @@ def test_the_services_are_one_installation() -> None:
     for name in ("daemon", "webserver"):
         place = services[name]["command"][services[name]["command"].index("-w") + 1]
         assert (ROOT / Path(place).relative_to("/app")).exists()
+
+
+def test_compose_is_what_the_specification_says() -> None:
+    command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
+    command[0] = str(Path(sys.executable).parent / command[0])
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_the_image_runs_is_in_it(image: Path) -> None:
+    """What the package's metadata name, torch's pin, the programs and files of the services and the instance they use."""
+    project = tomllib.loads((image / "pyproject.toml").read_text())
+    assert (image / project["project"]["readme"]).is_file()
+    assert all((image / name).is_file() for name in project["project"]["license-files"])
+    steps = (DEPLOY / "Containerfile").read_text()
+    extras = set(re.search(r"'\.\[(.+)\]'", steps)[1].split(","))  # type: ignore[index]
+    assert extras <= set(project["project"]["optional-dependencies"])
+    pin = re.search(r"\$\((sed .+)\)\"", steps)[1]  # type: ignore[index]
+    version = subprocess.run(["bash", "-c", pin], cwd=image, capture_output=True, text=True, check=True).stdout.strip()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert version in (image / "constraints.txt").read_text()
+    scripts = {*project["project"]["scripts"], "dagster", "dagster-daemon", "dagster-webserver", "python"}
+    commands = [json.loads(re.search(r"^CMD (.+)$", steps, re.MULTILINE)[1])]  # type: ignore[index]
+    services = [service for service in compose()["services"].values() if service["image"] == "finetune-assets"]
+    commands += [service["command"] for service in services]
+    commands += [service["healthcheck"]["test"][1:] for service in services if "healthcheck" in service]
+    for command in commands:
+        assert command[0] in scripts, command
+        assert all((image / word.removeprefix("/app/")).exists() for word in command if word.startswith("/app/")), command
+    for service in services:
+        home = service["environment"]["DAGSTER_HOME"].removeprefix("/app/")
+        assert (image / home / "dagster.yaml").is_file()
+        assert "/app/data/store" in str(service["volumes"])  # what the image's user may write
 
 
 def test_both_instances_of_dagster_differ_in_nothing_but_the_storage() -> None:
@@ -120,13 +157,121 @@ def test_alerts_and_dashboard_ask_for_what_the_router_exports(question: str) -> 
     assert names
 
 
+def tool(name: str, *arguments: str) -> str:
+    """Output of Prometheus' or Alertmanager's own tool; the test is skipped where there is none."""
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name}: Debian's `prometheus` and `prometheus-alertmanager` have it")
+    done = subprocess.run([name, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_and_alertmanager_take_their_files(tmp_path: Path) -> None:
+    configuration = (DEPLOY / "prometheus.yaml").read_text().replace("/etc/prometheus/alerts.yaml", str(DEPLOY / "alerts.yaml"))
+    (tmp_path / "prometheus.yaml").write_text(configuration.replace("/etc/prometheus/secrets", str(tmp_path)))
+    (tmp_path / "admin_key").write_text("a key")
+    assert "5 rules found" in tool("promtool", "check", "config", str(tmp_path / "prometheus.yaml"))
+    tool("amtool", "check-config", str(DEPLOY / "alertmanager.yaml"))
+
+
+CHATS = 'finetune_requests_total{assistant="dental",arm="champion",kind="live",outcome="'
+SERIES = {  # alert: series and their values minute by minute; those that must stay quiet
+    "ChampionFails": (
+        {f'{CHATS}ok"}}': "0+90x40", f'{CHATS}error"}}': "0+10x40"},
+        {f'{CHATS}ok"}}': "0+99x40", f'{CHATS}error"}}': "0+1x40"},
+    ),
+    "RolloutWaitsForAPerson": (
+        {'finetune_rollout_waits{assistant="dental"}': "1x90"},
+        {'finetune_rollout_waits{assistant="dental"}': "1x50 0x40"},
+    ),
+    "RowsLost": ({"finetune_lost_rows_total": "0x30 1+1x30"}, {"finetune_lost_rows_total": "7x60"}),
+    "LedgerOutOfReach": (
+        {"finetune_ledger_age_seconds": "31x10"},
+        {"finetune_ledger_age_seconds": "29x10", "finetune_journal_backlog": "200x10"},
+    ),
+    "RouterDown": ({'up{job="router"}': "0x5"}, {'up{job="router"}': "1x5"}),
+}
+
+
+@pytest.mark.parametrize("alert", SERIES)
+def test_an_alert_is_raised_when_it_should_and_only_then(alert: str, tmp_path: Path) -> None:
+    tests: list[dict[str, Any]] = []
+    for fires, series in zip((True, False), SERIES[alert], strict=True):
+        last = max(sum(int(part) for part in re.findall(r"x(\d+)", values)) for values in series.values())
+        raised = {"eval_time": f"{last}m", "alertname": alert}
+        wanted = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
+        tests.append(
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [
+                    {"expr": wanted, "eval_time": raised["eval_time"], "exp_samples": [{"labels": "{}", "value": int(fires)}]}
+                ],
+            }
+        )
+    file = tmp_path / "tests.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(DEPLOY / "alerts.yaml")], "evaluation_interval": "1m", "tests": tests}))
+    tool("promtool", "test", "rules", str(file))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's `prometheus` has promtool")
-def test_prometheus_takes_the_rules() -> None:
-    done = subprocess.run(
-        ["promtool", "check", "rules", str(DEPLOY / "alerts.yaml")], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_router_that_goes_down_reaches_a_person(tmp_path: Path) -> None:
+    """Prometheus with an administrator's key, Alertmanager and a webhook, by the files of `deploy`: only addresses, places and
+    waiting times are the test's."""
+    if not (shutil.which("prometheus") and shutil.which("prometheus-alertmanager")):
+        pytest.skip("Debian's `prometheus` and `prometheus-alertmanager` are not installed")
+    upstream, hook = Upstream(), Hook()
+    shop = Shop(tmp_path, upstream=upstream.url)
+    with shop.ledger() as book:
+        (tmp_path / "admin_key").write_text(keys.add(book, "*", "prometheus") + "\n")
+    (tmp_path / "webhook").write_text(hook.url)
+    prometheus, alertmanager = free_port(), free_port()
+
+    def ask(what: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{prometheus}/api/v1/{what}", timeout=5) as answer:
+            return json.load(answer)["data"]
+
+    def state() -> str:
+        with contextlib.suppress(OSError):
+            return str([(one["health"], one["lastError"]) for one in ask("targets")["activeTargets"]])
+        return ""
+
+    def put(name: str, changes: dict[str, str]) -> Path:
+        text = (DEPLOY / name).read_text()
+        for before, after in changes.items():
+            assert before in text
+            text = text.replace(before, after)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    try:
+        with shop.served("--no-judge") as served:
+            put("alerts.yaml", {"for: 1m": "for: 1s"})
+            places = {"/etc/prometheus/alerts.yaml": f"{tmp_path}/alerts.yaml", "/etc/prometheus/secrets": str(tmp_path)}
+            places |= {"alertmanager:9093": f"127.0.0.1:{alertmanager}", "router:8000": served.url.removeprefix("http://")}
+            scraped = put("prometheus.yaml", {**places, "scrape_interval: 15s": "scrape_interval: 1s, evaluation_interval: 1s"})
+            told = put("alertmanager.yaml", {"/etc/alertmanager/secrets": str(tmp_path), "group_wait: 30s": "group_wait: 0s"})
+            listen = f"--web.listen-address=127.0.0.1:{prometheus}"
+            commands = [["prometheus", f"--config.file={scraped}", listen, f"--storage.tsdb.path={tmp_path}/tsdb"]]
+            other = [
+                f"--web.listen-address=127.0.0.1:{alertmanager}",
+                f"--storage.path={tmp_path}/am",
+                "--cluster.listen-address=",
+            ]
+            commands += [["prometheus-alertmanager", f"--config.file={told}", *other]]
+            with running(commands, tmp_path, dict(os.environ)):
+                assert wait_for(lambda: "'up', ''" in state(), 60), (tmp_path / "services.log").read_text()[-2000:]
+                share = ask("query?query=finetune_ledger_age_seconds")["result"]
+                assert float(share[0]["value"][1]) < 30
+                served.process.send_signal(signal.SIGTERM)
+                served.process.wait(30)
+                assert wait_for(lambda: hook.got, 60), (tmp_path / "services.log").read_text()[-2000:]
+        [message] = hook.got[0]["attachments"]
+        assert message["title"] == "FIRING RouterDown"
+        assert message["text"].strip() == "The router does not answer"
+    finally:
+        hook.close()
+        upstream.close()
 
 
 @pytest.fixture

@@ -14,13 +14,15 @@ from finetune_assets.registry import Version
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
 from finetune_assets.serving.control import offer
-from finetune_assets.serving.health import digest, health, health_file
+from finetune_assets.serving.digest import COLUMNS, digest
+from finetune_assets.serving.health import health, health_file
 from finetune_assets.serving.notify import notify
 from finetune_assets.storage import Store, read_json, write_json, write_text
 from finetune_assets.training import base_model
 from finetune_assets.training.remote import RemoteModel
 
 Result = dg.MaterializeResult[Any]
+DRIFT_COLUMNS = ["measure", "live", "training", "distance", "limit", "drifted", "detail"]
 
 
 def _report(store: Store, version: Version) -> dict[str, Any]:
@@ -155,7 +157,9 @@ def serving_health(
             "champion": state.champion or "base model",
             "candidate": state.candidate or "none",
             "step": state.step,
-            "drift_measures": records_table(seen.drift_rows, ["measure", "live", "training", "distance", "limit", "drifted"]),
+            "drift_measures": records_table(
+                seen.drift_rows, ["measure", "live", "training", "distance", "limit", "drifted", "detail"]
+            ),
             "versions": dg.MetadataValue.json(seen.versions),
         }
     )
@@ -179,12 +183,12 @@ def no_drift(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg
     return dg.AssetCheckResult(passed=not seen["drifted"], severity=dg.AssetCheckSeverity.WARN, description=seen["drift_text"])
 
 
-@dg.asset(group_name="deployment", deps=[serving_health], kinds={"markdown"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="deployment", deps=[serving_health], kinds={"markdown"}, owners=OWNERS, code_version="2")
 def weekly_digest(store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource) -> Result:
     """One page for people: what served, what it cost, who met a candidate, and what is different from the week before."""
-    known = store.tenants()
     with ledger.open() as book:
-        text, rows = digest(book, [assistants.load(name, known) for name in assistants.names()])
+        names = sorted({*assistants.names(), *(state.assistant for state in book.rollouts())})
+        text, rows = digest(book, names)
     write_text(store.store.home / "serving" / "digest.md", text)
     problems = notify(text, {"assistants": rows})
     return Result(
@@ -192,6 +196,11 @@ def weekly_digest(store: StoreResource, assistants: AssistantsResource, ledger: 
             "digest": dg.MetadataValue.md(text),
             "requests": sum(row["requests"] for row in rows),
             "people": sum(row["users"] for row in rows),
+            "met_a_candidate": sum(row["exposed"] for row in rows),
+            "usd": sum(row["usd"] or 0.0 for row in rows),
+            "weeks": records_table(
+                rows, ["assistant", "live", "candidate", *(n + s for n in ("verdict", *COLUMNS) for s in ("", "_before"))]
+            ),
             "not_delivered": len(problems),
         }
     )

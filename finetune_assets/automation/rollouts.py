@@ -1,4 +1,4 @@
-"""What moves rollouts and watches serving from Dagster: two sensors, a person's job, and the schedules of health and digest."""
+"""What moves rollouts and watches serving: two sensors, a person's job, and the schedules of health, digest and retention."""
 
 import datetime
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from finetune_assets.resources import AssistantsResource, LedgerResource, StoreR
 from finetune_assets.resources.tags import REASON
 from finetune_assets.serving import control
 from finetune_assets.serving.health import health_file
+from finetune_assets.serving.retention import expire, stated
 from finetune_assets.storage import read_json
 
 health_job = dg.define_asset_job("watch_serving", selection=["serving_health"], description="Health and drift of an assistant.")
@@ -54,6 +55,23 @@ def decide(context: dg.OpExecutionContext, config: MoveConfig, store: StoreResou
 def move_rollout() -> None:
     """One decision."""
     decide()
+
+
+@dg.op
+def expire_rows(
+    context: dg.OpExecutionContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
+) -> None:
+    """What the router stored and an assistant's `serving.keep_days` no longer keeps, as `finetune retention --yes` does."""
+    with ledger.open() as book:
+        for name, days in stated(book, assistants.path, store.tenants()).items():
+            removed = expire(book, name, days, apply=True)
+            context.log.info(f"{name}, older than {days} days: " + ", ".join(f"{n} {what}" for what, n in removed.items()))
+
+
+@dg.job(description="Removes the router's rows that are older than `serving.keep_days`, of each assistant that states it.")
+def apply_retention() -> None:
+    """One round over the assistants."""
+    expire_rows()
 
 
 @dg.sensor(
@@ -123,6 +141,19 @@ def daily_health(context: dg.ScheduleEvaluationContext, ledger: LedgerResource) 
         yield dg.SkipReason("No assistant is served yet.")
 
 
+@dg.schedule(
+    job=apply_retention, cron_schedule="0 4 * * *", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.RUNNING
+)
+def daily_retention(
+    context: dg.ScheduleEvaluationContext, store: StoreResource, assistants: AssistantsResource, ledger: LedgerResource
+) -> dg.RunRequest | dg.SkipReason:
+    """`apply_retention`, where an assistant states how long its rows are kept."""
+    with ledger.open() as book:
+        if stated(book, assistants.path, store.tenants()):
+            return dg.RunRequest(run_key=f"{context.scheduled_execution_time:%F}")
+    return dg.SkipReason("No assistant states `serving.keep_days`: everything is kept.")
+
+
 weekly_report = dg.ScheduleDefinition(
     name="weekly_report_on_monday",
     job=digest_job,
@@ -132,6 +163,6 @@ weekly_report = dg.ScheduleDefinition(
     description="The digest, also to the webhook; off until somebody wants it.",
 )
 
-JOBS = [health_job, digest_job, move_rollout]
+JOBS = [health_job, digest_job, move_rollout, apply_retention]
 SENSORS = [rollout_steps, drifted]
-SCHEDULES = [daily_health, weekly_report]
+SCHEDULES = [daily_health, daily_retention, weekly_report]

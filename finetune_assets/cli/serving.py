@@ -1,4 +1,4 @@
-"""`finetune serve`, `rollout`, `experiment`, `keys` and `simulate`: from a version to its users, by hand and by itself."""
+"""`finetune serve`, `rollout`, `experiment`, `keys`, `simulate`, `retention`: from a version to its users, and what stays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_assets.environment import Environment
+from finetune_assets.cli.retention import retention
+from finetune_assets.environment import ROOT, Environment
 
 if TYPE_CHECKING:
     from finetune_assets.assistants import Assistant
@@ -58,8 +59,27 @@ def serve(host: str, port: int, workers: int, judge: bool, simulation: bool) -> 
     """The router: chats, feedback, dashboard and metrics over HTTP. Ctrl-C or SIGTERM ends it in order."""
     from finetune_assets.serving.server import Server, Settings
 
-    settings = Settings(host, port, workers, judge, simulation)
-    Server(Environment.read(), settings, _say).run()
+    environment = Environment.read()
+    if not reads_itself(environment):
+        _say(
+            "What people say here, and their corrections, reach no data set: FINETUNE_SOURCE does not name the router's database "
+            "(FINETUNE_DATABASE_URL, default sqlite:///<FINETUNE_HOME>/ledger.db). Add it there, after a comma."
+        )
+    Server(environment, Settings(host, port, workers, judge, simulation), _say).run()
+
+
+def reads_itself(environment: Environment) -> bool:
+    """Whether the ledger's database is a source of the corpus too."""
+    import sqlalchemy as sa
+
+    def place(url: str) -> tuple[str, str | None, int | None, str | None]:
+        at = sa.make_url(url)
+        if at.get_backend_name() == "sqlite":
+            return "sqlite", None, None, str((ROOT / (at.database or "")).resolve())
+        return at.get_backend_name(), at.host, at.port or 5432, at.database
+
+    mine = place(environment.database_url)
+    return any(place(url.replace("postgres://", "postgresql://")) == mine for url in environment.sources if "://" in url)
 
 
 @click.group()
@@ -94,7 +114,7 @@ def rollout_status(assistant: str | None, as_json: bool) -> None:
         click.echo(f"{row['assistant']}: {row['candidate']} at {at}, {row['status'].replace('_', ' ')}; live: {live}")
         judged_row = row["judged"]
         head = f"{judged_row['outcome'].replace('_', ' ')}: {judged_row['requests']} requests, {judged_row['users']} people"
-        click.echo(f"  {head}, {judged_row['hours']:.1f} h of traffic in this step")
+        click.echo(f"  {head}, {judged_row['hours']} hours with traffic in this step")
         for guard in judged_row["guards"]:
             click.echo(f"  {guard['name']:<18} {guard['outcome'].replace('_', ' '):<15} {guard['text']}")
 
@@ -318,4 +338,4 @@ def simulate(  # noqa: PLR0913, PLR0917
         print(json.dumps(outcome, default=str))
 
 
-COMMANDS: list[click.Command] = [serve, rollout, experiment, keys, simulate]
+COMMANDS: list[click.Command] = [serve, rollout, experiment, keys, simulate, retention]

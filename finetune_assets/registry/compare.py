@@ -14,6 +14,7 @@ def facts(ledger: Ledger, version: Version) -> dict[str, Any]:
     """A version as one flat row: its record, its job's settings, its data set's counts and its report's measures."""
     job = ledger.job(version.job_id)
     row: dict[str, Any] = {
+        "assistant": version.assistant,
         "version": version.version,
         "verdict": version.verdict,
         "content_hash": version.content_hash,
@@ -27,16 +28,26 @@ def facts(ledger: Ledger, version: Version) -> dict[str, Any]:
         "report": version.report,
     }
     row |= {f"hyperparameters.{key}": value for key, value in sorted(job.hyperparameters.items())}
-    report = _json(Path(version.report).with_name("report.json")) if version.report else {}
-    for measure, interval in (report.get("candidates", {}).get("tuned") or {}).items():
-        if isinstance(interval, dict) and interval.get("value") is not None:
-            row[f"tuned.{measure}"] = interval["value"]
-    dataset = _json(
-        Path(version.path).parents[2] / "datasets" / version.assistant / version.dataset_fingerprint / "manifest.json"
-    )
-    for split, count in (dataset.get("counts", {}).get("split") or {}).items():
-        row[f"rows.{split}"] = count
+    for measure, interval in measures(version).get("tuned", {}).items():
+        row[f"tuned.{measure}"] = interval["value"]
+    for what in ("split", "source", "intent"):
+        names = {"split": "rows"}
+        row |= {f"{names.get(what, what)}.{name}": count for name, count in _counts(version).get(what, {}).items()}
     return row
+
+
+def measures(version: Version) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Candidate -> measure -> {"value", "low", "high"} of a version's report; empty where it was not benchmarked."""
+    report = _json(Path(version.report).with_name("report.json")) if version.report else {}
+    return {
+        candidate: {name: one for name, one in (found or {}).items() if isinstance(one, dict) and one.get("value") is not None}
+        for candidate, found in report.get("candidates", {}).items()
+    }
+
+
+def _counts(version: Version) -> dict[str, dict[str, int]]:
+    folder = Path(version.path).parents[2] / "datasets" / version.assistant / version.dataset_fingerprint
+    return _json(folder / "manifest.json").get("counts", {})
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, Any, Any]]:

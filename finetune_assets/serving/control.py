@@ -5,17 +5,20 @@ Whoever judges (the router, Dagster's sensor, a person) calls the same functions
 
 from __future__ import annotations
 
+import datetime
 import logging
 from dataclasses import dataclass
 
 from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import LedgerError, RolloutRefused
 from finetune_assets.registry import Ledger, Rollout, rollouts
+from finetune_assets.registry.tables import now
 from finetune_assets.serving.judge import Judgement, judge
 from finetune_assets.serving.notify import notify
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 5
+LATELY = datetime.timedelta(minutes=1)
 SAYS = {
     "started": "starts in shadow",
     "advanced": "goes on to {step} % of the users",
@@ -125,33 +128,38 @@ def _event_of(after: Rollout) -> str:
     return "advanced" if after.is_open else "promoted"
 
 
-def advance(ledger: Ledger, assistant: str, settings: RolloutSettings, reason: str, actor: str) -> Move:
-    """A person's yes to the next step. Raises RolloutRefused where a guard failed or there is no rollout."""
+def advance(ledger: Ledger, assistant: str, settings: RolloutSettings, reason: str, actor: str, seen: int | None = None) -> Move:
+    """A person's yes to the next step. `seen`: the generation that the person looked at, which must be the current one.
+
+    Raises RolloutRefused where a guard failed, where there is no rollout, or where it has moved since.
+    """
     _need_reason(reason)
-    before = ledger.rollout(assistant)
+    before = _as_seen(ledger, assistant, seen)
     judged = judge(ledger, before, settings) if before.is_open else None
     after = rollouts.advance(before, judged.outcome if judged else "gathering", settings.steps, person=True)
     return _move(ledger, Move(_event_of(after), before, after, judged, reason), actor)
 
 
-def hold(ledger: Ledger, assistant: str, reason: str, actor: str) -> Move:
+def hold(ledger: Ledger, assistant: str, reason: str, actor: str, seen: int | None = None) -> Move:
     """A person's stop: the share stays. Raises RolloutRefused."""
     _need_reason(reason)
-    before = ledger.rollout(assistant)
+    before = _as_seen(ledger, assistant, seen)
     return _move(ledger, Move("held", before, rollouts.hold(before, "person"), None, reason), actor)
 
 
-def release(ledger: Ledger, assistant: str, reason: str, actor: str) -> Move:
+def release(ledger: Ledger, assistant: str, reason: str, actor: str, seen: int | None = None) -> Move:
     """The end of a hold. Raises RolloutRefused."""
     _need_reason(reason)
-    before = ledger.rollout(assistant)
+    before = _as_seen(ledger, assistant, seen)
     return _move(ledger, Move("released", before, rollouts.release(before), None, reason), actor)
 
 
-def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | None = None) -> Move:
+def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | None = None, seen: int | None = None) -> Move:
     """Back at once, whatever happens meanwhile: a lost race is tried again, unless the other one rolled back too.
 
-    Raises RolloutRefused where there is nothing to go back from, LedgerError for an unknown version.
+    A second person who presses a moment later means what the first has done, not the champion before it: that takes another
+    press by somebody who has `seen` the newest generation, a minute's time, or `to`. Raises RolloutRefused, also where there is
+    nothing to go back from; LedgerError for an unknown version.
     """
     _need_reason(reason)
     if to is not None and to != rollouts.BASE and ledger.version(assistant, to).verdict != "serve":
@@ -159,15 +167,37 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
     first = ledger.rollout(assistant)
     for _ in range(ATTEMPTS):
         before = ledger.rollout(assistant)
-        if before.generation != first.generation and first.is_open and not before.is_open and before.champion == first.champion:
-            event = next(one for one in reversed(ledger.events(assistant)) if one["event"] == "rolled_back")
-            raise RolloutRefused(f"{assistant} was rolled back a moment ago by {event['actor']}: {event['reason']}")
+        if to is None:
+            _refuse_a_second(ledger, before, first.generation if seen is None else seen, lately=seen is None)
         move = Move("rolled_back", before, rollouts.rollback(before, to), None, reason)
         try:
             return _move(ledger, move, actor)
         except LedgerError:
             continue  # somebody else moved it: look again
     raise LedgerError(f"The rollout of {assistant} changes faster than it can be rolled back; who is changing it?")
+
+
+def _refuse_a_second(ledger: Ledger, before: Rollout, seen: int, *, lately: bool) -> None:
+    """Where somebody rolled back after generation `seen`; with `lately`, where nothing is rolled out, also within a minute."""
+    back = next((event for event in reversed(ledger.events(before.assistant)) if event["event"] == "rolled_back"), None)
+    if back is None:
+        return
+    fresh = lately and not before.is_open and abs(now() - back["created_at"]) < LATELY
+    if fresh or back["generation"] > seen:
+        raise RolloutRefused(
+            f"{before.assistant} was rolled back a moment ago by {back['actor']}: {back['reason']}. Look at it again; to go "
+            f"further back, name the version: finetune rollout rollback {before.assistant} --to …"
+        )
+
+
+def _as_seen(ledger: Ledger, assistant: str, seen: int | None) -> Rollout:
+    """The rollout, if it is the one that a person looked at: a second press of a button takes no second step."""
+    state = ledger.rollout(assistant)
+    if seen is not None and state.generation != seen:
+        last = ledger.events(assistant)[-1]
+        what = last["event"].replace("_", " ")
+        raise RolloutRefused(f"{assistant} has moved since you looked: {what} by {last['actor']}: {last['reason']}. Look again.")
+    return state
 
 
 def _need_reason(reason: str) -> None:

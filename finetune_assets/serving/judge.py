@@ -22,7 +22,7 @@ class Judgement:
     guards: tuple[Guard, ...]
     requests: int
     users: int
-    hours: float
+    hours: int
     patience_over: bool
 
     @property
@@ -31,7 +31,7 @@ class Judgement:
         if self.outcome == "passed":
             names = [guard.name for guard in self.guards]
             passed = f"all {len(names)} guards" if len(names) > 1 else f"guard {''.join(names)}"
-            return f"{passed} passed: {self.requests} requests, {self.users} people, {self.hours:.1f} h"
+            return f"{passed} passed: {self.requests} requests, {self.users} people, {self.hours} hours with traffic"
         telling = [guard for guard in self.guards if guard.outcome == self.outcome] or list(self.guards)
         return "; ".join(f"{guard.name.replace('_', ' ')}: {guard.text}" for guard in telling)
 
@@ -41,7 +41,7 @@ class Judgement:
             "outcome": self.outcome,
             "requests": self.requests,
             "users": self.users,
-            "hours": round(self.hours, 3),
+            "hours": self.hours,
             "guards": [guard.as_dict() for guard in self.guards],
         }
 
@@ -66,7 +66,7 @@ def weigh(seen: Observed, state: Rollout, settings: RolloutSettings) -> Judgemen
         if any(guard.name == "assignment" and guard.outcome == "not_measurable" for guard in made):
             outcome = "not_measurable"
     candidate = seen.candidate
-    over = seen.hours >= settings.ask_after_hours
+    over = seen.waited >= settings.ask_after_hours
     return Judgement(outcome, tuple(made), candidate.requests, candidate.users, seen.hours, over)
 
 
@@ -75,7 +75,7 @@ def _missing(seen: Observed, state: Rollout, settings: RolloutSettings) -> str:
     pairs: Sequence[tuple[str, float, float]] = (
         ("requests", seen.candidate.requests, settings.min_requests),
         ("users", seen.candidate.users, users),
-        ("hours", seen.hours, settings.min_hours),
+        ("hours with traffic", seen.hours, settings.min_hours),
     )
     return ", ".join(f"{have:.4g} of {want:g} {name}" for name, have, want in pairs if have < want)
 

@@ -2,11 +2,17 @@
 
 A shadow step has no users of its own: its requests are the candidate's answers to what the live arm was asked. Requests of an
 open conversation that kept an earlier step's arm, and those that a client gave up, count nowhere.
+
+Time is measured so that a clock that is set forward or back neither opens nor blocks a gate. `hours` are the hours of the clock
+in which the candidate was asked: a jump adds one at most, however far it goes. `waited`, after which a person is asked, is
+counted from the event that began the step, or from a person's release, and is never less than the hours with requests since
+then: behind a clock that was set back it grows all the same.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +20,7 @@ import sqlalchemy as sa
 
 from finetune_assets.registry import Ledger, Rollout
 from finetune_assets.registry.rollouts import SHADOW
+from finetune_assets.registry.tables import now, rollout_events
 from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving.guards import FIRST, Timed
 
@@ -40,11 +47,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Observed:
-    """A rollout step: both arms, and the hours between its first and last request."""
+    """A rollout step: both arms, the hours of the clock in which the candidate was asked, and hours since the step began."""
 
     candidate: Arm
     champion: Arm
-    hours: float
+    hours: int
+    waited: float
 
 
 def observe(ledger: Ledger, state: Rollout) -> Observed:
@@ -59,18 +67,38 @@ def observe(ledger: Ledger, state: Rollout) -> Observed:
     live = step & (requests.c.kind == "live")
     mine = step & (requests.c.kind == "shadow") if state.step == SHADOW else live & (requests.c.assigned_arm == "candidate")
     with ledger.engine.connect() as connection:
-        span = connection.execute(
-            sa.select(sa.func.min(requests.c.created_at), sa.func.max(requests.c.created_at)).where(step)
-        ).one()
         return Observed(
             _arm(connection, mine),
             _arm(connection, live & (requests.c.assigned_arm == "champion")),
-            _hours(span[0], span[1]),
+            _hours(connection, mine),
+            _waited(connection, state, mine),
         )
 
 
-def _hours(first: datetime.datetime | None, last: datetime.datetime | None) -> float:
-    return (last - first).total_seconds() / 3600 if first and last else 0.0
+def _hours(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+    """Hours of the clock that have a request."""
+    year, day, hour = (sa.extract(part, requests.c.created_at) for part in ("year", "doy", "hour"))
+    query = sa.select(sa.func.count(sa.distinct(year * 100_000 + day * 100 + hour))).where(where)
+    return int(connection.execute(query).scalar_one())
+
+
+def _waited(connection: sa.Connection, state: Rollout, where: sa.ColumnElement[bool]) -> float:
+    """Hours since the step began or was released; 0 for an experiment, which has no steps."""
+    began = (
+        sa.select(rollout_events.c.created_at, rollout_events.c.generation)
+        .where(
+            (rollout_events.c.assistant == state.assistant)
+            & (rollout_events.c.generation <= state.generation)
+            & rollout_events.c.event.in_(("started", "advanced", "released"))
+        )
+        .order_by(rollout_events.c.id.desc())
+        .limit(1)
+    )
+    event = connection.execute(began).first()
+    if event is None:
+        return 0.0
+    elapsed = (now() - event.created_at).total_seconds() / 3600
+    return max(elapsed, _hours(connection, where & (requests.c.generation >= event.generation)))
 
 
 def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
@@ -117,19 +145,40 @@ def exposed(ledger: Ledger, assistant: str, salt: str) -> int:
         return int(connection.execute(query).scalar_one())
 
 
-def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime) -> dict[str, Any]:
-    """Live traffic of an assistant between two times (UTC, naive): requests, users, outcomes, seconds, cost, feedback."""
-    where = (
+def slowest(
+    ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime, share: float = 0.95
+) -> float | None:
+    """Seconds within which `share` of the live replies came between two times (UTC, naive); null where there was none."""
+    where = _live(assistant, since, until) & (requests.c.outcome == "ok") & requests.c.seconds.is_not(None)
+    with ledger.engine.connect() as connection:
+        count = int(connection.execute(sa.select(sa.func.count()).select_from(requests).where(where)).scalar_one())
+        place = max(math.ceil(count * share) - 1, 0)
+        return connection.execute(
+            sa.select(requests.c.seconds).where(where).order_by(requests.c.seconds).offset(place).limit(1)
+        ).scalar()
+
+
+def _live(assistant: str, since: datetime.datetime, until: datetime.datetime) -> sa.ColumnElement[bool]:
+    return (
         (requests.c.assistant == assistant)
         & (requests.c.kind == "live")
         & (requests.c.created_at >= since)
         & (requests.c.created_at < until)
     )
+
+
+def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime) -> dict[str, Any]:
+    """Live traffic of an assistant between two times (UTC, naive): requests, users, outcomes, seconds, cost, feedback.
+
+    `exposed`: people whom a candidate answered, of rollouts that are over too.
+    """
+    where = _live(assistant, since, until)
     with ledger.engine.connect() as connection:
         head = connection.execute(
             sa.select(
                 sa.func.count(),
                 sa.func.count(sa.distinct(requests.c.user)),
+                sa.func.count(sa.distinct(sa.case((requests.c.served_arm == "candidate", requests.c.user)))),
                 sa.func.sum(sa.case((requests.c.outcome.in_(BAD), 1), else_=0)),
                 sa.func.sum(sa.case((requests.c.assigned_arm != requests.c.served_arm, 1), else_=0)),
                 sa.func.avg(requests.c.seconds),
@@ -153,13 +202,15 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
     return {
         "requests": int(head[0]),
         "users": int(head[1]),
-        "failed": int(head[2] or 0),
-        "fallbacks": int(head[3] or 0),
-        "seconds": head[4],
-        "usd": head[5],
-        "user_chars": head[6],
-        "reply_chars": head[7],
+        "exposed": int(head[2]),
+        "failed": int(head[3] or 0),
+        "fallbacks": int(head[4] or 0),
+        "seconds": head[5],
+        "usd": head[6],
+        "user_chars": head[7],
+        "reply_chars": head[8],
         "feedback": given,
+        "negatives": kinds.get("negative", 0),
         "negative": kinds.get("negative", 0) / given if given else None,
         "rating": sum(r * n for r, n in rated) / sum(n for _, n in rated) if rated else None,
         "versions": {version: int(count) for version, count in versions},

@@ -108,18 +108,20 @@ class Dashboard:
         form = parse_qs((await _small_body(request)).decode("utf-8", "replace"))
         reason = form.get("reason", [""])[0].strip()
         who = f"{form.get('who', [''])[0].strip() or actor} (dashboard)"[:120]
+        told = form.get("seen", [""])[0]
+        seen = int(told) if told.isascii() and told.isdigit() else None
         ledger, settings = self.ledger, assistant.rollout
 
         def move() -> str:
             try:
                 if action == "advance":
-                    done = control.advance(ledger, name, settings, reason, who)
+                    done = control.advance(ledger, name, settings, reason, who, seen)
                 elif action == "rollback":
-                    done = control.rollback(ledger, name, reason, who)
+                    done = control.rollback(ledger, name, reason, who, seen=seen)
                 elif action == "end":
                     return f"{name}: {experiments.end(ledger, name, settings, (reason, who)).text}"
                 else:
-                    done = (control.hold if action == "hold" else control.release)(ledger, name, reason, who)
+                    done = (control.hold if action == "hold" else control.release)(ledger, name, reason, who, seen)
                 return f"{name}: {done.event.replace('_', ' ')}"
             except FinetuneError as error:
                 return str(error)

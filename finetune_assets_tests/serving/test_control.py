@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
+from finetune_assets.registry.tables import rollout_events
 from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving import control, experiments
+from finetune_assets.serving.judge import judge
 from finetune_assets.serving.notify import notify
 from finetune_assets.serving.server import Server, Settings
 from finetune_assets_tests.serving.shop import Shop
@@ -151,6 +153,66 @@ def test_inconclusive_asks_a_person_and_never_goes_on_by_itself(shop: Shop) -> N
     assert (last["actor"], last["reason"], last["evidence"]["outcome"]) == ("ana", "enough for us", "inconclusive")
 
 
+def set_times(shop: Shop, arm: str, hours: list[float]) -> None:
+    """When the arm's requests of the current step came: the first at hours[0] after noon, …; the others all at noon."""
+    noon = datetime.datetime(2026, 11, 1, 12)
+    with shop.ledger() as book, book.engine.begin() as connection:
+        state = book.rollout("aurora")
+        mine = (requests.c.step == state.step) & (requests.c.assigned_arm == arm)
+        names = connection.execute(sa.select(requests.c.request_id).where(mine).order_by(requests.c.request_id)).scalars().all()
+        connection.execute(sa.update(requests).where(mine).values(created_at=noon))
+        for name, after in zip(names, hours, strict=False):
+            at = noon + datetime.timedelta(hours=after)
+            connection.execute(sa.update(requests).where(requests.c.request_id == name).values(created_at=at))
+
+
+@pytest.mark.parametrize("jumps", [[24 * 365], [-24 * 365], [90, -90, 400], [0.5]])
+def test_a_clock_that_is_set_takes_no_step(shop: Shop, jumps: list[float]) -> None:
+    """Everything came within one hour; a few rows say days before or after. They are hours with traffic, no more."""
+    day = QUICK.model_copy(update={"min_hours": 6})
+    shop.roll_out(shop.version("a"), "50")
+    traffic(shop, "champion", 400, negative=0.25)
+    traffic(shop, "candidate", 400, negative=0.15)
+    set_times(shop, "candidate", jumps)
+    assert step(shop, day) is None
+    with shop.ledger() as book:
+        judged = judge(book, book.rollout("aurora"), day)
+    assert (judged.outcome, judged.patience_over) == ("gathering", False)
+    assert f"{1 + len(jumps) - (jumps == [0.5])} of 6 hours with traffic" in judged.text
+    set_times(shop, "candidate", [*jumps, *range(1, 6)])
+    assert step(shop, day).event == "promoted"  # type: ignore[union-attr]
+
+
+def test_patience_begins_with_the_step_and_again_when_a_person_releases_it(shop: Shop) -> None:
+    """Not with the first request: a step without any traffic asks too. What the clock of the rows says decides nothing."""
+    shop.roll_out(shop.version("a"), "50")
+
+    def began(hours_ago: float) -> None:
+        at = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - datetime.timedelta(hours=hours_ago)
+        with shop.ledger() as book, book.engine.begin() as connection:
+            newest = sa.select(sa.func.max(rollout_events.c.id)).scalar_subquery()
+            connection.execute(sa.update(rollout_events).where(rollout_events.c.id == newest).values(created_at=at))
+
+    began(167)
+    traffic(shop, "champion", 20)
+    set_times(shop, "champion", [24.0 * 400])
+    assert step(shop) is None
+    began(169)
+    assert step(shop).event == "held"  # type: ignore[union-attr]
+    with shop.ledger() as book:
+        control.release(book, "aurora", "let it gather", "ana")
+    assert step(shop) is None
+    began(169)
+    assert step(shop).event == "held"  # type: ignore[union-attr]
+    with shop.ledger() as book:
+        control.release(book, "aurora", "let it gather", "ana")
+    began(-24 * 365)  # the ledger's clock was set back since: hours with requests count on
+    traffic(shop, "candidate", 30, part="late")
+    set_times(shop, "candidate", [float(hour) for hour in range(30)])
+    assert step(shop) is None
+    assert step(shop, QUICK.model_copy(update={"ask_after_hours": 30.0})).event == "held"  # type: ignore[union-attr]
+
+
 def test_a_person_says_yes_where_it_is_asked_for(shop: Shop) -> None:
     asked = QUICK.model_copy(update={"approval": "every"})
     shop.roll_out(shop.version("a"))
@@ -188,13 +250,39 @@ def test_two_people_press_rollback_at_once(shop: Shop) -> None:
         one.start()
     for one in people:
         one.join()
+    press("max")  # the slowest of them: nothing is rolled out any more
+    assert said.count("rolled_back") == 1
+    assert sum("was rolled back a moment ago by" in text for text in said) == 4
     with shop.ledger() as book:
-        events = [event["event"] for event in book.events("aurora")]
         state = book.rollout("aurora")
-    done = said.count("rolled_back")
-    assert events.count("rolled_back") == done
-    assert state.candidate is None
-    assert state.champion == first or done == 2  # a second press after the first one ended is a new decision
+        assert (state.champion, state.candidate) == (first, None)
+        assert control.rollback(book, "aurora", "that one too", "ana", to="base").after.champion is None
+
+
+def test_a_button_pressed_on_an_old_page_does_nothing(shop: Shop) -> None:
+    """Two people advance, or one rolls back what another has: who looked at an earlier state is told what happened since."""
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second)
+    with shop.ledger() as book:
+        seen = book.rollout("aurora").generation
+        assert control.advance(book, "aurora", QUICK, "fine", "ana", seen).after.step == "10"
+        for again in (
+            lambda: control.advance(book, "aurora", QUICK, "fine", "bob", seen),
+            lambda: control.hold(book, "aurora", "wait", "bob", seen),
+            lambda: control.release(book, "aurora", "go", "bob", seen),
+        ):
+            with pytest.raises(RolloutRefused, match="moved since you looked: advanced by ana: fine"):
+                again()
+        control.rollback(book, "aurora", "complaints", "bob", seen=seen)  # the way back is open from every page of this rollout
+        with pytest.raises(RolloutRefused, match="rolled back a moment ago by bob"):
+            control.rollback(book, "aurora", "complaints", "eva", seen=seen)
+        control.start(book, "aurora", second, "try again", "ana")
+        with pytest.raises(RolloutRefused, match="rolled back a moment ago by bob"):
+            control.rollback(book, "aurora", "complaints", "eva", seen=seen)
+        newest = control.rollback(book, "aurora", "complaints", "eva", seen=book.rollout("aurora").generation).after
+        assert newest.champion == first
+        assert control.rollback(book, "aurora", "that one too", "eva", seen=newest.generation).after.champion is None
 
 
 def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
@@ -251,14 +339,17 @@ class Hook:
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.thread.start()
 
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(5)
+
 
 @pytest.fixture
 def hook() -> Iterator[Hook]:
     made = Hook()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
-    made.thread.join(5)
+    made.close()
 
 
 def test_people_are_told_of_each_change(shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:

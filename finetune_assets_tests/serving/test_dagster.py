@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
@@ -21,6 +22,9 @@ from finetune_assets.serving.writer import store
 from finetune_assets_tests.code_location import DEFINITIONS
 from finetune_assets_tests.serving.shop import Shop
 from finetune_assets_tests.serving.test_control import traffic
+from finetune_assets_tests.serving.test_retention import chat, left
+
+NOON = datetime.datetime(2026, 11, 2, 12, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
@@ -94,15 +98,47 @@ def test_from_the_asset_into_shadow_and_back_by_the_sensor(tmp_path: Path, insta
     assert f"rolled back: {version}" in digest
 
 
+def test_rows_go_every_day_where_an_assistant_states_how_long_they_are_kept(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    shop = Shop(tmp_path)
+    chat(shop, "old", 40)
+    resources: dict[str, Any] = {
+        "store": StoreResource(home=str(shop.home)),
+        "assistants": AssistantsResource(folder=str(shop.assistants)),
+        "ledger": LedgerResource(url=shop.url),
+    }
+
+    def due() -> bool:
+        context = dg.build_schedule_context(instance=instance, resources=resources, scheduled_execution_time=NOON)
+        return isinstance(rollouts.daily_retention(context), dg.RunRequest)
+
+    def run() -> None:
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        assert rollouts.apply_retention.execute_in_process(quiet, instance=instance, resources=resources).success
+
+    assert not due()
+    run()
+    assert left(shop) == {"old"}
+    file = shop.assistants / "aurora.yaml"
+    file.write_text(file.read_text().replace("serving: {", "serving: {keep_days: 30, "))
+    assert due()
+    run()
+    assert left(shop) == set()
+
+
 def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     """People begin to ask for what the training set has no words for: `serving_health` measures it, the sensor asks for a run."""
     shop = Shop(tmp_path)
     shop.roll_out(shop.version("a"), "done")
     dataset = shop.home / "datasets" / "aurora" / "latest"
     dataset.mkdir(parents=True)
-    asked = [json.dumps({"messages": [{"role": "user", "content": f"¿Tienen hora el martes {n}?"}]}) for n in range(200)]
+    says = {"booking": "¿Tienen hora el martes {}?", "prices": "¿Cuánto cuesta la ortodoncia {}?"}
+    intents = ["booking", "booking", "booking", "prices"] * 50
+    asked = [json.dumps({"messages": [{"role": "user", "content": says[one].format(n)}]}) for n, one in enumerate(intents)]
+    lineage = [{"line": line, "intent": intent} for line, intent in enumerate(intents)]
     for split in ("train", "validation"):
         (dataset / f"{split}.jsonl").write_text("\n".join(asked) + "\n")
+    frames = [pl.DataFrame(lineage).with_columns(split=pl.lit(split)) for split in ("train", "validation")]
+    pl.concat(frames).write_parquet(dataset / "lineage.parquet")
     at = datetime.datetime.now(datetime.UTC).isoformat()
     rows: list[tuple[str, dict[str, Any]]] = []
     for n in range(150):
@@ -134,9 +170,10 @@ def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, ins
     )
     [check] = made.get_asset_check_evaluations()
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "prices 25% → 100%" in (check.description or "")
     [request] = tick()
     assert isinstance(request, dg.RunRequest)
-    assert (request.partition_key, request.tags[REASON]) == ("aurora", "drift:unknown_words+lengths")
+    assert (request.partition_key, request.tags[REASON]) == ("aurora", "drift:unknown_words+lengths+intents")
     [again] = tick()
     assert isinstance(again, dg.RunRequest)
     assert again.run_key == request.run_key  # once a week: Dagster starts no second run of a key

@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from finetune_assets.environment import ROOT
+from finetune_assets.cli.serving import reads_itself
+from finetune_assets.environment import ROOT, Environment
 from finetune_assets.evaluation.human import book, study
 from finetune_assets.evaluation.human.training import ratings_of
 from finetune_assets.registry.traffic import shadow_replies
@@ -33,6 +34,23 @@ def finetune(shop: Shop, *arguments: str) -> str:
     return made.stdout
 
 
+@pytest.mark.parametrize(
+    ("source", "database", "told"),
+    [
+        ("data/sample", None, False),
+        ("data/sample,sqlite:///{home}/ledger.db", None, True),
+        ("sqlite:///data/store/ledger.db", "sqlite:///data/store/ledger.db", True),
+        ("sqlite:///data/other.db", "sqlite:///data/store/ledger.db", False),
+        ("postgresql://reader:a@db/finetune", "postgresql+psycopg2://router:b@db:5432/finetune", True),
+        ("postgresql://reader:a@db/platform", "postgresql://router:b@db/finetune", False),
+    ],
+)
+def test_whether_the_router_is_a_source_too(source: str, database: str | None, told: bool, tmp_path: Path) -> None:
+    variables = {"FINETUNE_HOME": str(tmp_path), "FINETUNE_SOURCE": source.format(home=tmp_path)}
+    variables |= {"FINETUNE_DATABASE_URL": database} if database else {}
+    assert reads_itself(Environment.read(variables)) == told
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_correction_is_in_the_next_data_set(tmp_path: Path) -> None:
@@ -41,6 +59,7 @@ def test_a_correction_is_in_the_next_data_set(tmp_path: Path) -> None:
         shop = Shop(tmp_path, upstream=upstream.url)
         shop.version("a")
         with shop.served("--no-judge") as served:
+            assert any("reach no data set" in line for line in served.lines)
             answer = served.ask("¿Tienen una hora libre mañana por la mañana para una limpieza?", user="+59170012345")
             sent = {"request_id": answer.json()["id"], "feedback_type": "negative", "expected_response": CORRECTION}
             kept = served.client.post("/feedback", json=sent)

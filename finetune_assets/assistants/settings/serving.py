@@ -18,10 +18,10 @@ class RolloutSettings(Group):
     min_requests: Count = Field(default=200, description="Least requests that the candidate answered in a step.")
     min_users: Count = Field(default=20, description="Least users that the candidate answered in a step; not in shadow.")
     min_hours: Annotated[float, Field(ge=0)] = Field(
-        default=24.0, description="Least hours between a step's first and last request."
+        default=24.0, description="Least hours of the clock in which the candidate was asked in a step; quiet hours do not count."
     )
     ask_after_hours: Annotated[float, Field(gt=0)] = Field(
-        default=168.0, description="Hours of a step after which a person is asked where the guards are still inconclusive."
+        default=168.0, description="Hours since a step began after which a person is asked while the guards are inconclusive."
     )
     approval: Literal["never", "promotion", "every"] = Field(
         default="never", description="Before which steps a person has to say yes though every guard passed."
@@ -70,5 +70,10 @@ class Serving(Group):
     )
     conversation_minutes: Annotated[float, Field(gt=0)] = Field(
         default=60.0, description="A conversation is open, and keeps its arm, for so long after its last message."
+    )
+    keep_days: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Conversations, feedback and requests older than so many days are removed, daily or by `finetune retention`; "
+        "default: kept for good.",
     )
     requests_per_minute: Annotated[int, Field(ge=1)] = Field(default=6000, description="Of one tenant, in each worker.")

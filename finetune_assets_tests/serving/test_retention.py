@@ -1,0 +1,152 @@
+"""What is older than an assistant keeps it goes, as a whole, and nothing else does; without a stated limit nothing goes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from finetune_assets.environment import ROOT
+from finetune_assets.registry.tables import now
+from finetune_assets.registry.traffic import ROUTER_TABLES, requests
+from finetune_assets.serving import control, retention
+from finetune_assets.serving.retention import expire, stated
+from finetune_assets.serving.writer import store
+from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
+from finetune_assets_tests.serving.shop import TENANTS, Shop
+
+NAMES = ("conversations", "messages", "ai_rlhf_feedback", "requests", "shadow_replies")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
+    url = None if request.param == "sqlite" else str(request.getfixturevalue("postgres"))
+    return Shop(tmp_path, database=url)
+
+
+def chat(
+    shop: Shop, name: str, days_ago: float, rollout: str | None = None, assistant: str = "aurora", judged: float = 0
+) -> None:
+    """A conversation of one turn with its request, the shadow's, and feedback given `judged` days after it."""
+    at = now() - datetime.timedelta(days=days_ago)
+    then, late = (one.replace(tzinfo=datetime.UTC).isoformat() for one in (at, at + datetime.timedelta(days=judged)))
+    base = {"assistant": assistant, "user": name, "generation": 1, "step": "idle", "status": 200, "kept": False, "outcome": "ok"}
+    base |= {"conversation_id": name, "version": "v", "rollout": rollout, "created_at": then}
+    base |= {"assigned_arm": "champion", "served_arm": "champion"}
+    said = {"conversation_id": name, "intent": None, "created_at": then}
+    feedback = {"feedback_id": f"f-{name}", "conversation_id": name, "message_id": f"m-{name}", "feedback_type": "negative"}
+    shadow = {"assistant": assistant, "live_message_id": f"m-{name}", "version": "w", "content": "Hola", "created_at": then}
+    rows: list[tuple[str, dict[str, Any]]] = [
+        ("conversations", {"conversation_id": name, "tenant_id": "t", "user_id": name, "started_at": then}),
+        ("messages", {**said, "message_id": f"u-{name}", "role": "user", "content": "¿Hay hora?"}),
+        ("messages", {**said, "message_id": f"m-{name}", "role": "assistant", "content": "Sí."}),
+        ("ai_rlhf_feedback", {**feedback, "created_at": late}),
+        ("requests", {**base, "request_id": f"r-{name}", "message_id": f"m-{name}", "kind": "live"}),
+        ("requests", {**base, "request_id": f"s-{name}", "message_id": f"x-{name}", "kind": "shadow"}),
+        ("shadow_replies", {**shadow, "request_id": f"s-{name}"}),
+    ]
+    with shop.ledger() as book:
+        store(book.engine, rows)
+
+
+def left(shop: Shop, table: str = "conversations") -> set[str]:
+    key = next(iter(ROUTER_TABLES[table].primary_key.columns))
+    with shop.ledger() as book, book.engine.connect() as connection:
+        return set(connection.execute(sa.select(key)).scalars())
+
+
+def expired(shop: Shop, days: int = 30, *, apply: bool = True) -> dict[str, int]:
+    with shop.ledger() as book:
+        return expire(book, "aurora", days, apply=apply)
+
+
+def test_old_conversations_go_whole_and_young_ones_stay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    for n in range(5):
+        chat(shop, f"old{n}", 31)
+    chat(shop, "young", 29)
+    chat(shop, "judged-lately", 60, judged=59)
+    chat(shop, "of-another", 90, assistant="sol")
+    with shop.ledger() as book:  # the platform's own, which no request names
+        at = (now() - datetime.timedelta(days=400)).replace(tzinfo=datetime.UTC).isoformat()
+        message = {"message_id": "m-p", "conversation_id": "platform", "role": "user", "content": "Hola", "created_at": at}
+        store(book.engine, [("conversations", {"conversation_id": "platform", "started_at": at}), ("messages", message)])
+    asked = expired(shop, apply=False)
+    assert len(left(shop)) == 9  # nothing was removed
+    gone = expired(shop)
+    assert gone == dict(zip(NAMES, (5, 10, 5, 10, 5), strict=True))
+    assert asked == gone
+    assert left(shop) == {"young", "judged-lately", "of-another", "platform"}
+    assert left(shop, "messages") == {"m-p"} | {f"{a}-{b}" for a in "um" for b in ("young", "judged-lately", "of-another")}
+    assert left(shop, "requests") == {f"{a}-{b}" for a in "rs" for b in ("young", "judged-lately", "of-another")}
+    assert left(shop, "shadow_replies") == {"s-young", "s-judged-lately", "s-of-another"}
+    assert set(expired(shop).values()) == {0}
+
+
+def test_what_an_open_rollout_is_judged_by_stays_until_its_end(shop: Shop) -> None:
+    shop.roll_out(shop.version("a"), "10")
+    with shop.ledger() as book:
+        salt = book.rollout("aurora").salt
+    chat(shop, "evidence", 90, rollout=salt)
+    chat(shop, "before", 90, rollout="aurora:earlier:1")
+    assert expired(shop)["conversations"] == 1
+    assert left(shop) == {"evidence"}
+    assert left(shop, "requests") == {"r-evidence", "s-evidence"}
+    with shop.ledger() as book:
+        control.rollback(book, "aurora", "enough", "ana")
+    assert expired(shop)["requests"] == 2
+    assert left(shop) == left(shop, "requests") == set()
+
+
+def test_a_killed_removal_is_gone_on_with(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(3):
+        chat(shop, f"old{n}", 31)
+    take, calls = retention._take, 0
+
+    def killed(*arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return take(*arguments)
+
+    monkeypatch.setattr(retention, "_take", killed)
+    with pytest.raises(KeyboardInterrupt):
+        expired(shop)
+    monkeypatch.setattr(retention, "_take", take)
+    expired(shop)
+    assert [left(shop, name) for name in NAMES] == [set()] * 5
+
+
+def finetune(shop: Shop, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune_assets.cli", "retention", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=shop.environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_needs_a_limit_that_somebody_stated(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    chat(shop, "old", 40)
+    for arguments in (("--yes",), ("--assistant", "aurora", "--yes")):
+        refused = finetune(shop, *arguments)
+        assert (refused.returncode, "states no limit" in refused.stderr) == (2, True)
+    assert finetune(shop, "--days", "3", "--yes").returncode == 2
+    assert left(shop) == {"old"}
+    shop.settings("")
+    file = shop.assistants / "aurora.yaml"
+    file.write_text(file.read_text().replace("serving: {", "serving: {keep_days: 30, "))
+    with shop.ledger() as book:
+        assert stated(book, shop.assistants, TENANTS) == {"aurora": 30}
+    shown = finetune(shop, "--dry-run")
+    assert "aurora, older than 30 days: 1 conversations, 2 messages" in shown.stderr
+    assert left(shop) == {"old"}
+    done = finetune(shop, "--yes", "--json")
+    assert json.loads(done.stdout)["assistants"][0]["rows"]["messages"] == 2
+    assert left(shop) == set()
+    with shop.ledger() as book, book.engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(requests)).scalar() == 0
