@@ -73,6 +73,12 @@ class ModelUnavailable(TrainingError):
 class ProviderError(TrainingError):
     """A rented trainer refused, or answered nonsense."""
 
+    def __init__(self, message: str, status: int | None = None, code: str | None = None, wait: float | None = None) -> None:
+        """`status`: of HTTP, 404 for what is not there however the provider says it; `code`: the provider's own word; `wait`:
+        seconds for which it asks to be left alone. Null where it said none."""
+        super().__init__(message)
+        self.status, self.code, self.wait = status, code, wait
+
 
 class ProviderUnsettled(ProviderError):
     """It cannot be told yet whether the provider has the job, or it is busy; the job stays open, a later try goes on with it."""

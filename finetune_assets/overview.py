@@ -123,12 +123,19 @@ def cancel_job(environment: Environment, job_id: str) -> str:
                 return f"{job_id} is cancelled; it had not been submitted."
             trainer, handle = _at_provider(environment, ledger, remote)
             trainer.cancel(handle)
-            ended = trainer.poll(handle).status
-            if ended in ("succeeded", "failed"):
-                return f"{job_id} has already {ended} at {job.provider} ({handle.id}); nothing to cancel, the next tick takes it."
-            settle(ledger, job_id, None)
-            ledger.set_job(job_id, "cancelled", error="cancelled by a person")
+            state = trainer.poll(handle)
+            if state.status in ("succeeded", "failed"):
+                how = f" {state.progress['warning']}." if "warning" in state.progress else ""
+                where = f"at {job.provider} ({handle.id})"
+                return f"{job_id} has already {state.status} {where}; nothing to cancel, the next tick takes it.{how}"
+            if state.status != "cancelled":
+                return (
+                    f"{job_id} is being stopped at {job.provider} ({handle.id}); the next tick writes down its end and its cost."
+                )
             notes = trainer.clean_up(handle)
+            usd = trainer.cost(state, job.base_model, job.status == "running", environment.tables)
+            settle(ledger, job_id, usd, state.progress.get("trained_tokens"))
+            ledger.set_job(job_id, "cancelled", error="cancelled by a person")
             return f"{job_id} is cancelled at {job.provider} ({handle.id}). " + " ".join(notes)
         stopped = cancel(Store(environment.home).job(job.spec_hash))
         ledger.set_job(job_id, "cancelled", error="cancelled by a person")

@@ -11,7 +11,7 @@ from finetune_assets.findings import Finding, Level
 from finetune_assets.registry import Ledger
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training import lifecycle
-from finetune_assets.training.lifecycle import Ending
+from finetune_assets.training.lifecycle import Ending, Use
 from finetune_assets.training.remote import Connection
 from finetune_assets.training.trainers import credentials
 from finetune_assets.training.uses import uses_of
@@ -34,7 +34,9 @@ def rented(environment: Environment, as_of: datetime.date | None = None) -> list
         ledger.close()
     today = as_of or lifecycle.today()
     found = lifecycle.endings(uses.uses, today, environment.tables)
-    return [*(_credentials(connection) for connection in uses.connections), *(_ending(one, today) for one in found)]
+    dated = {one.use for one in found}
+    undated = [_undated(use, today) for use in uses.uses if use not in dated]
+    return [*map(_credentials, uses.connections), *(_ending(one, today) for one in found), *undated]
 
 
 def _credentials(connection: Connection) -> Finding:
@@ -47,7 +49,14 @@ def _credentials(connection: Connection) -> Finding:
 
 
 def _ending(ending: Ending, today: datetime.date) -> Finding:
-    level: Level = "problem" if ending.days_left is not None and ending.days_left <= lifecycle.WARN_DAYS[1] else "warning"
-    if not ending.urgent and (ending.jobs_days_left is None or ending.jobs_days_left > lifecycle.WARN_DAYS[0]):
-        level = "ok"
+    days = ending.next_days
+    level: Level = "ok" if not ending.urgent else "problem" if days is not None and days <= lifecycle.WARN_DAYS[1] else "warning"
     return Finding(level, f"model life as of {today}", ending.text())
+
+
+def _undated(use: Use, today: datetime.date) -> Finding:
+    text = (
+        f"{use.what} of {use.assistant} ({use.provider} {use.model}): no last day is known. Look at the provider's page, and "
+        "note it in lifecycle.yaml in the folder that FINETUNE_TABLES names."
+    )
+    return Finding("ok", f"model life as of {today}", text)

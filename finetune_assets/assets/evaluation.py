@@ -7,16 +7,17 @@ import dagster as dg
 
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
+from finetune_assets.assets.remote import forbidding_tenants
 from finetune_assets.dataset.manifest import read_manifest, standing
 from finetune_assets.distillation.parity import FILE as PARITY
 from finetune_assets.distillation.parity import sentence as parity_sentence
 from finetune_assets.distillation.parity import with_teacher, write_parity
 from finetune_assets.evaluation.benchmark import REPORT_VERSION
+from finetune_assets.evaluation.bought import asked, reserve_replies, settle_replies
 from finetune_assets.evaluation.history import FILE as HISTORY
 from finetune_assets.evaluation.human.book import export, of_study
 from finetune_assets.evaluation.human.statistics import evaluate
 from finetune_assets.evaluation.human.study import newest
-from finetune_assets.evaluation.rented import reserve_replies, settle_replies
 from finetune_assets.evaluation.report import markdown
 from finetune_assets.evaluation.subject import Subject, rated
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
@@ -56,17 +57,17 @@ def benchmark_report(
         subject = Subject.of(store.store, book, assistant, version, dataset)
     subject = subject.with_seeds(lambda spec, output: launcher.run(context, spec, output))
     subject.prepare(default_threads())
-    paid = f"benchmark:{version.version}:{context.run_id}"
+    paid, buys = f"benchmark:{version.version}:{context.run_id}", bool(asked(subject.assistant.benchmark))
     with ledger.open() as book:
-        if subject.endpoints:
-            reserve_replies(book, subject.assistant, paid)
+        if buys:
+            reserve_replies(book, subject.assistant, paid, forbidding=forbidding_tenants(assistants, store, dataset))
         try:
             launcher.run(context, subject.output / "spec.json", subject.output)
         finally:
-            spent_usd = settle_replies(book, subject.endpoints, subject.output, paid) if subject.endpoints else 0.0
+            spent_usd = settle_replies(book, subject.assistant, subject.output, paid) if buys else 0.0
         report = subject.report(rated(store.store, book, version))
     write_parity(subject.output, subject.folder)
-    spent = {"spent_on_replies_usd": round(spent_usd, 6)} if subject.endpoints else {}
+    spent = {"spent_on_replies_usd": round(spent_usd, 6)} if buys else {}
     return Result(metadata={**_told(report, subject.folder), **spent})
 
 

@@ -10,6 +10,7 @@ import dagster as dg
 from finetune_assets.assistants import Assistant
 from finetune_assets.dataset import read_manifest
 from finetune_assets.environment import Environment
+from finetune_assets.errors import FinetuneError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, remote_job
 from finetune_assets.registry.spending import month, spent
@@ -59,10 +60,23 @@ def check_remote(
 
 def check_leaves(assistants: AssistantsResource, store: StoreResource, assistant: Assistant, dataset: Path) -> None:
     """Raises SettingsError where the assistant, or a tenant whose rows are in the data set, lets nothing leave the machine."""
-    in_data = list(read_manifest(dataset)["counts"].get("tenant", {}))
-    known = set(assistants.names())
-    forbidding = [name for name in in_data if name in known and not assistants.load(name, store.tenants()).remote.allowed]
-    check_permission(assistant.name, assistant.remote.allowed, in_data, forbidding)
+    check_permission(assistant.name, assistant.remote.allowed, forbidding_tenants(assistants, store, dataset))
+
+
+def forbidding_tenants(assistants: AssistantsResource, store: StoreResource, dataset: Path) -> list[str]:
+    """Tenants with rows in the data set whose own file says `remote.allowed: false`, whatever the file is called."""
+    in_data, found = set(read_manifest(dataset)["counts"].get("tenant", {})), set[str]()
+    for name in assistants.names():
+        try:
+            settings = assistants.load(name, store.tenants())
+        except FinetuneError:
+            if name in in_data:
+                raise
+            continue  # told where the assistants are examined
+        own = settings.select.tenant or name
+        if own in in_data and not settings.remote.allowed:
+            found.add(own)
+    return sorted(found)
 
 
 def ending_models(assistants: AssistantsResource, store: StoreResource, book: Ledger, name: str) -> list[Ending]:
@@ -125,14 +139,14 @@ def remote_metadata(book: Ledger, job: Job) -> dict[str, Any]:
 def keep_remote(trainer: TrainerResource, store: StoreResource, book: Ledger, job: Job) -> None:
     """Fetches what a finished job left at the provider, once. Raises TrainingError where its model is gone."""
     folder, remote = store.store.job(job.spec_hash), remote_job(book, job.id)
-    if remote is None or (folder / "result.json").exists():
+    if remote is None:
         return
     backend = trainer.rented(Connection(**remote.connection), store.store, LedgerJournal(book, job.id))
     handle = JobHandle(job.provider, job.provider_job_id or "", job.id, job.dataset_fingerprint)
-    cost = spent(book, job.id) or {}
-    backend.keep(
-        handle, folder, {**job.plan, "usd": cost.get("usd"), "base_model": job.base_model, "hyperparameters": job.hyperparameters}
-    )
+    if not (folder / "result.json").exists():
+        known = {"usd": (spent(book, job.id) or {}).get("usd"), "hyperparameters": job.hyperparameters}
+        backend.keep(handle, folder, {**job.plan, **known, "base_model": job.base_model})
+    backend.clean_up(handle)  # where the sensor could not
 
 
 def observation(book: Ledger, job: Job) -> dg.AssetObservation:

@@ -321,7 +321,7 @@ def model_lives(
             passed=True, description="Nothing of this assistant depends on a rented model whose last day is known."
         )
     first = found[0]
-    days = first.days_left if first.days_left is not None else first.jobs_days_left
+    days = first.next_days if first.next_days is not None else first.jobs_days_left
     error = first.days_left is not None and first.days_left <= WARN_DAYS[1]
     return dg.AssetCheckResult(
         passed=not first.urgent,

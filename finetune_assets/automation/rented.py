@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import logging
+import time
 from collections.abc import Iterable
+from itertools import takewhile
 
 import dagster as dg
 
@@ -18,7 +20,7 @@ from finetune_assets.resources.tags import APPROVED, DATASET, MIGRATE_TO, REASON
 from finetune_assets.storage import write_json
 from finetune_assets.training import lifecycle
 from finetune_assets.training.lifecycle import Ending
-from finetune_assets.training.polling import Polled, poll
+from finetune_assets.training.polling import REQUEST_SECONDS, Polled, poll
 from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
 from finetune_assets.training.uses import Uses, uses_of
 
@@ -66,19 +68,25 @@ def dying(
     assistants: AssistantsResource,
     ledger: Ledger,
     trainer: TrainerResource,
-    today: datetime.date | None = None,
+    log: logging.Logger,
 ) -> list[Ending]:
-    """Uses whose model ends within the first warning, or has ended, soonest first; asks the providers where a key is set."""
+    """Uses that lose their model or its training within the first warning, or have lost it, soonest first.
+
+    Asks the providers where a key is set, within TICK_SECONDS; where one does not answer, the dated table has to do.
+    """
+    end = time.monotonic() + TICK_SECONDS
     uses = rented_uses(store, assistants, ledger, {job.assistant for job in ledger.jobs()})
     announced: dict[tuple[str, str], datetime.date] = {}
     for connection in uses.connections:
         models = sorted({use.model for use in uses.uses if use.provider == connection.provider})
+        in_time = takewhile(lambda _: time.monotonic() < end, models)
         try:
-            said = trainer.rented(connection, store.store, Notes()).shutdown_dates(models)
-        except FinetuneError:
-            continue  # no key, or the provider is away: the dated table has to do
-        announced |= {(connection.provider, model): datetime.date.fromisoformat(day) for model, day in said.items()}
-    found = lifecycle.endings(uses.uses, today or lifecycle.today(), Environment.read().tables, announced)
+            said = trainer.rented(connection, store.store, Notes()).hurried(REQUEST_SECONDS).shutdown_dates(in_time)
+        except FinetuneError as error:
+            log.info(f"{connection.provider} was not asked for last days, the dated table has to do: {error}")
+            continue
+        announced |= {(connection.provider, model): day for model, day in said.items()}
+    found = lifecycle.endings(uses.uses, lifecycle.today(), Environment.read().tables, announced)
     return [one for one in found if one.urgent]
 
 
@@ -93,7 +101,8 @@ def migrations(
         link = store.store.datasets(use.assistant) / "latest"
         if (
             use.successor is None
-            or use.kind == "version"
+            or use.kind not in ("champion", "settings")
+            or not one.stops
             or use.assistant in requests
             or use.assistant not in enrolled
             or not link.exists()
@@ -131,5 +140,6 @@ def migration_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.RunRequ
 
 def ending_observation(ending: Ending) -> dg.AssetObservation:
     """A model's last day on the timeline of `registered_model`."""
-    metadata = {"days_left": ending.days_left or 0, "model": ending.use.model, "message": ending.text()}
+    days = ending.days_left if ending.days_left is not None else ending.next_days
+    metadata = {"days_left": days or 0, "model": ending.use.model, "message": ending.text()}
     return dg.AssetObservation("registered_model", partition=ending.use.assistant, metadata=metadata)

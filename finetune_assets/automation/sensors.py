@@ -85,7 +85,7 @@ def finished_jobs(
     known = set(enrolled(context.instance))
     with ledger.open() as book:
         polled = poll_due(book, store, trainer)
-        events = [observation(book, one.job) for one in polled if one.job.assistant in known]
+        events = [observation(book, one.job) for one in polled if one.reached and one.job.assistant in known]
         waiting = waiting_jobs(context.instance, book, store.store.home)
     for one in polled:
         report_polled(context.log, store, one)
@@ -111,14 +111,14 @@ def model_lifecycle(
     A migration (`remote.successor`) trains the same frozen data set on the successor; its benchmark compares both.
     """
     with ledger.open() as book:
-        found = dying(store, assistants, book, trainer)
+        found = dying(store, assistants, book, trainer, context.log)
     warned = set(json.loads(context.cursor or "[]"))
     new = [one for one in found if one.key not in warned]
     for one in new:
-        (context.log.error if (one.days_left or 0) <= WARN_DAYS[-1] else context.log.warning)(one.text())
+        (context.log.error if (one.next_days or 0) <= WARN_DAYS[-1] else context.log.warning)(one.text())
     requests = migrations(context.instance, store, assistants, found)
     if not found:
-        return dg.SkipReason(f"No rented model in use ends within {WARN_DAYS[0]} days.")
+        return dg.SkipReason(f"No rented model in use ends, or ends to be trained, within {WARN_DAYS[0]} days.")
     cursor = json.dumps(sorted({one.key for one in found}))
     return dg.SensorResult(run_requests=requests, asset_events=[ending_observation(one) for one in new], cursor=cursor)
 

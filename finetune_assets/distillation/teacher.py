@@ -152,7 +152,7 @@ def _patient(ask: Ask) -> Ask:
         except ProviderUnsettled:
             raise
         except ProviderError as error:
-            if " 400" in str(error) or " 422" in str(error):
+            if error.status in (400, 422):
                 return Answer(None, "refused")
             raise
 

@@ -88,7 +88,7 @@ class Work:
     def _ask(self, chosen: Teacher, book: Replies, missing: list[Question], most_usd: float | None) -> None:
         """Reserves the estimate, asks, and settles by what was used."""
         model, name = chosen.model, self.assistant.name
-        mend = prices.missing(model.provider, model.model).replace("model, training,", "model, input, output,")
+        mend = prices.missing(model.provider, model.model, "input, output")
         tokens, estimate = estimated(model, missing)
         if estimate is None and most_usd is not None:
             raise SettingsError(f"--max-usd is {most_usd:g}, but nothing says what a reply costs. {mend}")

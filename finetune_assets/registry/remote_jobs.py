@@ -64,7 +64,7 @@ class LedgerJournal:
 
 
 def open_journal(ledger: Ledger, job_id: str, connection: Mapping[str, Any], hours: float) -> LedgerJournal:
-    """The journal of a job, made with a deadline `hours` from now if it is new."""
+    """The journal of a job, with a deadline `hours` from now if it is new or was not submitted yet."""
     row = {
         "job_id": job_id,
         "connection": dict(connection),
@@ -76,8 +76,11 @@ def open_journal(ledger: Ledger, job_id: str, connection: Mapping[str, Any], hou
     try:
         with ledger.engine.begin() as transaction:
             transaction.execute(sa.insert(remote_jobs).values(row))
-    except IntegrityError:
-        pass  # a job that was interrupted has one
+    except IntegrityError:  # a job that was interrupted has one
+        again = {name: row[name] for name in ("deadline", "next_poll_at")}
+        open_still = (remote_jobs.c.job_id == job_id) & remote_jobs.c.submitted_at.is_(None)
+        with ledger.engine.begin() as transaction:
+            transaction.execute(sa.update(remote_jobs).where(open_still).values(again))
     return LedgerJournal(ledger, job_id)
 
 
@@ -98,7 +101,7 @@ def due(ledger: Ledger, moment: datetime.datetime) -> list[RemoteJob]:
 
 
 def record(ledger: Ledger, job_id: str, next_poll_at: datetime.datetime, **columns: Any) -> None:
-    """Writes down what asking gave: provider_status, progress, note, failures."""
+    """Writes down what asking gave: provider_status, progress, note, failures, deadline."""
     values = {"polled_at": now(), "next_poll_at": next_poll_at, **columns}
     with ledger.engine.begin() as connection:
         connection.execute(sa.update(remote_jobs).where(remote_jobs.c.job_id == job_id).values(values))

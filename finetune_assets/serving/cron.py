@@ -48,7 +48,9 @@ def cron_routes(environment: Environment, ledger: Ledger) -> list[Route]:
         if not hmac.compare_digest(said, f"Bearer {secret}".encode()):
             return JSONResponse({"success": False, "error": f"Authorization is not `Bearer` and the value of {SECRET}."}, 401)
         polled = await run_in_threadpool(ask)
-        return JSONResponse({"success": True, "checked": len(polled), "results": [_row(one) for one in polled]})
+        return JSONResponse(
+            {"success": True, "checked": sum(one.reached for one in polled), "results": [_row(one) for one in polled]}
+        )
 
     return [Route("/cron/finetuning", check, methods=["GET", "POST"])]
 

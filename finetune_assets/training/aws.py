@@ -6,6 +6,7 @@ A job's name is the ledger's job id: a second creation of the same name attaches
 
 from __future__ import annotations
 
+import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from filelock import FileLock
 
 from finetune_assets.dataset.selection import common_regions, own_contacts
 from finetune_assets.environment import Environment
-from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, SettingsError, TrainingError
+from finetune_assets.errors import DataError, FinetuneError, ProviderError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.storage import Store
 from finetune_assets.training import aws_calls, lifecycle, prices, provider_formats, remote, screening
 from finetune_assets.training.remote import Connection, Journal
@@ -32,8 +33,6 @@ STATUS: dict[str, Status] = {
 }
 UP = ("Active", "InService")
 """A deployment that answers."""
-THERE = ("ResourceInUse", "ConflictException", "already exists")
-GONE = ("ResourceNotFound", "could not be found", "Requested resource not found", "does not exist")
 
 
 class AwsTrainer(ABC):
@@ -46,11 +45,18 @@ class AwsTrainer(ABC):
         self.connection, self._store, self._journal = connection, store, journal
         self.options: dict[str, Any] = {**connection.options, **(connection.options.get("aws") or {})}
         self._clients: dict[str, Any] = {}
+        self._seconds: float | None = None
 
     def with_journal(self, journal: Journal) -> AwsTrainer:
         """The same service for another job."""
         other = type(self)(self.connection, self._store, journal)
-        other._clients = self._clients
+        other._clients, other._seconds = self._clients, self._seconds
+        return other
+
+    def hurried(self, seconds: float) -> AwsTrainer:
+        """Clients of their own, whose requests are tried once."""
+        other = type(self)(self.connection, self._store, self._journal)
+        other._seconds = seconds
         return other
 
     # the protocol
@@ -96,15 +102,16 @@ class AwsTrainer(ABC):
             state = self._journal.load()
             if not state.get("provider_job_id"):
                 name = remote.slug(request.run_key, most=63)
+                self._journal.save(run_key=request.run_key, fingerprint=request.fingerprint)
                 uris = {role: self._upload(role, file.path, request.run_key) for role, file in self.files(request).items()}
-                self._journal.save(create_started=True, run_key=request.run_key, fingerprint=request.fingerprint, uris=uris)
+                self._journal.save(create_started=True, uris=uris)
                 try:
                     with self.errors("creating the job"):
                         self.create(request, name, uris)
                 except ProviderUnsettled:
                     raise
                 except ProviderError as error:
-                    if not any(word in str(error) for word in THERE):
+                    if not aws_calls.is_there(error):
                         self._journal.save(create_started=None)
                         raise
                 self._journal.save(provider_job_id=name)
@@ -123,23 +130,25 @@ class AwsTrainer(ABC):
 
     def _deployed(self, handle: JobHandle, told: Mapping[str, Any], state: JobState) -> JobState:
         """Makes the deployment, once, and waits for it from tick to tick. One that fails leaves the trained model as it is."""
-        why: str | None = None
+        journal = self._journal.load()
+        why: str | None = journal.get("given_up")
         try:
-            if not self._journal.load().get("deployment"):
+            if not why and not journal.get("deployment"):
                 with self.errors("creating the deployment"):
                     self.deploy(handle.id, self.model_of(told))
                 self._journal.save(deployment=handle.id)
-            word, why = self.deployment(handle.id)
-            if word in UP:
-                return state
-            if word != "Failed":
-                return JobState("running", f"Deploying ({word})", None, state.progress)
+            if not why:
+                word, why, _ = self.deployment(handle.id)
+                if word in UP:
+                    return state
+                if word != "Failed":
+                    return JobState("running", f"Deploying ({word})", None, state.progress, trained=True)
         except ProviderUnsettled:
             raise
         except ProviderError as error:
-            if any(word in str(error) for word in THERE):
+            if aws_calls.is_there(error):
                 self._journal.save(deployment=handle.id)
-                return JobState("running", "Deploying", None, state.progress)
+                return JobState("running", "Deploying", None, state.progress, trained=True)
             why = str(error)
         warning = f"the model is trained ({self.model_of(told)}), but its deployment failed: {why or 'no reason given'}"
         return replace(state, progress={**state.progress, "warning": warning})
@@ -164,10 +173,25 @@ class AwsTrainer(ABC):
         return TrainedResult(self.model_of(told), {})
 
     def cancel(self, handle: JobHandle) -> None:
-        """Stops the job; one that has ended is left as it is."""
-        if self.poll(handle).status in ("pending", "running"):
+        """Stops the job; one that has ended is left as it is. Of one that is trained a deployment under way is taken back."""
+        status = self.state_of(self.told(handle.id)).status
+        if status in ("pending", "running"):
             with self.errors(f"stopping job {handle.id}"):
                 self.stop(handle.id)
+        elif status == "succeeded" and self.deploys and self._place(handle.id) is None:
+            why = "given up while it was being made"
+            try:
+                with self.errors(f"deleting the deployment {handle.id}"):
+                    self.undeploy(handle.id)
+            except ProviderError as error:
+                why += f"; look at it in the AWS console: {error}" if error.status != 404 else ""
+            self._journal.save(given_up=why)
+
+    def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
+        """Billed tokens at the table's price, where the service tells them; a failed job may be billed too."""
+        tokens = state.progress.get("trained_tokens")
+        price = prices.find(self.provider, base_model, tables)
+        return price.of_training(int(tokens)) if price and tokens else None
 
     def pause(self, handle: JobHandle) -> JobState:
         """AWS holds no job."""
@@ -186,9 +210,9 @@ class AwsTrainer(ABC):
             name = remote.slug(str(state["run_key"]), most=63)
             try:
                 self.told(name)
-            except ProviderUnsettled:
-                raise
-            except ProviderError:
+            except ProviderError as error:
+                if error.status != 404:
+                    raise
                 return None
             self._journal.save(provider_job_id=name)
         return self._handle(str(state.get("run_key") or ""), str(state.get("fingerprint") or ""))
@@ -204,20 +228,20 @@ class AwsTrainer(ABC):
     def clean_up(self, handle: JobHandle) -> list[str]:
         """Deletes the uploaded files, where the settings say so."""
         state = self._journal.load()
-        if not self.options.get("delete_files", True) or state.get("files_deleted"):
+        if not self.options.get("delete_files", True) or state.get("files_deleted") or not state.get("run_key"):
             return []
-        prefix = self.prefix(str(state.get("run_key") or handle.run_key))
+        prefix = self.prefix(str(state["run_key"]))
         try:
             for part in ("input", "base"):
                 with self.errors(f"deleting what was uploaded to {prefix}/{part}"):
                     for bucket, key in self._listed(f"{prefix}/{part}"):
                         self.client("s3").delete_object(Bucket=bucket, Key=key)
-        except TrainingError as error:
+        except FinetuneError as error:
             return [str(error)]
         self._journal.save(files_deleted=True)
         return []
 
-    def shutdown_dates(self, models: Iterable[str]) -> dict[str, str]:
+    def shutdown_dates(self, models: Iterable[str]) -> dict[str, datetime.date]:
         """AWS announces no day over these APIs; the dated table has to do."""
         return {}
 
@@ -269,25 +293,39 @@ class AwsTrainer(ABC):
         """Makes a finished model answer under a name; the same name twice is the same deployment."""
         raise TrainingError(f"{self.provider} has nothing to deploy.")
 
-    def deployment(self, name: str) -> tuple[str, str | None]:
-        """The service's word for a deployment's state, and why it failed."""
+    def undeploy(self, name: str) -> None:
+        """Takes back what `deploy` has made."""
         raise TrainingError(f"{self.provider} has nothing to deploy.")
 
-    def address(self, name: str, answers: str) -> dict[str, Any]:
-        """Where the model of a job answers, as `RemoteModel` takes it; `answers`: under which name at AWS, once it is deployed.
+    def deployment(self, name: str) -> tuple[str, str | None, str]:
+        """The service's word for a deployment's state, why it failed, and the name under which it answers."""
+        raise TrainingError(f"{self.provider} has nothing to deploy.")
+
+    def _place(self, name: str) -> str | None:
+        """The name under which a deployment answers; null where it does not, or is not there."""
+        try:
+            word, _, place = self.deployment(name)
+        except ProviderError as error:
+            if error.status != 404:
+                raise
+            return None
+        return place if word in UP else None
+
+    def address(self, name: str, model: str) -> dict[str, Any]:
+        """Where the model of a job answers, as `RemoteModel` takes it; `model`: its name at an address of the settings.
 
         Raises TrainingError where it answers nowhere.
         """
         region = self.options.get("region") or self.client(self.service).meta.region_name
-        if self.deploys and self.deployment(name)[0] in UP:
-            return {"model": answers, "base_url": f"{self.service}://{region}", "region": region}
+        if self.deploys and (place := self._place(name)) is not None:
+            return {"model": place, "base_url": f"{self.service}://{region}", "region": region}
         if self.connection.base_url is None:
             raise TrainingError(
                 f"Job {name} has a model, which answers nowhere: its deployment is not there. Look at it in the AWS console; "
                 "when it answers, run the same again."
             )
         where = {"base_url": self.connection.base_url, "key_env": self.connection.key_env, "region": region}
-        return {"model": answers, **where}
+        return {"model": model, **where}
 
     def progress(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """Numbers of a job that runs."""
@@ -360,7 +398,8 @@ class AwsTrainer(ABC):
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
         if service not in self._clients:
-            self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, self.options.get("region"))
+            once: dict[str, Any] = {"timeout": self._seconds, "tries": 1} if self._seconds else {}
+            self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, self.options.get("region"), **once)
         return self._clients[service]
 
     def _handle(self, run_key: str, fingerprint: str) -> JobHandle:

@@ -18,9 +18,13 @@ from finetune_assets.training.remote import without_secrets
 
 SCHEMES = ("bedrock://", "sagemaker://")
 BUSY = (
-    *("Throttl", "TooManyRequests", "ServiceUnavailable", "InternalServer", "InternalFailure", "RequestTimeout", "SlowDown"),
-    *("ModelNotReady", "ModelTimeout"),
+    *("Throttl", "RequestThrottled", "EC2Throttled", "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
+    *("ProvisionedThroughputExceeded", "TransactionInProgress", "LimitExceededException", "PriorRequestNotComplete", "SlowDown"),
+    *("ServiceUnavailable", "InternalServer", "InternalFailure", "RequestTimeout", "ModelNotReady", "ModelTimeout"),
 )
+"""Beginnings of codes that mean: later. Those of throttling are botocore's (`retries/standard.py`); the status is 400 or 429."""
+GONE = ("could not be found", "requested resource not found", "could not find", "does not exist")
+THERE = ("ResourceInUse", "Conflict")
 ENDS = {"max_tokens": "length", "content_filtered": "content_filter", "guardrail_intervened": "content_filter"}
 """Bedrock's reasons to stop, as OpenAI names them; the others are `stop`."""
 
@@ -31,7 +35,7 @@ def is_aws(url: str) -> bool:
 
 
 @lru_cache(maxsize=32)
-def client(provider: str, service: str, region: str | None, timeout: float | None = None) -> Any:
+def client(provider: str, service: str, region: str | None, timeout: float | None = None, tries: int = 3) -> Any:
     """A boto3 client, which threads may share. Raises SettingsError where boto3 or a region is missing."""
     try:
         from boto3.session import Session
@@ -39,7 +43,8 @@ def client(provider: str, service: str, region: str | None, timeout: float | Non
         from botocore.exceptions import NoRegionError, ProfileNotFound  # noqa: PLC0415
     except ModuleNotFoundError:
         raise SettingsError(f"{provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
-    config = Config(read_timeout=timeout, retries={"mode": "standard", "total_max_attempts": 3}) if timeout else None
+    patience: dict[str, Any] = {"read_timeout": timeout, "connect_timeout": timeout} if timeout else {}
+    config = Config(**patience, retries={"mode": "standard", "total_max_attempts": tries}) if timeout else None
     try:
         return Session().client(service, region_name=region, config=config)  # pyright: ignore[reportUnknownMemberType, reportCallIssue, reportArgumentType]
     except NoRegionError:
@@ -64,12 +69,19 @@ def translated(provider: str, doing: str) -> Generator[None]:
         told: dict[str, Any] = error.response.get("Error", {})  # pyright: ignore[reportAssignmentType]
         code, text = str(told.get("Code", "unknown")), without_secrets(str(told.get("Message", "")))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        kind = ProviderUnsettled if status >= 500 or any(code.startswith(word) for word in BUSY) else ProviderError
-        raise kind(f"{provider}: {doing} failed with {status} {code}: {text}{_mend(code, doing)}") from None
+        kind = ProviderUnsettled if status >= 500 or status == 429 or code.startswith(BUSY) else ProviderError
+        gone = code.startswith(("ResourceNotFound", "NoSuch")) or any(word in text.lower() for word in GONE)
+        message = f"{provider}: {doing} failed with {status} {code}: {text}{_mend(code, doing)}"
+        raise kind(message, 404 if gone and kind is ProviderError else status, code) from None
     except (BotoCoreError, Boto3Error) as error:  # no connection, a time-out, a parameter that botocore refuses
         wrong = type(error).__name__ == "ParamValidationError"
         text = without_secrets(str(error).splitlines()[-1])
         raise (ProviderError if wrong else ProviderUnsettled)(f"{provider}: {doing} failed: {text}") from None
+
+
+def is_there(error: ProviderError) -> bool:
+    """Whether a creation was refused because what it would make is there already."""
+    return (error.code or "").startswith(THERE) or "already exist" in str(error)
 
 
 def _mend(code: str, doing: str) -> str:

@@ -99,14 +99,15 @@ class BedrockTrainer(AwsTrainer):
         token = hashlib.sha256(f"deploy {name}".encode()).hexdigest()[:40]
         self.client("bedrock").create_custom_model_deployment(modelDeploymentName=name, modelArn=model, clientRequestToken=token)
 
-    def deployment(self, name: str) -> tuple[str, str | None]:
-        """`status` and `failureMessage`."""
-        told = self._deployment(name)
-        return str(told.get("status") or "missing"), told.get("failureMessage")
+    def undeploy(self, name: str) -> None:
+        """The deployment; the model stays."""
+        self.client("bedrock").delete_custom_model_deployment(customModelDeploymentIdentifier=name)
 
-    def _deployment(self, name: str) -> dict[str, Any]:
+    def deployment(self, name: str) -> tuple[str, str | None, str]:
+        """`status`, `failureMessage` and the deployment's ARN."""
         with self.errors(f"asking for the deployment {name}"):
-            return self.client("bedrock").get_custom_model_deployment(customModelDeploymentIdentifier=name)
+            told = self.client("bedrock").get_custom_model_deployment(customModelDeploymentIdentifier=name)
+        return str(told.get("status") or "missing"), told.get("failureMessage"), str(told.get("customModelDeploymentArn"))
 
     def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         """`model/remote.json` with the ARN, the base's beside it, and result.json. Raises TrainingError without one."""
@@ -114,8 +115,7 @@ class BedrockTrainer(AwsTrainer):
         model = self.result(handle).model
         if not model:
             raise TrainingError(f"Job {handle.id} is completed, but Bedrock names no model; look at it in the console.")
-        deployed = str(self._deployment(handle.id).get("customModelDeploymentArn")) if self.deploys else model
-        where = self.address(handle.id, deployed)
+        where = self.address(handle.id, model)
         RemoteModel(self.provider, **where, **self._price(str(request["base_model"]))).write(folder / "model")
         base = re.sub(
             r":\d+k$", "", str(request["base_model"])

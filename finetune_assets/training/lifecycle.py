@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,8 +41,9 @@ class Use:
     model: str
     """Base model, or tuned model's name."""
     what: str
-    """`champion v3-…`, `version v2-…`, `base model in its settings`."""
-    kind: Literal["champion", "version", "settings"]
+    """`champion v3-…`, `version v2-…`, `base model in the settings`, `benchmark endpoint gpt`, `open job job-…`."""
+    kind: Literal["champion", "version", "settings", "job", "asked"]
+    """`asked`: a model that the settings name to be asked: a candidate of the benchmark, its judge, the router's upstream."""
     successor: str | None = None
 
 
@@ -56,21 +58,29 @@ class Ending:
     jobs_days_left: int | None
 
     @property
-    def urgent(self) -> bool:
-        """Whether what is served stops within the first warning, or has stopped."""
-        return self.days_left is not None and self.days_left <= WARN_DAYS[0]
+    def trains(self) -> int | None:
+        """Until nobody can train it any more, where that is what this use is about."""
+        return self.jobs_days_left if self.use.kind == "settings" else None
 
     @property
-    def threshold(self) -> int | None:
-        """The smallest of WARN_DAYS that has been reached; 0 after the end; null before any."""
-        if self.days_left is None or self.days_left > WARN_DAYS[0]:
-            return None
-        return 0 if self.days_left < 0 else min(days for days in WARN_DAYS if self.days_left <= days)
+    def next_days(self) -> int | None:
+        """Until the first thing that this use loses: the model, or its training."""
+        return min((days for days in (self.days_left, self.trains) if days is not None), default=None)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether that comes within the first warning, or has come."""
+        return _threshold(self.next_days) is not None
+
+    @property
+    def stops(self) -> bool:
+        """Whether the model itself stops answering within the first warning, or has stopped."""
+        return _threshold(self.days_left) is not None
 
     @property
     def key(self) -> str:
-        """Of one warning: the same until the next threshold is reached."""
-        return f"{self.use.assistant}|{self.use.what}|{self.use.model}|{self.threshold}"
+        """Of one warning: the same until the next threshold of either day is reached."""
+        return f"{self.use.assistant}|{self.use.what}|{self.use.model}|{_threshold(self.days_left)}|{_threshold(self.trains)}"
 
     def text(self) -> str:
         """One sentence: what stops when, and one that says what to do."""
@@ -88,8 +98,38 @@ class Ending:
             verb = "is" if self.jobs_days_left >= 0 else "was"
             parts.append(f"the last day for a new training {verb} {known.last_job}")
         target = use.successor or "local/data/base_model"
-        do = f"Migrate now: finetune migrate {use.assistant} --to {target}"
+        now = "Migrate now" if self.urgent else "When it is time"
+        do = f"{now}: finetune migrate {use.assistant} --to {target}"
+        if use.kind == "asked":
+            do = f"Name another model in the settings of {use.assistant}."
         return f"{'; '.join(parts)} ({known.source}, noted {known.noted}). {do}"
+
+
+def _threshold(days: int | None) -> int | None:
+    """The smallest of WARN_DAYS that has been reached; 0 after the end; null before any."""
+    if days is None or days > WARN_DAYS[0]:
+        return None
+    return 0 if days < 0 else min(step for step in WARN_DAYS if days <= step)
+
+
+def day_of(said: object) -> datetime.date | None:
+    """The day, UTC, that a provider's answer means: an ISO day or time, seconds since 1970, `January 14, 2027`. Null for what is
+    none of these: then the dated table has to do."""
+    text = str(said or "").strip()
+    if not text or isinstance(said, bool):
+        return None
+    try:
+        if text.replace(".", "", 1).isdigit() and len(text) > len("20270114"):
+            seconds = float(text)
+            return datetime.datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, datetime.UTC).date()
+        moment = datetime.datetime.fromisoformat(text)
+        return (moment.astimezone(datetime.UTC) if moment.tzinfo else moment).date()
+    except (ValueError, OverflowError, OSError):
+        pass
+    for form in ("%Y/%m/%d", "%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y"):
+        with suppress(ValueError):
+            return datetime.datetime.strptime(text, form).date()
+    return None
 
 
 def find(provider: str, model: str, tables: Path | None = None) -> Lifecycle | None:
@@ -116,7 +156,7 @@ def endings(
         days = (known.shutdown - today).days if known.shutdown else None
         found.append(Ending(use, known, days, (known.last_job - today).days if known.last_job else None))
     return sorted(
-        found, key=lambda ending: (ending.days_left is None, ending.days_left or 0, ending.use.assistant, ending.use.what)
+        found, key=lambda ending: (ending.next_days is None, ending.next_days or 0, ending.use.assistant, ending.use.what)
     )
 
 

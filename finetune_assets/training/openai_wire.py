@@ -10,7 +10,7 @@ import datetime
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from filelock import FileLock
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.dataset.selection import common_regions, own_contacts
 from finetune_assets.environment import Environment, variable
-from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, TrainingError
+from finetune_assets.errors import DataError, FinetuneError, ProviderError, ProviderUnsettled, TrainingError
 from finetune_assets.storage import Store, write_json, write_text
 from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening, wire_checkpoints, wire_states
 from finetune_assets.training.provider_formats import Prepared
@@ -29,7 +29,7 @@ from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Trai
 from finetune_assets.training.wire_errors import translated
 from finetune_assets.training.wire_profiles import PAGE, PROFILES, address, bounded, client
 from finetune_assets.training.wire_states import metrics
-from finetune_assets.training.wire_submission import Submission
+from finetune_assets.training.wire_submission import DOUBT_SECONDS, Submission, seconds_since
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -65,9 +65,8 @@ class OpenAIWire:
         known = lifecycle.find(self.provider, request.base_model, request.tables)
         least, today = int(self.connection.options.get("min_model_life_days", 0)), lifecycle.today()
         lifecycle.check_life(self.provider, request.base_model, least, today, known)
-        said = self.shutdown_dates([request.base_model]).get(request.base_model)
-        if said is not None:
-            day = datetime.date.fromisoformat(said)
+        day = self._last_day(request.base_model)
+        if day is not None:
             answered = lifecycle.Lifecycle(self.provider, request.base_model, "the provider's own answer", today, None, day)
             lifecycle.check_life(self.provider, request.base_model, least, today, answered)
 
@@ -116,7 +115,9 @@ class OpenAIWire:
         if status in wire_checkpoints.SERVED:
             return state
         if status not in wire_checkpoints.BROKEN:
-            return replace(state, status="running", provider_status=f"Deploying ({status})")
+            if not self._journal.load().get("given_up"):
+                return replace(state, status="running", provider_status=f"Deploying ({status})", trained=True)
+            why = f"given up while it was {status}"
         self._journal.save(served=None)
         warning = f"the model is trained, but does not answer: {why or 'no reason given'}; its files come home instead"
         return replace(state, progress={**state.progress, "warning": warning})
@@ -135,10 +136,21 @@ class OpenAIWire:
         return TrainedResult(job.fine_tuned_model, tokens)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Ends the job; one that has ended is left as it is."""
+        """Ends the job; one that has ended is left as it is. Of one that is trained the deployment is waited for no more."""
         with self._errors(f"cancelling job {handle.id}"):
-            if self._state(self._client().fine_tuning.jobs.retrieve(handle.id), handle.id).status in ("pending", "running"):
+            status = self._state(self._client().fine_tuning.jobs.retrieve(handle.id), handle.id).status
+            if status in ("pending", "running"):
                 self._client().fine_tuning.jobs.cancel(handle.id)
+        if status == "succeeded" and self._serves:
+            self._journal.save(given_up=True)
+
+    def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
+        """Trained tokens at the table's price; nothing for a job that failed before it ran. Else null: nobody says."""
+        tokens = state.progress.get("trained_tokens")
+        if not tokens and state.status == "failed" and not ran:
+            return 0.0
+        price = prices.find(self.provider, base_model, tables)
+        return price.of_training(int(tokens)) if price and tokens is not None else None
 
     def pause(self, handle: JobHandle) -> JobState:
         """Holds the job."""
@@ -153,7 +165,7 @@ class OpenAIWire:
     # what only a remote job needs
 
     def attach(self) -> JobHandle | None:
-        """Looks for a job that was created although nobody wrote down its id."""
+        """Looks for a job that was created although nobody wrote down its id, and for a second one where there may be one."""
         state = self._journal.load()
         if not state.get("provider_job_id"):
             if not state.get("create_started"):
@@ -162,6 +174,11 @@ class OpenAIWire:
             if found is None:
                 return None
             self._journal.save(provider_job_id=found)
+        elif state.get("doubtful"):
+            with suppress(ProviderUnsettled):  # asked again the next time
+                found = self._submission().find(state) or state["provider_job_id"]
+                over = seconds_since(state) > DOUBT_SECONDS
+                self._journal.save(provider_job_id=found, doubtful=not over)
         return self._handle(str(state.get("run_key") or ""), str(state.get("fingerprint") or ""))
 
     def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:
@@ -184,8 +201,8 @@ class OpenAIWire:
                 if file:
                     with self._errors(f"deleting file {file}"):
                         self._client().files.delete(file)
-            except TrainingError as error:
-                if "404" not in str(error):
+            except FinetuneError as error:
+                if not isinstance(error, ProviderError) or error.status != 404:
                     notes.append(str(error))
         if not notes:
             self._journal.save(files_deleted=True)
@@ -235,22 +252,33 @@ class OpenAIWire:
         day = price.date.isoformat() if price and price.input is not None else None
         return RemoteModel(self.provider, name, url, key_env, priced_on=day, **known)
 
-    def shutdown_dates(self, models: Iterable[str]) -> dict[str, str]:
-        """`shutdown_date` of each model. Raises where the key is refused or a model is not there."""
-        dates: dict[str, str] = {}
+    def shutdown_dates(self, models: Iterable[str]) -> dict[str, datetime.date]:
+        """`shutdown_date` of each model that is there, as far as the provider answers. Raises where the key is refused."""
+        dates: dict[str, datetime.date] = {}
         for model in models:
             try:
-                with self._errors(f"asking for the model {model}"):
-                    said = getattr(self._client().models.retrieve(model), "shutdown_date", None)
+                day = self._last_day(model)
             except ProviderUnsettled:
-                raise
+                break  # it is away: what it said until now counts
             except ProviderError as error:
-                if self.profile.strict_models or "401" in str(error) or "403" in str(error):
+                if error.status in (401, 403):
                     raise
-                continue  # servers that copy the API often have no list of models
-            if said:
-                dates[model] = str(said)
+                continue
+            if day is not None:
+                dates[model] = day
         return dates
+
+    def _last_day(self, model: str) -> datetime.date | None:
+        """The provider's own word. Raises ProviderError where the key is refused, or the model is not there by its own word."""
+        try:
+            with self._errors(f"asking for the model {model}"):
+                return lifecycle.day_of(getattr(self._client().models.retrieve(model), "shutdown_date", None))
+        except ProviderUnsettled:
+            raise
+        except ProviderError as error:
+            if self.profile.strict_models or error.status in (401, 403):
+                raise
+            return None  # servers that copy the API often have no list of models
 
     # what is sent
 
@@ -333,9 +361,9 @@ class OpenAIWire:
         try:
             with self._errors(f"asking for the model {model}"):
                 self._client().models.retrieve(model)
-        except ProviderUnsettled:
-            raise
         except ProviderError as error:
+            if error.status != 404:
+                raise
             raise TrainingError(
                 f"Job {job_id} succeeded, but its model is gone ({error}). Was it deleted, or has its base been switched off? "
                 "Train the same data set again, here or elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
@@ -359,6 +387,12 @@ class OpenAIWire:
         """The same provider and connection for another job."""
         other = OpenAIWire(self.connection, self._store, journal, self._settle_seconds)
         other._open = self._client()
+        return other
+
+    def hurried(self, seconds: float) -> OpenAIWire:
+        """The same connections, each request tried once."""
+        other = OpenAIWire(self.connection, self._store, self._journal, self._settle_seconds)
+        other._open = self._client().with_options(timeout=seconds, max_retries=0)
         return other
 
     def _submission(self) -> Submission:

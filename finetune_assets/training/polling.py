@@ -1,18 +1,25 @@
 """Asking for all open remote jobs at once, within a bounded time: what they are now, what they cost, and when to ask again.
 
-One provider is asked from a few threads; the ledger is written from the caller's. A provider that answers 429 is left alone until
-it may be asked again. Clocks: deadlines and months go by this machine's; a provider's times are shown, never compared with ours.
+Providers are asked from a few threads, each request once and for a few seconds; the ledger is written from the caller's. Who says
+429, or does not answer at all, is left alone for a while. What there is no time for comes first in the next tick.
+
+    answered                               written down; ended jobs are settled by what they cost, after their files are deleted
+    no answer, 429, 5xx                    asked again after 30 s, 1 min, 2 min … 30 min, or when the provider says
+    404, three times in a row              failed: the provider knows it no more
+    past `remote.max_hours`                cancelled, and failed as stuck; a pause does not count
+    past it, and no answer three times     failed: nobody can tell what became of it
+
+Clocks: deadlines and months go by this machine's; a provider's times are shown, never compared with ours.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +27,20 @@ from typing import Any
 from finetune_assets.errors import FinetuneError, ProviderError, ProviderUnsettled
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, RemoteJob, record
-from finetune_assets.registry.spending import release, settle
-from finetune_assets.registry.tables import now
-from finetune_assets.training import prices
+from finetune_assets.registry.spending import settle
+from finetune_assets.registry.tables import OPEN_STATUSES, now
 from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
 from finetune_assets.training.trainer import JobHandle, JobState
 
 THREADS = 8
+REQUEST_SECONDS = 10.0
+"""Of one request; it is tried once, since the next tick asks again."""
 EVENTS = 20
 """Newest events that a tick reads of a running job, for its last metrics."""
 EVERY = datetime.timedelta(seconds=30)
 LONGEST = datetime.timedelta(minutes=30)
-GONE_AFTER = 3
-"""Answers of 404 in a row after which a job is taken as gone."""
+IN_A_ROW = 3
+"""Answers of 404, or after the deadline none, after which a job is taken as gone; and in a tick, of one provider: as away."""
 Connect = Callable[[Connection, Journal], RemoteTrainer]
 
 
@@ -46,6 +54,8 @@ class Polled:
     progress: dict[str, Any] = field(default_factory=dict[str, Any])
     note: str | None = None
     ended: bool = False
+    reached: bool = True
+    """False: there was no time for it, or its provider was left alone."""
 
 
 @dataclass(frozen=True)
@@ -53,72 +63,172 @@ class _Answer:
     remote: RemoteJob
     state: JobState | None = None
     error: FinetuneError | None = None
-    skipped: bool = False
+    usd: float | None = None
+    """What an ended job came to; null where nobody tells, and its estimate stays."""
     notes: tuple[str, ...] = ()
 
 
 def poll(
     ledger: Ledger, jobs: Sequence[RemoteJob], connect: Connect, tables: Path | None = None, seconds: float = 40.0
 ) -> list[Polled]:
-    """Asks for these jobs and writes down what came; those not reached within `seconds` wait for the next time."""
-    end = time.monotonic() + seconds
-    trainers: dict[str, RemoteTrainer | FinetuneError] = {}
-    throttled: set[str] = set()
-    for remote in jobs:
-        key = json.dumps(remote.connection, sort_keys=True)
-        if key not in trainers:
-            try:
-                trainers[key] = connect(Connection(**remote.connection), LedgerJournal(ledger, remote.job.id))
-            except FinetuneError as error:
-                trainers[key] = error
-    lock = threading.Lock()
+    """Asks for these jobs and writes down what came, in the order in which it came; it returns within `seconds`, more or less.
 
-    def ask(remote: RemoteJob) -> _Answer:
-        key = json.dumps(remote.connection, sort_keys=True)
-        trainer = trainers[key]
+    Those that were not reached are at the end of the list, and wait as they were.
+    """
+    end = time.monotonic() + seconds
+    asker = _Asker(ledger, jobs, connect, tables, end)
+    pool = ThreadPoolExecutor(THREADS)
+    waiting: dict[Future[_Answer | None], RemoteJob] = {pool.submit(asker.ask, remote): remote for remote in jobs}
+    polled: list[Polled] = []
+    try:
+        for future in as_completed(list(waiting), timeout=max(0.0, end - time.monotonic())):
+            if (answer := future.result()) is not None:
+                polled.append(_write(ledger, answer))
+                del waiting[future]
+    except TimeoutError:
+        pass
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    for future, remote in list(waiting.items()):
+        if not future.cancelled() and not (future.done() and future.result() is None):  # it is being asked for, without an answer
+            answer = future.result() if future.done() else None
+            polled.append(_write(ledger, answer or _Answer(remote, error=ProviderUnsettled(f"no answer in {seconds:.0f} s"))))
+            del waiting[future]
+    return [*polled, *(asker.unreached(remote) for remote in waiting.values())]
+
+
+class _Asker:
+    """One tick: a trainer for each connection, and which of them are left alone."""
+
+    def __init__(self, ledger: Ledger, jobs: Sequence[RemoteJob], connect: Connect, tables: Path | None, end: float) -> None:
+        self.ledger, self.tables, self.end = ledger, tables, end
+        self.alone: dict[str, datetime.timedelta] = {}
+        """Connections that are busy or away, and for how long they want no question."""
+        self.unanswered: Counter[str] = Counter()
+        self.trainers: dict[str, RemoteTrainer | FinetuneError] = {}
+        for remote in jobs:
+            key = _key(remote)
+            if key not in self.trainers:
+                try:
+                    made = connect(Connection(**remote.connection), LedgerJournal(ledger, remote.job.id))
+                    self.trainers[key] = made.hurried(REQUEST_SECONDS)
+                except FinetuneError as error:
+                    self.trainers[key] = error
+
+    def ask(self, remote: RemoteJob) -> _Answer | None:
+        """In a thread: what came of one job; null where it is not its turn."""
+        key = _key(remote)
+        trainer = self.trainers[key]
         if isinstance(trainer, FinetuneError):
             return _Answer(remote, error=trainer)
-        if time.monotonic() > end or key in throttled:
-            return _Answer(remote, skipped=True)
+        if time.monotonic() > self.end or key in self.alone:
+            return None
         try:
-            return _ask(ledger, remote, trainer)
+            answer = self._asked(remote, trainer.with_journal(LedgerJournal(self.ledger, remote.job.id)))
+        except Exception as error:
+            told = f"{remote.job.provider} gave an answer that nobody expected ({type(error).__name__}: {error})"
+            return _Answer(remote, error=ProviderUnsettled(told))
+        if not isinstance(answer.error, ProviderUnsettled):
+            self.unanswered[key] = 0
+            return answer
+        self.unanswered[key] += 1
+        if answer.error.status == 429 or self.unanswered[key] >= IN_A_ROW:
+            self.alone[key] = datetime.timedelta(seconds=answer.error.wait or 0)
+        return answer
+
+    def _asked(self, remote: RemoteJob, own: RemoteTrainer) -> _Answer:
+        try:
+            return _ask(self.ledger, remote, own, self.tables)
         except FinetuneError as error:
-            if " 429" in str(error):
-                with lock:
-                    throttled.add(key)
-            return _Answer(remote, error=error)
+            return _unanswered(self.ledger, remote, own, error)
 
-    polled: list[Polled] = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        for answer in pool.map(ask, jobs):
-            if answer.skipped:
-                continue
-            polled.append(_write(ledger, answer, tables))
-    return polled
+    def unreached(self, remote: RemoteJob) -> Polled:
+        """A job that was not asked for. Where its provider is left alone it waits, too."""
+        note = "not reached in this tick; it comes first in the next one"
+        if (wait := self.alone.get(_key(remote))) is not None:
+            note = f"not asked: {remote.job.provider} is busy or away"
+            record(self.ledger, remote.job.id, now() + _bounded(wait), note=note, deadline=_deadline(remote))
+        return Polled(remote.job, remote.provider_status or "unknown", remote.progress, note, reached=False)
 
 
-def _ask(ledger: Ledger, remote: RemoteJob, trainer: RemoteTrainer) -> _Answer:
-    own = trainer.with_journal(LedgerJournal(ledger, remote.job.id))
-    if not remote.state.get(SUBMITTED) and own.attach() is None:
-        why = "creation was begun, no job is listed" if remote.state.get("create_started") else "it was not submitted yet"
+def _key(remote: RemoteJob) -> str:
+    return json.dumps(remote.connection, sort_keys=True)
+
+
+def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | None) -> _Answer:
+    handle = own.attach()
+    if handle is None:
+        return _unsubmitted(remote, own)
+    state = own.poll(handle)
+    told, paused = state, bool(state.progress.get("paused"))
+    if state.status in OPEN_STATUSES and not paused and now() > _deadline(remote, paused):
+        own.cancel(handle)
+        told = own.poll(handle)  # a job that was trained meanwhile, and waited for its deployment, has ended well
+        state = (
+            told if told.status == "succeeded" else replace(told, status="failed", error=_stuck(remote, state.provider_status))
+        )
+    if state.status in OPEN_STATUSES:
+        metrics = last_metrics(own.events(handle, EVENTS)) if state.status == "running" else {}
+        if remote.state.get("missing"):
+            LedgerJournal(ledger, remote.job.id).save(missing=0)
+        return _Answer(remote, replace(state, progress={**state.progress, **metrics}))
+    usd = own.cost(told, remote.job.base_model, remote.job.status == "running", tables)
+    return _Answer(remote, state, usd=usd, notes=tuple(own.clean_up(handle)))
+
+
+def _unsubmitted(remote: RemoteJob, own: RemoteTrainer) -> _Answer:
+    """A job of the ledger that the provider does not have."""
+    begun = bool(remote.state.get("create_started"))
+    why = "creation was begun, no job is listed" if begun else "it was not submitted yet"
+    if now() <= _deadline(remote):
         return _Answer(
             remote, JobState("pending", "not submitted", None, {"warning": f"{why}; start the training again to go on"})
         )
-    handle = JobHandle(remote.job.provider, str(LedgerJournal(ledger, remote.job.id).load()[SUBMITTED]), remote.job.id, "")
-    state = own.poll(handle)
-    if state.status in ("pending", "running") and now() > _naive(remote.deadline):
-        own.cancel(handle)
-        hours = (_naive(remote.deadline) - _naive(remote.job.created_at)).total_seconds() / 3600
-        error = (
-            f"stuck: still {state.provider_status!r} after {hours:.0f} hours (remote.max_hours), so it was cancelled. "
-            "Start it again, or train elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
+    error = f"never submitted: {why} after {_hours(remote):.0f} hours (remote.max_hours). Start the training again."
+    notes = tuple(own.clean_up(_handle(remote)))
+    return _Answer(remote, JobState("failed", "not submitted", error), usd=None if begun else 0.0, notes=notes)
+
+
+def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, error: FinetuneError) -> _Answer:
+    """No answer, or a refusal: to be asked again, unless it has been so for long."""
+    gone = isinstance(error, ProviderError) and error.status == 404
+    missing = int(remote.state.get("missing") or 0) + 1 if gone else 0
+    if missing != int(remote.state.get("missing") or 0):
+        LedgerJournal(ledger, remote.job.id).save(missing=missing)
+    why = None
+    if missing >= IN_A_ROW:
+        why = f"The provider knows the job no more, asked {missing} times: {error}"
+    elif remote.failures + 1 >= IN_A_ROW and now() > _deadline(remote):
+        why = (
+            f"{_stuck(remote, remote.provider_status or 'unknown', cancelled=False)} The provider does not say what became of it "
+            f"({error}): look there for {remote.job.provider_job_id}, it may still run and cost."
         )
-        return _Answer(remote, JobState("failed", state.provider_status, error, state.progress))
-    progress = dict(state.progress)
-    if state.status == "running":
-        progress |= last_metrics(own.events(handle, EVENTS))
-    notes = tuple(own.clean_up(handle)) if state.status in ("succeeded", "failed", "cancelled") else ()
-    return _Answer(remote, replace(state, progress=progress), notes=notes)
+    if why is None:
+        return _Answer(remote, error=error)
+    return _Answer(remote, JobState("failed", "gone" if gone else "unknown", why), notes=tuple(own.clean_up(_handle(remote))))
+
+
+def _stuck(remote: RemoteJob, word: str, *, cancelled: bool = True) -> str:
+    did = ", so it was cancelled" if cancelled else ""
+    return (
+        f"stuck: still {word!r} after {_hours(remote):.0f} hours (remote.max_hours){did}. Start it again, or train elsewhere: "
+        "finetune migrate ASSISTANT --to TRAINER/MODEL."
+    )
+
+
+def _handle(remote: RemoteJob) -> JobHandle:
+    return JobHandle(remote.job.provider, str(remote.state.get(SUBMITTED) or ""), remote.job.id, remote.job.dataset_fingerprint)
+
+
+def _deadline(remote: RemoteJob, paused: bool = False) -> datetime.datetime:
+    """Without the time in which the job was paused: that between two questions of which one found it so."""
+    held = paused or bool(remote.progress.get("paused"))
+    since = now() - _naive(remote.polled_at) if held and remote.polled_at else datetime.timedelta()
+    return _naive(remote.deadline) + since
+
+
+def _hours(remote: RemoteJob) -> float:
+    return (now() - _naive(remote.job.created_at)).total_seconds() / 3600
 
 
 def last_metrics(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -131,7 +241,7 @@ def last_metrics(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _write(ledger: Ledger, answer: _Answer, tables: Path | None) -> Polled:
+def _write(ledger: Ledger, answer: _Answer) -> Polled:
     remote, moment = answer.remote, now()
     if answer.error is not None or answer.state is None:
         return _write_error(ledger, remote, answer.error or ProviderUnsettled("no answer"), moment)
@@ -140,40 +250,30 @@ def _write(ledger: Ledger, answer: _Answer, tables: Path | None) -> Polled:
     notes = [*([str(progress["warning"])] if "warning" in progress else []), *answer.notes]
     note = " ".join(notes) or None
     columns = {"provider_status": state.provider_status, "progress": progress, "note": note, "failures": 0}
-    record(ledger, remote.job.id, moment + EVERY, **columns)
+    record(ledger, remote.job.id, moment + EVERY, **columns, deadline=_deadline(remote, bool(progress.get("paused"))))
     current = ledger.job(remote.job.id)
-    if current.status not in ("pending", "running"):  # somebody cancelled it meanwhile
+    if current.status not in OPEN_STATUSES:  # somebody cancelled it meanwhile
         return Polled(current, state.provider_status, progress, note)
-    if state.status in ("pending", "running"):
+    if state.status in OPEN_STATUSES:
         status = "running" if "running" in (state.status, current.status) else "pending"  # answers may come out of order
         job = ledger.set_job(current.id, status) if status != current.status else current
         return Polled(job, state.provider_status, progress, note)
     tokens = progress.get("trained_tokens")
-    price = prices.find(current.provider, current.base_model, tables)
-    usd = price.of_training(int(tokens)) if price and tokens is not None else None
-    if state.status != "succeeded" and not tokens and state.status == "failed":
-        release(ledger, current.id)
-    else:
-        settle(ledger, current.id, usd, tokens)
+    settle(ledger, current.id, answer.usd, tokens)
     job = ledger.set_job(current.id, state.status, error=state.error, **({"trained_tokens": tokens} if tokens else {}))
     return Polled(job, state.provider_status, progress, note, ended=True)
 
 
 def _write_error(ledger: Ledger, remote: RemoteJob, error: FinetuneError, moment: datetime.datetime) -> Polled:
-    gone = isinstance(error, ProviderError) and not isinstance(error, ProviderUnsettled) and _says_404(str(error))
-    before = _says_404(remote.note or "")
-    failures = remote.failures + 1 if before or not gone else 1  # a job is gone when it is unknown so many times in a row
-    wait = min(EVERY * 2 ** min(failures, 10), LONGEST)
-    record(ledger, remote.job.id, moment + wait, note=str(error), failures=failures)
-    if gone and failures >= GONE_AFTER:
-        settle(ledger, remote.job.id, None)
-        why = f"The provider knows the job no more, asked {failures} times: {error}"
-        return Polled(ledger.set_job(remote.job.id, "failed", error=why), "gone", {}, why, ended=True)
+    failures = remote.failures + 1
+    asked = datetime.timedelta(seconds=(error.wait or 0) if isinstance(error, ProviderError) else 0)
+    wait = max(EVERY * 2 ** min(failures, 10), asked)
+    record(ledger, remote.job.id, moment + _bounded(wait), note=str(error), failures=failures, deadline=_deadline(remote))
     return Polled(ledger.job(remote.job.id), remote.provider_status or "unknown", remote.progress, str(error))
 
 
-def _says_404(text: str) -> bool:
-    return re.search(r"(?<![-\w])404(?![-\w])", text) is not None  # not in an id
+def _bounded(wait: datetime.timedelta) -> datetime.timedelta:
+    return min(max(wait, EVERY), LONGEST)
 
 
 def _naive(moment: datetime.datetime) -> datetime.datetime:

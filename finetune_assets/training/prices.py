@@ -13,12 +13,13 @@ from pathlib import Path
 
 from finetune_assets.training import tables as dated
 
-RULES = "provider, model, source, date, and training, input and output in US dollars a million tokens"
+RULES = "provider, model, source, date, and training, input and output in US dollars a million tokens, or hour (an instance)"
 
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars a million tokens; null where the table does not say. `training_usd_*`: the range of a whole training instead."""
+    """US dollars a million tokens; null where the table does not say. `per_training`: the range of a whole training instead;
+    `hour`: of an instance whose type is the model."""
 
     provider: str
     model: str
@@ -29,10 +30,12 @@ class Price:
     output: float | None = None
     per_training: Sequence[float] | None = None
     hosting_month: Sequence[float] | None = None
+    hour: float | None = None
 
     def __post_init__(self) -> None:
         """A number that is none is told where the table is read."""
-        for value in (self.training, self.input, self.output, *(self.per_training or ()), *(self.hosting_month or ())):
+        single = (self.training, self.input, self.output, self.hour)
+        for value in (*single, *(self.per_training or ()), *(self.hosting_month or ())):
             if value is not None and not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"{value!r} is no price")
 
@@ -59,9 +62,9 @@ def find(provider: str, model: str, tables: Path | None = None) -> Price | None:
     return dated.find("prices.yaml", Price, RULES, provider, model, tables)
 
 
-def missing(provider: str, model: str) -> str:
-    """The mend where a budget needs a price that no table has."""
+def missing(provider: str, model: str, price: str = "training") -> str:
+    """The mend where a budget needs a price that no table has; `price`: the keys that it is under."""
     return (
-        f"No price is known for {provider} {model}. Add an entry with provider, model, training, source and date to "
+        f"No price is known for {provider} {model}. Add an entry with provider, model, {price}, source and date to "
         "prices.yaml in the folder that FINETUNE_TABLES names, or remove the budget."
     )

@@ -6,10 +6,11 @@ registry, benchmark and serving treat it alike; who asks it reads the address an
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,8 +104,19 @@ class RemoteTrainer(Trainer, Protocol):
         """The same provider for another job, over the same connections."""
         ...
 
+    def hurried(self, seconds: float) -> RemoteTrainer:
+        """The same provider, asked once for each answer and left after `seconds`: for whoever asks again soon anyway."""
+        ...
+
     def attach(self) -> JobHandle | None:
-        """The provider's job of this journal, where it has one although nobody wrote down its id."""
+        """The provider's job of this journal, where it has one, although nobody may have written down its id.
+
+        Where it is not certain that it has only one, it looks for others and cancels them.
+        """
+        ...
+
+    def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
+        """US dollars that an ended job came to; null where neither the provider nor a table tells. `ran`: it was seen running."""
         ...
 
     def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:
@@ -127,8 +139,11 @@ class RemoteTrainer(Trainer, Protocol):
         """Writes the finished model and its log to a job's folder; its result.json. Raises TrainingError."""
         ...
 
-    def shutdown_dates(self, models: list[str]) -> dict[str, str]:
-        """The day on which the provider says it stops each model; models without one are left out."""
+    def shutdown_dates(self, models: Iterable[str]) -> dict[str, datetime.date]:
+        """The day on which the provider says it stops each model; models without one, or that it does not know, are left out.
+
+        Raises ProviderError where the key is refused.
+        """
         ...
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from finetune_assets.errors import ProviderError, TrainingError
 from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
-from finetune_assets.training import base_model
-from finetune_assets.training.aws import THERE, AwsTrainer
+from finetune_assets.training import aws_calls, base_model, prices
+from finetune_assets.training.aws import AwsTrainer
 from finetune_assets.training.checks import check_request
 from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
 from finetune_assets.training.remote import RemoteModel
 from finetune_assets.training.spec import train_spec
-from finetune_assets.training.trainer import JobHandle, TrainingRequest
+from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainingRequest
 
 INPUT = "/opt/ml/input/data"
 OUTPUT = "/opt/ml/checkpoints"
@@ -28,7 +29,7 @@ STAGES = "stages/"
 """Checkpoints between the steps: of no use once the model is whole."""
 CACHE = "/tmp/finetune/tokens"
 """Tokenised rows: in the container, never among the checkpoints."""
-MOST_WAIT = 24 * 3600
+MOST_RUN, MOST_WAIT = 5 * 24 * 3600, 24 * 3600
 DATA: dict[str, tuple[str, ...]] = {
     "sft": ("train", "validation"),
     "tools": ("train", "validation"),
@@ -59,7 +60,7 @@ class SageMakerTrainer(AwsTrainer):
         """The local recipe in a container; learning rate, epochs and batch where SageMaker has its own."""
         values = request.hyperparameters
         if not self._serverless:
-            return {"recipe": train_spec(request, self._store)["spec_hash"], "instance": self.options.get("instance")}
+            return {"recipe": train_spec(request, self._store)["spec_hash"], "instance": self._instance}
         if request.objective not in TECHNIQUES:
             raise TrainingError(f"sagemaker trains [sft] or [dpo] serverless, not {list(request.objective)}.")
         return {
@@ -94,8 +95,7 @@ class SageMakerTrainer(AwsTrainer):
 
     def create(self, request: TrainingRequest, name: str, uris: Mapping[str, str]) -> None:
         """One training job."""
-        prefix, hours = self.prefix(request.run_key), float(self.options.get("max_hours", 72))
-        run_seconds = min(int(hours * 3600), 5 * 24 * 3600)
+        prefix, run_seconds = self.prefix(request.run_key), self._run_seconds
         asked: dict[str, Any] = {
             "TrainingJobName": name,
             "RoleArn": self.options["role"],
@@ -137,7 +137,7 @@ class SageMakerTrainer(AwsTrainer):
             "ContainerEntrypoint": ["python", "-m", "finetune_assets.worker", f"{INPUT}/training/spec.json"],
         }
         asked["ResourceConfig"] = {
-            "InstanceType": self.options.get("instance", "ml.p3.2xlarge"),
+            "InstanceType": self._instance,
             "InstanceCount": 1,
             "VolumeSizeInGB": int(self.options.get("volume_gb", 50)),
         }
@@ -165,6 +165,33 @@ class SageMakerTrainer(AwsTrainer):
         metrics = {str(metric["MetricName"]): metric["Value"] for metric in told.get("FinalMetricDataList") or []}
         tokens = {"trained_tokens": told["BillableTokenCount"]} if told.get("BillableTokenCount") else {}
         return {"stage": told.get("SecondaryStatus"), **seconds, **tokens, **metrics}
+
+    def estimate(self, request: TrainingRequest) -> Estimate:
+        """Of a container the most that it can cost: `remote.max_hours` at the instance's price, at which SageMaker ends it."""
+        estimate = super().estimate(request)
+        if self._serverless:
+            return estimate
+        hour = self._hour(request.tables)
+        return replace(estimate, usd=hour * self._run_seconds / 3600 if hour is not None else None)
+
+    def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
+        """Of a container the billed seconds, however it ended (spot bills fewer), at the instance's price."""
+        seconds, hour = state.progress.get("BillableTimeInSeconds"), self._hour(tables)
+        if self._serverless:
+            return super().cost(state, base_model, ran, tables)
+        return seconds / 3600 * hour if seconds is not None and hour is not None else None
+
+    def _hour(self, tables: Path | None) -> float | None:
+        price = prices.find(self.provider, self._instance, tables)
+        return price.hour if price else None
+
+    @property
+    def _instance(self) -> str:
+        return str(self.options.get("instance", "ml.p3.2xlarge"))
+
+    @property
+    def _run_seconds(self) -> int:
+        return min(int(float(self.options.get("max_hours", 72)) * 3600), MOST_RUN)
 
     def stop(self, name: str) -> None:
         """Stops the job."""
@@ -201,14 +228,21 @@ class SageMakerTrainer(AwsTrainer):
                 with self.errors("creating the endpoint"):
                     create(**values)
             except ProviderError as error:
-                if not any(word in str(error) for word in (*THERE, "Cannot create already existing")):
+                if not aws_calls.is_there(error):
                     raise
 
-    def deployment(self, name: str) -> tuple[str, str | None]:
-        """`EndpointStatus` and `FailureReason`."""
+    def undeploy(self, name: str) -> None:
+        """Endpoint, its configuration and its model; the model package stays."""
+        client = self.client("sagemaker")
+        client.delete_endpoint(EndpointName=name)
+        client.delete_endpoint_config(EndpointConfigName=name)
+        client.delete_model(ModelName=name)
+
+    def deployment(self, name: str) -> tuple[str, str | None, str]:
+        """`EndpointStatus`, `FailureReason` and the endpoint's name."""
         with self.errors(f"asking for the endpoint {name}"):
             told = self.client("sagemaker").describe_endpoint(EndpointName=name)
-        return str(told.get("EndpointStatus") or "missing"), told.get("FailureReason")
+        return str(told.get("EndpointStatus") or "missing"), told.get("FailureReason"), name
 
     def keep(self, handle: JobHandle, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         """Downloads the container's model and log, or writes where a serverless job's is. Raises TrainingError without one."""
@@ -242,7 +276,7 @@ class SageMakerTrainer(AwsTrainer):
         return remote_result
 
     def _keep_address(self, handle: JobHandle, folder: Path, request: Mapping[str, Any], uri: str) -> dict[str, Any]:
-        where = self.address(handle.id, handle.id)
+        where = self.address(handle.id, uri)
         base: dict[str, Any] = {**where, "model": self.options.get("base_endpoint") or str(request["base_model"])}
         for values, place in ((where, folder / "model"), (base, folder / "model" / "base")):
             RemoteModel(self.provider, **values).write(place)

@@ -14,17 +14,16 @@ from finetune_assets.dataset.formats import read_lines
 from finetune_assets.errors import DataError, SettingsError
 
 
-def check_permission(assistant: str, allowed: bool, tenants: Iterable[str], forbidding: Iterable[str]) -> None:
-    """Raises SettingsError where the assistant, or a tenant whose rows are in its data set, forbids remote training."""
+def check_permission(assistant: str, allowed: bool, forbidding: Sequence[str]) -> None:
+    """Raises SettingsError where the assistant forbids remote training, or tenants whose rows are in its data set do."""
     if not allowed:
         raise SettingsError(
             f"{assistant} has `remote.allowed: false`: nothing of it leaves this machine. Set `trainer: local`, or allow it."
         )
-    held = sorted(set(tenants) & set(forbidding))
-    if held:
+    if forbidding:
         raise SettingsError(
-            f"The data set of {assistant} holds rows of {', '.join(held)}, whose settings say `remote.allowed: false`. Add them "
-            "to filters.exclude_tenants, or set `trainer: local`."
+            f"The data set of {assistant} holds rows of {', '.join(forbidding)}, whose settings say `remote.allowed: false`. Add "
+            "them to filters.exclude_tenants, or set `trainer: local`."
         )
 
 

@@ -13,7 +13,7 @@ from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal
 from finetune_assets.registry.spending import Limits, Purchase, check, month, release, reserve
 from finetune_assets.training import prices
 from finetune_assets.training.remote import RemoteTrainer
-from finetune_assets.training.trainer import Estimate, TrainingRequest
+from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Bill:
 
 def bill(assistant: Assistant, request: TrainingRequest, estimate: Estimate, project_usd: float | None, reference: str) -> Bill:
     """The bill of a training. Raises BudgetExceeded or SettingsError where it is above `budget.training_usd`."""
-    mend = prices.missing(assistant.trainer, request.base_model)
+    aws = assistant.remote.aws
+    container = assistant.trainer == "sagemaker" and not aws.serverless
+    mend = prices.missing(*(("sagemaker", aws.instance, "hour") if container else (assistant.trainer, request.base_model)))
     most = assistant.budget.training_usd
     if most is not None and estimate.usd is None:
         raise SettingsError(f"{assistant.name}: budget.training_usd is {most:g}, but nothing says what training costs. {mend}")
@@ -53,8 +55,8 @@ def check_month(ledger: Ledger, due: Bill) -> None:
 def submit(ledger: Ledger, job: Job, trainer: RemoteTrainer, request: TrainingRequest, due: Bill) -> Job:
     """Submits the ledger's job, or goes on where an earlier try stopped; the ledger's job afterwards.
 
-    Where the provider said no, the job has failed and nothing is reserved. Where nobody can tell whether it has the job, the
-    ledger's job stays open: the next try, or the sensor, looks for it first.
+    Where the provider said no, the job has failed, what was uploaded is deleted and nothing is reserved. Where nobody can tell
+    whether it has the job, the ledger's job stays open: the next try, or the sensor, looks for it first.
     """
     journal = LedgerJournal(ledger, job.id)
     if journal.load().get(SUBMITTED):
@@ -67,7 +69,8 @@ def submit(ledger: Ledger, job: Job, trainer: RemoteTrainer, request: TrainingRe
         raise
     except FinetuneError as error:
         if not journal.load().get("create_started"):
+            notes = trainer.clean_up(JobHandle(job.provider, "", job.id, request.fingerprint))
             release(ledger, job.id)
-            ledger.set_job(job.id, "failed", error=str(error))
+            ledger.set_job(job.id, "failed", error=" ".join([str(error), *notes]))
         raise
     return ledger.set_job(job.id, "pending")

@@ -99,6 +99,8 @@ class JobState:
     error: str | None = None
     progress: dict[str, Any] = field(default_factory=dict[str, Any])
     """The last report: stage, step, total, loss, tokens_per_second, seconds_left."""
+    trained: bool = False
+    """The training has ended well and is to be paid; what a job that is still open waits for is its model's deployment."""
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,14 @@ def refused(
     else:
         said = " ".join(part for part in (str(status), code) if part)
         said += f": {text or str(error).splitlines()[0]}" if text or str(error) else ""
-    return kind(
-        without_secrets(f"{provider}: {doing} failed with {said}".rstrip(".") + f". {_mend(status, code, doing)}".rstrip(), key)
-    )
+    told = f"{provider}: {doing} failed with {said}".rstrip(".") + f". {_mend(status, code, doing)}".rstrip()
+    return kind(without_secrets(told, key), status, code, _wait(error))
+
+
+def _wait(error: APIError) -> float | None:
+    """Seconds of `Retry-After`, where it is a number."""
+    said = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
+    return float(said) if said.replace(".", "", 1).isdigit() else None
 
 
 def _code(error: APIError) -> str | None:

@@ -4,6 +4,9 @@ step                  journal afterwards             after a crash here, the nex
 upload, per file      training_file, …               finds the file by its name, or uploads it again (costs nothing)
 about to create       create_started                 looks for the run key before anything else
 created               provider_job_id                attaches to the job
+
+A creation that was not answered and is not listed is tried again, so there may be two jobs, of which one is listed late: the
+journal says `doubtful`, and whoever asks for the job in the next ten minutes looks for the other one, too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from openai import APIError, OpenAI
 
 CREATE_TRIES = 3
+DOUBT_SECONDS = 600.0
+"""How long after an unanswered creation a list may still come to show its job."""
 FILE_SECONDS = 300.0
 ROLES = ("training", "validation")
 
@@ -56,6 +61,7 @@ class Submission:
             if found is not None:
                 self.journal.save(provider_job_id=found)
                 return
+            self.journal.save(doubtful=True)
         else:
             for role, file in files().items():
                 if not state.get(f"{role}_file"):
@@ -121,6 +127,7 @@ class Submission:
                     raise self._not_created(error) from None
             except json.JSONDecodeError:  # an answer that is no JSON says nothing about the job
                 pass
+            self.journal.save(doubtful=True)
             found = self.find_settled(state)
             if found is not None:
                 return found
@@ -136,10 +143,7 @@ class Submission:
 
     def find_settled(self, state: Mapping[str, Any]) -> str | None:
         """Looks for the job until `settle_seconds` after its creation: a list may show it a moment after the answer was lost."""
-        asked = datetime.datetime.fromisoformat(
-            str(state.get("create_started") or datetime.datetime.now(datetime.UTC).isoformat())
-        )
-        since = (datetime.datetime.now(datetime.UTC) - asked).total_seconds()
+        since = seconds_since(state)
         end, pause = time.monotonic() + min(self.settle_seconds, max(0.0, self.settle_seconds + 1 - since)), 0.2
         while True:
             try:
@@ -152,15 +156,24 @@ class Submission:
             pause = min(pause * 2, 5.0)
 
     def find(self, state: Mapping[str, Any]) -> str | None:
-        """The oldest job of this run key, or of this file and suffix. Later ones that are open are cancelled: paid once."""
+        """The oldest job of this run key, or of this file and suffix, that has not failed. Others that are open are cancelled."""
         query: dict[str, Any] = {"limit": PAGE}
         if self.provider == "openai":
             query["metadata"] = {"run_key": str(state["run_key"])}
         with translated(self.provider, "looking for the job", self.key):
             listed = bounded(self.client.fine_tuning.jobs.list(**query), PAGE * MOST_PAGES)
             mine = [job for job in listed if is_mine(job, state)]
-            mine.sort(key=lambda job: (getattr(job, "created_at", 0) or 0, job.id))
+            lost = ("failed", "cancelled")
+            mine.sort(key=lambda job: (STATUS.get(str(job.status)) in lost, getattr(job, "created_at", 0) or 0, job.id))
             for extra in mine[1:]:
                 if STATUS.get(str(extra.status), "running") in ("pending", "running"):
                     self.client.fine_tuning.jobs.cancel(extra.id)
         return mine[0].id if mine else None
+
+
+def seconds_since(state: Mapping[str, Any]) -> float:
+    """Since the last creation was begun, by this machine's clock; 0 where none was."""
+    begun = state.get("create_started")
+    if not begun:
+        return 0.0
+    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(str(begun))).total_seconds()

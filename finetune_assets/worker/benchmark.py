@@ -80,14 +80,16 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
             results[candidate.name] = bench.remote(candidate)
     bench.similarities(candidates, results)
     bench.toxicities(candidates, results)
-    judged = _judge(spec, results, cache, progress) if spec.get("judge") else None
+    bought: list[dict[str, Any]] = []
+    judged = _judge(spec, results, cache, progress, bought) if spec.get("judge") else None
     if spec.get("judge") and spec.get("checks"):
-        _judge_cases(spec, results, cache)
+        _judge_cases(spec, results, cache, bought)
     summary = {c.name: _write(output, c, results[c.name]) for c in candidates}
     return {
         "candidates": summary,
         "similarity_model": bench.encoder_name,
         "judge": judged,
+        "judge_bought": {kind: sum(int(one.get(kind) or 0) for one in bought) for kind in ("prompt_tokens", "reply_tokens")},
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 3),
@@ -97,21 +99,25 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
     }
 
 
-def _judge(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache, progress: Progress) -> dict[str, Any]:
-    """What a judging model says of two candidates' replies; each answer is cached."""
+def _judge(
+    spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache, progress: Progress, bought: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a judging model says of two candidates' replies; each answer is cached. `bought`: gets the new ones."""
     about = spec["judge"]
     where = endpoint.Endpoint(**about["endpoint"])
     rows = [TestRow(**row) for row in read_json(Path(spec["output"]) / "rows.json")["rows"]]
     asked = judge.questions(rows, results[about["first"]]["reply"], results[about["second"]]["reply"], about["rows"])
     prompts = [question[way] for question in asked for way in ("forth", "back")]
     progress.update("judge", 0, len(prompts))
-    answers = [answer["reply"] for answer in ask(cache, where, prompts, judge.ANSWER_TOKENS)[0]]
+    told, fresh = ask(cache, where, prompts, judge.ANSWER_TOKENS)
+    answers = [answer["reply"] for answer in told]
+    bought += fresh
     progress.update("judge", len(prompts), len(prompts))
     found = judge.judged(rows, asked, list(zip(answers[::2], answers[1::2], strict=True)))
     return {**found, "model": where.model, "first": about["first"], "second": about["second"]}
 
 
-def _judge_cases(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache) -> None:
+def _judge_cases(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache: Cache, bought: list[dict[str, Any]]) -> None:
     """Adds to the candidates' facts what the judging model says of the cases that ask for it: `checks_judged`, null elsewhere."""
     where = endpoint.Endpoint(**spec["judge"]["endpoint"])
     cases = list(read_lines(Path(spec["checks"])))
@@ -119,7 +125,8 @@ def _judge_cases(spec: dict[str, Any], results: dict[str, dict[str, Any]], cache
         replies: list[str | None] = columns["_facts"].get("checks") or []
         asked = [n for n, reply in enumerate(replies) if reply is not None and cases[n].get("judge")]
         prompts = [judge.case_question(cases[n]["messages"], replies[n] or "", cases[n]["judge"]) for n in asked]
-        answers, _fresh = ask(cache, where, prompts, judge.ANSWER_TOKENS)
+        answers, fresh = ask(cache, where, prompts, judge.ANSWER_TOKENS)
+        bought += fresh
         said = {n: judge.holds(answer["reply"]) for n, answer in zip(asked, answers, strict=True)}
         columns["_facts"]["checks_judged"] = [said.get(n) for n in range(len(replies))]
 

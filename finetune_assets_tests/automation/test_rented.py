@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from finetune_assets.training.remote import Connection
 from finetune_assets.training.submission import bill, submit
 from finetune_assets.training.trainer import Estimate
 from finetune_assets_tests.code_location import DEFINITIONS
-from finetune_assets_tests.training import fake_provider
+from finetune_assets_tests.training import fake_provider, many_jobs
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
 from finetune_assets_tests.training.remote_request import assistant, dataset, request
@@ -107,6 +108,21 @@ def test_a_remote_job_is_observed_then_released_once(fake: FakeProvider, world: 
     assert [one.run_key for one in again.run_requests] == [release.run_key]  # deduplicated by Dagster
     assert not again.asset_events
     book.close()
+
+
+def test_two_hundred_open_jobs_in_one_tick_of_the_sensor(fake: FakeProvider, world: World) -> None:
+    names = tuple(f"assistant_{number}" for number in range(20))
+    world.instance.add_dynamic_partitions("assistant", list(names))
+    book = Ledger(world.url)
+    many_jobs.open_jobs(fake, book, world.folder, 200, names)
+    book.close()
+    cpu, wall = time.process_time(), time.monotonic()
+    data = many_jobs.tick(world.instance, world.folder / "home", world.url)
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    assert len(data.asset_events) == 200
+    assert numbers(data.asset_events[0])["progress/train_loss"] == 0.4286
+    assert cpu <= 5, f"{cpu:.1f} s of CPU"
+    assert wall < 60
 
 
 def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(

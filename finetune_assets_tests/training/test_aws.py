@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, 
 from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
 from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.remote import Connection, Notes, RemoteModel  # noqa: E402
+from finetune_assets.training.submission import bill  # noqa: E402
 from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
 from finetune_assets.training.trainers import AWS  # noqa: E402
 from finetune_assets_tests.tiny_model import make_tiny_model  # noqa: E402
@@ -29,6 +31,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROLE = "arn:aws:iam::123456789012:role/training"
 NOVA = "amazon.nova-lite-v1:0:300k"
 WHEN = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
+ARN = "arn:aws:bedrock:us-east-1:123456789012"
+MODEL = f"{ARN}:custom-model/amazon.nova-lite-v1:0:300k/abcdefghijkl"
+PLACE = f"{ARN}:custom-model-deployment/abcdefghijkl"
+JOB = {
+    "jobArn": f"{ARN}:model-customization-job/amazon.nova-lite-v1:0:300k/abcdefghijkl",
+    "jobName": "j",
+    "outputModelName": "m",
+    "roleArn": ROLE,
+    "creationTime": WHEN,
+    "baseModelArn": "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-lite-v1:0:300k",
+    "trainingDataConfig": {"s3Uri": "s3://rows/a"},
+    "validationDataConfig": {"validators": []},
+    "outputDataConfig": {"s3Uri": "s3://rows/b"},
+}
+THROTTLED = ("ThrottlingException", "RequestThrottledException", "RequestLimitExceeded", "ProvisionedThroughputExceededException")
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +112,7 @@ def test_bedrock_is_created_once(aws: Any, tmp_path: Path) -> None:
 def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
     trainer, journal, _ = make("bedrock", tmp_path, NOVA)
     client = trainer.client("bedrock")
-    arn = "arn:aws:bedrock:us-east-1:123456789012:custom-model/amazon.nova-lite-v1:0:300k/abcdefghijkl"
-    job = {
-        "jobArn": "arn:aws:bedrock:us-east-1:123456789012:model-customization-job/amazon.nova-lite-v1:0:300k/abcdefghijkl",
-        "jobName": "j",
-        "outputModelName": "m",
-        "roleArn": ROLE,
-        "creationTime": WHEN,
-        "baseModelArn": "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-lite-v1:0:300k",
-        "trainingDataConfig": {"s3Uri": "s3://rows/a"},
-        "validationDataConfig": {"validators": []},
-        "outputDataConfig": {"s3Uri": "s3://rows/b"},
-    }
+    arn, job = MODEL, JOB
     done = {"outputModelArn": arn, "endTime": WHEN + datetime.timedelta(hours=1), "trainingMetrics": {"trainingLoss": 0.5}}
     journal.save(provider_job_id="j")
     handle = JobHandle("bedrock", "j", "k", "f")
@@ -118,7 +124,7 @@ def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
         state = trainer.poll(handle)
         assert (state.status, "Line 3 is bad" in (state.error or "")) == ("failed", True)
         # trained: a deployment is made, once, and the job is open until it answers
-        place = "arn:aws:bedrock:us-east-1:123456789012:custom-model-deployment/abcdefghijkl"
+        place = PLACE
         deployed = {"customModelDeploymentArn": place, "modelDeploymentName": "j", "modelArn": arn, "createdAt": WHEN}
         stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
         stub.add_response("create_custom_model_deployment", {"customModelDeploymentArn": place})
@@ -134,13 +140,13 @@ def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
         assert trainer.poll(handle).status == "succeeded"
         for _ in range(2):
             stub.add_response("get_model_customization_job", {**job, **done, "status": "Completed"})
-        for _ in range(2):
-            stub.add_response("get_custom_model_deployment", {**deployed, "status": "Active"})
+        stub.add_response("get_custom_model_deployment", {**deployed, "status": "Active"})
         result = trainer.keep(handle, tmp_path / "job", {"base_model": NOVA})
         assert (result["seconds"], result["train_loss"]) == (3600.0, 0.5)
-        stub.add_client_error("get_model_customization_job", "ThrottlingException", "slow down", 400)
-        with pytest.raises(ProviderUnsettled, match="ThrottlingException: slow down"):
-            trainer.poll(handle)
+        for code in THROTTLED:
+            stub.add_client_error("get_model_customization_job", code, "slow down", 400)
+            with pytest.raises(ProviderUnsettled, match=f"{code}: slow down"):
+                trainer.poll(handle)
         stub.add_client_error("get_model_customization_job", "AccessDeniedException", "no", 403)
         with pytest.raises(ProviderError, match="403 AccessDeniedException"):
             trainer.poll(handle)
@@ -149,6 +155,81 @@ def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
     assert (model.model, model.region, model.base_url) == (place, "us-east-1", "bedrock://us-east-1")
     base = RemoteModel.read(tmp_path / "job" / "model" / "base")
     assert (base.model if base else None) == "amazon.nova-lite-v1:0"
+
+
+def test_a_deployment_that_is_given_up_leaves_the_trained_model(aws: Any, tmp_path: Path) -> None:
+    trainer, journal, _ = make("bedrock", tmp_path, NOVA)
+    client = trainer.client("bedrock")
+    journal.save(provider_job_id="j", run_key="k", deployment="j")
+    handle, done = JobHandle("bedrock", "j", "k", "f"), {**JOB, "status": "Completed", "outputModelArn": MODEL}
+    creating = {"customModelDeploymentArn": PLACE, "modelDeploymentName": "j", "modelArn": MODEL, "createdAt": WHEN}
+    with Stubber(client) as stub:
+        stub.add_response("get_model_customization_job", done)
+        stub.add_response("get_custom_model_deployment", {**creating, "status": "Creating"})
+        state = trainer.poll(handle)
+        assert (state.status, state.trained) == ("running", True)
+        stub.add_response("get_model_customization_job", done)  # a cancel, or the deadline: nothing is left to stop but this
+        stub.add_response("get_custom_model_deployment", {**creating, "status": "Creating"})
+        stub.add_response("delete_custom_model_deployment", {}, {"customModelDeploymentIdentifier": "j"})
+        trainer.cancel(handle)
+        stub.add_response("get_model_customization_job", done)
+        state = trainer.poll(handle)
+        assert (state.status, "given up while it was being made" in state.progress["warning"]) == ("succeeded", True)
+        assert MODEL in state.progress["warning"]
+        for _ in range(2):
+            stub.add_response("get_model_customization_job", done)
+        stub.add_client_error("get_custom_model_deployment", "ResourceNotFoundException", "Requested resource not found", 404)
+        with pytest.raises(TrainingError, match="answers nowhere"):
+            trainer.keep(handle, tmp_path / "job", {"base_model": NOVA})
+        stub.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    ("provider", "operation", "code", "text"),
+    [
+        ("bedrock", "get_model_customization_job", "ResourceNotFoundException", "The provided job identifier is invalid"),
+        ("bedrock", "get_model_customization_job", "ValidationException", "Requested resource not found"),
+        ("sagemaker", "describe_training_job", "ValidationException", "Requested resource not found."),
+        ("sagemaker", "describe_training_job", "ValidationException", "Could not find training job with name j"),
+    ],
+)
+def test_a_job_that_is_gone_is_told_from_one_that_may_not_be_seen(
+    aws: Any, tmp_path: Path, provider: str, operation: str, code: str, text: str
+) -> None:
+    trainer, journal, _ = make(provider, tmp_path, NOVA)
+    journal.save(create_started=True, run_key="j")
+    with Stubber(trainer.client(provider)) as stub:
+        stub.add_client_error(operation, code, text, 400)
+        assert trainer.attach() is None
+        stub.add_client_error(operation, code, text, 400)
+        with pytest.raises(ProviderError) as gone:
+            trainer.poll(JobHandle(provider, "j", "j", "f"))
+        assert gone.value.status == 404
+        stub.add_client_error(operation, "AccessDeniedException", "no", 403)
+        with pytest.raises(ProviderError, match="AccessDenied"):  # it may be there: nobody says that it is not
+            trainer.attach()
+
+
+def test_a_container_costs_its_billed_seconds_and_at_most_its_longest_run(aws: Any, tmp_path: Path) -> None:
+    base = str(make_tiny_model(tmp_path / "base"))
+    (tmp_path / "prices.yaml").write_text("- {provider: sagemaker, model: ml.p3, hour: 3.6, source: a bill, date: 2026-11-01}\n")
+    trainer, _, asked = make("sagemaker", tmp_path, base)
+    assert trainer.estimate(asked).usd is None
+    settings = assistant("sagemaker", base_model=base, budget={"training_usd": 1.0})
+    with pytest.raises(SettingsError, match=r"No price is known for sagemaker ml\.p3\.2xlarge.*model, hour, source"):
+        bill(settings, asked, trainer.estimate(asked), None, "")
+    assert trainer.estimate(replace(asked, tables=tmp_path)).usd == pytest.approx(72 * 3.6)  # remote.max_hours
+    told = {"TrainingJobStatus": "Failed", "TrainingTimeInSeconds": 3000, "BillableTimeInSeconds": 1000}
+    state = trainer.state_of(told)
+    assert trainer.cost(state, base, True, tmp_path) == pytest.approx(1.0)
+    assert trainer.cost(state, base, True, None) is None
+    serverless, _, _ = make("sagemaker", tmp_path, "arn:x", serverless=True, image=None, base_endpoint="b")
+    (tmp_path / "prices.yaml").write_text("- {provider: sagemaker, model: 'arn:', training: 2, source: x, date: 2026-11-01}\n")
+    os.utime(tmp_path / "prices.yaml", ns=(1, 1))
+    done = serverless.state_of({"TrainingJobStatus": "Completed", "BillableTokenCount": 3_000_000})
+    assert serverless.cost(done, "arn:x", True, tmp_path) == pytest.approx(6.0)
+    bedrock, _, _ = make("bedrock", tmp_path, NOVA)
+    assert bedrock.cost(bedrock.state_of({"status": "Completed"}), "meta.llama3-70b", True, None) is None  # the estimate stays
 
 
 @pytest.mark.parametrize(("base", "epochs", "says"), [(NOVA, 6, "1 to 5 whole"), ("cohere.command", 11, "1 to 10 whole")])

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finetune_assets.assets.remote import forbidding_tenants
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.errors import BudgetExceeded, SettingsError
-from finetune_assets.evaluation.rented import estimate_replies, reserve_replies, settle_replies, with_rented
+from finetune_assets.evaluation.bought import estimate_replies, reserve_replies, settle_replies
+from finetune_assets.evaluation.rented import with_rented
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import month
+from finetune_assets.resources import AssistantsResource, StoreResource
+from finetune_assets.storage import write_json
 from finetune_assets.training.screening import check_permission
 from finetune_assets_tests.training.remote_request import assistant
 
@@ -21,11 +26,25 @@ ROWS = 100
 
 
 def test_an_assistant_or_a_tenant_whose_rows_it_holds_may_forbid_it() -> None:
-    check_permission("dental", True, ["aurora", "norte"], [])
+    check_permission("dental", True, [])
     with pytest.raises(SettingsError, match=r"dental has `remote\.allowed: false`: nothing of it leaves this machine"):
-        check_permission("dental", False, [], [])
+        check_permission("dental", False, [])
     with pytest.raises(SettingsError, match=r"holds rows of norte, whose settings.*filters\.exclude_tenants"):
-        check_permission("dental", True, ["aurora", "norte"], ["norte", "elsewhere"])
+        check_permission("dental", True, ["norte"])
+
+
+def test_a_tenant_forbids_it_in_its_own_file_whatever_that_is_called(tmp_path: Path) -> None:
+    for name, text in (
+        ("dental", "select: {vertical: dental}\n"),
+        ("north", "select: {tenant: clinica_norte}\nremote: {allowed: false}\n"),
+        ("clinica_sur", "select: {tenant: clinica_sur}\nremote: {allowed: false}\n"),
+        ("clinica_este", "select: {tenant: clinica_este}\n"),
+        ("broken", "select: {\n"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    store, frozen = StoreResource(home=str(tmp_path / "home")), tmp_path / "frozen"
+    write_json(frozen / "manifest.json", {"counts": {"tenant": {"clinica_norte": 5, "clinica_este": 4}}})
+    assert forbidding_tenants(AssistantsResource(folder=str(tmp_path)), store, frozen) == ["clinica_norte"]
 
 
 @pytest.fixture
@@ -56,7 +75,7 @@ def asking(settings: Assistant, endpoints: list[EndpointSettings]) -> Assistant:
 
 def test_a_benchmark_reserves_its_replies_and_is_refused_above_the_month(book: Ledger, tmp_path: Path) -> None:
     work, both = prepared(tmp_path / "work", "tuned", "base"), [endpoint("tuned", 100.0), endpoint("base", 100.0)]
-    usd = estimate_replies(both, work)
+    usd = estimate_replies(asking(assistant(), both), work)
     assert 2 * ROWS * 80 * 100 / 1e6 < usd < 2 * ROWS * 300 * 100 / 1e6
     poor, rich = assistant(budget={"monthly_usd": usd / 2}), assistant(budget={"monthly_usd": 2.5 * usd})
     with pytest.raises(BudgetExceeded, match=rf"about \${usd:.2f}.*above budget\.monthly_usd"):
@@ -67,13 +86,15 @@ def test_a_benchmark_reserves_its_replies_and_is_refused_above_the_month(book: L
     assert {row["reference"]: row["final"] for row in month(book)} == {"benchmark:v1:a": True, "benchmark:v1:b": False}
     bought = {"tuned": {"bought": {"prompt_tokens": 1000, "reply_tokens": 500}}, "base": {}}
     (work / "result.json").write_text(json.dumps({"candidates": bought}))
-    assert settle_replies(book, both, work, "benchmark:v1:b") == pytest.approx(0.15)
+    assert settle_replies(book, asking(rich, both), work, "benchmark:v1:b") == pytest.approx(0.15)
     assert [row["usd"] for row in month(book) if row["reference"].endswith(":b")] == [pytest.approx(0.15)]
 
 
 def test_replies_without_a_price_are_refused_where_a_month_is_limited(book: Ledger, tmp_path: Path) -> None:
     work, unpriced = prepared(tmp_path / "work", "tuned", "here"), [endpoint("tuned", None)]
-    with pytest.raises(SettingsError, match=r"budget\.monthly_usd is 5, but.*ft:x has no price for replies.*prices\.yaml"):
+    with pytest.raises(
+        SettingsError, match=r"budget\.monthly_usd is 5, but.*ft:x \(tuned\) has no price for replies.*prices\.yaml"
+    ):
         reserve_replies(book, asking(assistant(budget={"monthly_usd": 5}), unpriced), "benchmark:v1:a", work)
     reserve_replies(book, asking(assistant(), unpriced), "benchmark:v1:a", work)
     own_server = [endpoint("here", None)]  # an address of the settings, such as a server of one's own
@@ -83,9 +104,41 @@ def test_replies_without_a_price_are_refused_where_a_month_is_limited(book: Ledg
 def test_test_rows_stay_here_where_nothing_may_leave(book: Ledger) -> None:
     closed = assistant(remote={"allowed": False})
     away = endpoint("tuned", 1.0).model_copy(update={"url": "https://api.openai.com/v1"})
-    with pytest.raises(SettingsError, match=r"its test rows are not sent to tuned \(https://api\.openai\.com/v1\)"):
+    with pytest.raises(SettingsError, match=r"dental say .*no rows are sent to tuned \(https://api\.openai\.com/v1\)"):
         reserve_replies(book, asking(closed, [away]), "benchmark:v1:a")
     for url in ("bedrock://us-east-1", "http://localhost.example.com/v1"):
-        with pytest.raises(SettingsError, match="are not sent"):
+        with pytest.raises(SettingsError, match="no rows are sent"):
             reserve_replies(book, asking(closed, [away.model_copy(update={"url": url})]), "benchmark:v1:a")
     reserve_replies(book, asking(closed, [endpoint("here", None)]), "benchmark:v1:a")
+
+
+def test_a_local_version_of_a_pool_is_not_measured_beside_a_rented_one_where_a_tenant_forbids_it(book: Ledger) -> None:
+    away = endpoint("champion", 1.0).model_copy(update={"url": "https://api.openai.com/v1"})
+    local = Assistant.model_validate({"name": "dental", "select": {"vertical": "dental"}})
+    with pytest.raises(SettingsError, match=r"norte in its data set say .*sent to champion.*filters\.exclude_tenants"):
+        reserve_replies(book, asking(local, [away]), "benchmark:v1:a", forbidding=["norte"])
+    reserve_replies(book, asking(local, [endpoint("here", None)]), "benchmark:v1:a", forbidding=["norte"])
+
+
+def judged_by(model: str, url: str, **settings: Any) -> Assistant:
+    """An assistant whose replies a judge compares, 40 rows of them."""
+    return assistant(benchmark={"judge": {"url": url, "model": model, "rows": 40}}, **settings)
+
+
+def test_what_a_judge_costs_is_reserved_and_settled(book: Ledger, tmp_path: Path) -> None:
+    work, openai = prepared(tmp_path / "work", "tuned", "base"), "https://api.openai.com/v1"
+    settings = judged_by("gpt-4o-mini", openai, budget={"monthly_usd": 1.0})
+    usd = estimate_replies(settings, work)
+    assert 2 * 40 * 300 * 0.15 / 1e6 < usd < 2 * 40 * 900 * 0.15 / 1e6 + 2 * 40 * 8 * 0.60 / 1e6  # the dated table's prices
+    with pytest.raises(BudgetExceeded, match=r"above budget\.monthly_usd"):
+        reserve_replies(book, judged_by("gpt-4o-mini", openai, budget={"monthly_usd": usd / 2}), "benchmark:v1:a", work)
+    reserve_replies(book, settings, "benchmark:v1:b", work)
+    (work / "result.json").write_text(
+        json.dumps({"candidates": {}, "judge_bought": {"prompt_tokens": 1_000_000, "reply_tokens": 0}})
+    )
+    assert settle_replies(book, settings, work, "benchmark:v1:b") == pytest.approx(0.15)
+    assert [(row["usd"], row["final"]) for row in month(book)] == [(pytest.approx(0.15), True)]
+    with pytest.raises(SettingsError, match=r"gpt-99 \(benchmark\.judge\) has no price for replies"):
+        reserve_replies(book, judged_by("gpt-99", openai, budget={"monthly_usd": 1.0}), "benchmark:v2:a", work)
+    with pytest.raises(SettingsError, match=r"no rows are sent to benchmark\.judge"):
+        reserve_replies(book, judged_by("gpt-4o-mini", openai, remote={"allowed": False}), "benchmark:v2:a", work)

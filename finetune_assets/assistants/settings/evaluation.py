@@ -162,6 +162,10 @@ class Judge(Group):
     timeout: float = Field(default=60.0, gt=0, description="Seconds of one try.")
     rows: Annotated[int, Field(ge=1)] = Field(default=100, description="Most test rows that are judged, each twice.")
     against: str = Field(default="base", description="Candidate that the tuned model is compared with.")
+    usd_per_million_input: float | None = Field(
+        default=None, ge=0, description="Price of a million prompt tokens; default: that of prices.yaml at a known provider."
+    )
+    usd_per_million_output: float | None = Field(default=None, ge=0, description="Price of a million reply tokens; as above.")
 
 
 class Benchmark(Group):

@@ -1,7 +1,7 @@
 """The fake's HTTP side: routes, faults, and the check of every request and answer against the published description.
 
     POST /_fake/faults   {"on": "POST /fine_tuning/jobs", "do": …, "times": 1, …} queues a fault for the next such requests
-    POST /_fake/set      attributes of the state (progress, bom, clock, shutdown, pages_for_ever, forced, jobs)
+    POST /_fake/set      attributes of the state (progress, bom, clock, shutdown, pages_for_ever, list_lag, forced, jobs)
     GET  /_fake/state    jobs, files, requests, violations
 
 Faults: `error` {status, code, message, retry_after} answers instead of doing; `drop_before`, `drop_after` close the connection
@@ -120,7 +120,8 @@ class Handler(BaseHTTPRequestHandler):
             return state.shown(state.create(body))
         if path == "/fine_tuning/jobs":
             wanted = {key[9:-1]: values[0] for key, values in query.items() if key.startswith("metadata[")}
-            jobs = [job for job in state.jobs.values() if wanted.items() <= (job.get("metadata") or {}).items()]
+            shown = [job for job in state.jobs.values() if time.monotonic() - job["_made"] >= state.list_lag]
+            jobs = [job for job in shown if wanted.items() <= (job.get("metadata") or {}).items()]
             return self.page([state.shown(job) for job in reversed(jobs)], query)
         if parts[:2] == ["fine_tuning", "jobs"]:
             return self.job_route(method, parts[2], parts[3] if len(parts) > 3 else "", query)

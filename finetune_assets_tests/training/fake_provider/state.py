@@ -34,6 +34,8 @@ class State:
     clock: int = 0
     shutdown: dict[str, str] = field(default_factory=dict[str, str])
     pages_for_ever: bool = False
+    list_lag: float = 0.0
+    """Seconds after which the list of jobs comes to show a new one."""
     checkpoint: str | None = None
     """Folder of a model: jobs end like Nebius', without a model's name, and their checkpoints have these files."""
     served: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -117,7 +119,7 @@ class State:
         if "metadata" in body:
             job["metadata"] = body["metadata"]
         self.jobs[job["id"]], self.events[job["id"]] = job, []
-        self.jobs[job["id"]]["_suffix"] = body.get("suffix")
+        self.jobs[job["id"]] |= {"_suffix": body.get("suffix"), "_made": time.monotonic()}
         self.say(job["id"], "info", f"Created fine-tuning job: {job['id']}")
         return job
 
