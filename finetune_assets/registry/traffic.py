@@ -92,7 +92,7 @@ requests = sa.Table(
     sa.Column("served_arm", sa.String(10), nullable=False),  # champion after a fallback
     sa.Column("kept", sa.Boolean, nullable=False),  # an open conversation kept the arm of an earlier step
     sa.Column("version", sa.String(80), nullable=False),  # that gave the reply
-    sa.Column("outcome", sa.String(20), nullable=False),  # of the assigned arm: ok, error, timeout, policy, gone
+    sa.Column("outcome", sa.String(20), nullable=False),  # of the assigned arm: ok, error, timeout, policy, gone, refused
     sa.Column("status", sa.Integer, nullable=False),  # HTTP status that the client got
     sa.Column("error", sa.Text),
     sa.Column("seconds", sa.Float),

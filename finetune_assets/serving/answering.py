@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import logging
 import os
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.corpus.personal_data import pseudonym
 from finetune_assets.evaluation.rules import holds
@@ -27,11 +30,12 @@ from finetune_assets.serving.intake import Ask, Options, Refused, history_key
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
-from finetune_assets.serving.records import request_row, shadow_rows, text_rows
+from finetune_assets.serving.records import look_ahead, request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
 from finetune_assets.serving.talks import Talk, Talks
 from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed
 
+log = logging.getLogger(__name__)
 MOST_SHADOWS = 64
 """Shadow chats at a time; more are left out and counted."""
 DEFAULT_TOKENS = 96
@@ -49,11 +53,10 @@ class Answering:
         self.talks = Talks(directory.ledger)
         self.shadows: set[asyncio.Task[None]] = set()
 
-    async def open(self, ask: Ask) -> Exchange:
-        """Finds the conversation and the arm. Raises Refused (403) for a conversation of somebody else."""
+    def open(self, ask: Ask, talk: Talk | None) -> Exchange:
+        """Finds the arm; `talk` is the conversation that goes on. Raises Refused (403) where it is somebody else's."""
         name = ask.assistant.name
         user = pseudonym(ask.user, self.key)
-        talk = await self._talk(ask, user)
         if talk is not None and (talk.tenant, talk.user) != (ask.tenant, user):
             raise Refused(403, "This conversation belongs to somebody else.")
         state = self.directory.rollout(name)
@@ -71,30 +74,41 @@ class Answering:
         ]
         return Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns)
 
-    async def _talk(self, ask: Ask, user: str) -> Talk | None:
-        """The open conversation that this chat goes on with: the named one, or the one with the same history."""
-        loop = asyncio.get_running_loop()
+    async def find(self, ask: Ask) -> Talk | None:
+        """The open conversation that a chat goes on with: the named one, or the one with the same history.
+
+        Raises Refused (503)."""
         conversation = ask.conversation
         if conversation is None:
             said = [m for m in ask.messages if m["role"] in ("user", "assistant")]
             if not any(m["role"] == "assistant" for m in said):
                 return None
-            key = history_key(ask.tenant, user, said[:-1])
-            conversation = self.talks.of_history(key) or await loop.run_in_executor(None, self.talks.read_history, key)
-            if conversation is None:
-                return None
-        return await self.talk(conversation)
+            key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
+            conversation = self.talks.of_history(key) or await self._ledger(self.talks.read_history, key)
+        return None if conversation is None else await self.talk(conversation)
 
     async def talk(self, conversation: str) -> Talk | None:
-        """A conversation as it stands: another worker may have answered last, or the own last reply not be in the ledger yet."""
+        """A conversation as it stands: another worker may have answered last, or the own last reply not be in the ledger yet.
+
+        Raises Refused (503) where the ledger has to be asked and does not answer.
+        """
         known = self.talks.get(conversation)
         if known is not None and self.alone:
             return known
-        stored = await asyncio.get_running_loop().run_in_executor(None, self.talks.read, conversation)
+        stored = await self._ledger(self.talks.read, conversation)
         return max((one for one in (known, stored) if one is not None), key=lambda one: one.last, default=None)
 
+    async def _ledger(self, look: Callable[[str], Any], name: str) -> Any:
+        """A look into the ledger, in a thread."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, look, name)
+        except SQLAlchemyError as error:
+            log.warning("The ledger could not be asked for a conversation: %s", type(error).__name__)
+            raise Refused(503, "The conversation cannot be looked up right now; try again.", {"Retry-After": "1"}) from None
+
     async def whole(self, exchange: Exchange) -> None:
-        """The reply at once. Raises Refused (429, 502, 504) where no arm gives one."""
+        """The reply at once. Raises Refused (400, 413, 422, 429, 502, 504) where no arm gives one."""
+        asyncio.get_running_loop().call_soon(look_ahead, exchange)  # while the upstream answers
         for arm in self._arms(exchange):
             exchange.served = arm
             try:
@@ -148,14 +162,21 @@ class Answering:
     def _note(self, exchange: Exchange, arm: Arm, failed: UpstreamFailed) -> None:
         self.metrics.upstream_failures.labels(exchange.ask.assistant.name, arm.name, failed.outcome).inc()
         if arm == exchange.assigned:
-            exchange.outcome = "error" if failed.outcome == "busy" else failed.outcome
+            exchange.outcome = "timeout" if failed.outcome == "timeout" else "error"
             exchange.error = str(failed)
-        exchange.status = {"timeout": 504, "busy": 429}.get(failed.outcome, 502)
+        exchange.status = {"timeout": 504, "busy": 429}.get(failed.outcome, failed.status)
+        exchange.refusal = failed.error
         if failed.outcome == "busy" and len(self._arms(exchange)) == 1:
             exchange.outcome = "gone"  # told to come back: nothing that the model did wrong
 
     def _no_reply(self, exchange: Exchange) -> Refused:
+        """What the champion, the last one asked, says decides: where it finds the request wrong, no arm has failed."""
+        if exchange.refusal:
+            exchange.outcome = "refused"
         self._record(exchange)
+        if exchange.refusal:
+            message = str(exchange.refusal.get("message") or "") or "The model takes no such request."
+            return Refused(exchange.status, message, error=exchange.refusal)
         if exchange.status == 429:
             return Refused(429, "Too many chats wait; try again.", {"Retry-After": "1"})
         return Refused(exchange.status, f"The model could not answer (request {exchange.id}); try again.")
@@ -219,7 +240,7 @@ class Answering:
             )
             self.talks.remember(talk, key)
         self._keep(rows)
-        self.metrics.observe(exchange)
+        asyncio.get_running_loop().call_soon(self.metrics.observe, exchange)  # after the reply
 
     def _measure(self, exchange: Exchange) -> None:
         """Seconds and cost of a chat that has ended."""
@@ -230,7 +251,7 @@ class Answering:
         exchange.usd = usd(self.directory.store, assistant.name, exchange.served.version, exchange.reply.usage, machine_usd)
 
     def _keep(self, rows: list[Row]) -> None:
-        if not self.journal.append(rows):
+        if not self.journal.append(rows, hold=True):
             self.metrics.lost_rows.inc(len(rows))
 
     # shadow

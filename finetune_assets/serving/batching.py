@@ -8,10 +8,12 @@ rows' lengths and adapters. Not thread-safe: one thread steps all lanes.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from finetune_assets.serving.low_rank import Adapters
-from finetune_assets.serving.rows import Rows
+from finetune_assets.serving.prefixes import Prefixes
+from finetune_assets.serving.rows import Layers, Rows
 from finetune_assets.worker import models
 
 ROWS = 32
@@ -42,6 +45,8 @@ class Chat:
     seed: int | None = None
     patient: bool = False
     """Joins only where nobody else waits: shadow replies."""
+    shared: int = 0
+    """Tokens at the prompt's beginning that other chats will have too: the system prompt."""
     since: float = field(default_factory=time.monotonic)
     made: int = 0
     cancelled: bool = False
@@ -61,7 +66,10 @@ class Lane:
         self.waiting: deque[Chat] = deque()
         self.patient: deque[Chat] = deque()
         self.rows: list[Chat] = []
+        self.joining: list[Chat] = []
         self.cache = Rows(self.model.device)
+        self.prefixes = Prefixes()
+        self.beginning = lru_cache(maxsize=256)(self._beginning)
         self.last = torch.zeros((0,), dtype=torch.long, device=self.model.device)
 
     def add_adapter(self, name: str, folder: Path) -> None:
@@ -87,14 +95,17 @@ class Lane:
             self._leave({n for n, row in enumerate(self.rows) if row.cancelled})
         if self.rows:
             self._decode()
-        joining = self._joining()
-        if joining:
-            self._prefill(joining)
+        self.joining = self._joining()
+        begun = [(chat, self.prefixes.find(chat.adapter, chat.prompt[: chat.shared])) for chat in self.joining]
+        for group in ([one for one in begun if not one[1]], [one for one in begun if one[1]]):
+            if group:
+                self._prefill(*zip(*group, strict=True))
 
     def fail(self, reason: str) -> None:
         """Ends every chat with an error; the lane is empty afterwards."""
-        for chat in [*self.rows, *self.waiting, *self.patient]:
+        for chat in [*self.rows, *self.joining, *self.waiting, *self.patient]:
             chat.deliver(None, reason)
+        self.joining = []
         self.waiting.clear()
         self.patient.clear()
         self.rows, self.cache = [], Rows(self.model.device)
@@ -113,18 +124,55 @@ class Lane:
                     joining.append(chat)
         return joining
 
-    def _prefill(self, chats: list[Chat]) -> None:
-        """The prompts of new chats in one pass, left-padded, then into the running batch."""
-        device = self.model.device
-        width = max(len(chat.prompt) for chat in chats)
-        pad = int(self.tokenizer.pad_token_id)
-        ids = torch.tensor([[pad] * (width - len(c.prompt)) + c.prompt for c in chats], device=device)
-        mask = torch.tensor([[0] * (width - len(c.prompt)) + [1] * len(c.prompt) for c in chats], device=device)
+    def _beginning(self, system: tuple[tuple[str, str], ...]) -> list[int]:
+        """The tokens with which every chat begins that has these system messages (role, text)."""
+        head = [{"role": role, "content": text} for role, text in system]
+        one, other = (
+            models.encode_prompt(self.tokenizer, [*head, {"role": "user", "content": text}], self.context)[0] for text in "aB"
+        )
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        return [token for token, _ in same]
+
+    def shared(self, prompt: list[int], messages: Sequence[Mapping[str, str]]) -> int:
+        """How many tokens of a prompt are the beginning of all chats with the same system messages."""
+        system = tuple(
+            (m["role"], m["content"]) for m in itertools.takewhile(lambda m: m["role"] in ("system", "developer"), messages)
+        )
+        start = self.beginning(system)
+        return len(start) if prompt[: len(start)] == start and len(start) < len(prompt) else 0
+
+    def _prefill(self, chats: Sequence[Chat], begun: Sequence[Layers]) -> None:
+        """The prompts of new chats in one pass, then into the running batch. `begun` is what is known of their beginnings, of
+        all of them or of none; prompts and beginnings are left-padded each."""
+        device, pad = self.model.device, int(self.tokenizer.pad_token_id)
+        known = [chat.shared if layers else 0 for chat, layers in zip(chats, begun, strict=True)]
+        rest = [chat.prompt[start:] for chat, start in zip(chats, known, strict=True)]
+        most, width = max(known), max(map(len, rest))
+        ids = torch.tensor([[pad] * (width - len(one)) + one for one in rest], device=device)
+        mask = torch.tensor(
+            [
+                [0] * (most - start) + [1] * start + [0] * (width - len(one)) + [1] * len(one)
+                for one, start in zip(rest, known, strict=True)
+            ],
+            device=device,
+        )
         cache = DynamicCache()
-        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache, chats)
+        for n in range(len(begun[0])):
+            keys, values = (torch.cat([_padded(layers[n][m], most) for layers in begun]) for m in (0, 1))
+            cache.update(keys, values, n)
+        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)[:, most:], cache, chats)
         layers: Any = cache.layers
-        self.cache.join([(layer.keys, layer.values) for layer in layers], [len(chat.prompt) for chat in chats])
+        made: Layers = [(layer.keys, layer.values) for layer in layers]
+        for n, chat in enumerate(chats):
+            if known[n]:
+                _close_up(made, n, most - known[n], most, width - len(rest[n]))
+            elif chat.shared:
+                columns = slice(width - len(chat.prompt), width - len(chat.prompt) + chat.shared)
+                start = [(keys[n : n + 1, :, columns], values[n : n + 1, :, columns]) for keys, values in made]
+                self.prefixes.keep(chat.adapter, chat.prompt[: chat.shared], start)
+        self.cache.join(made, [len(chat.prompt) for chat in chats])
         self.rows += chats
+        self.joining = [chat for chat in self.joining if chat not in chats]
         self.last = torch.cat([self.last, self._choose(logits, chats)])
         self._deliver(len(self.rows) - len(chats))
 
@@ -134,7 +182,7 @@ class Lane:
         self._deliver(0)
 
     def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, chats: list[Chat]
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, chats: Sequence[Chat]
     ) -> torch.Tensor:
         """Logits of the next token, [rows, vocabulary]."""
         self.adapters.choose([chat.adapter for chat in chats])
@@ -148,7 +196,7 @@ class Lane:
         )
         return made.logits[:, -1].float()
 
-    def _choose(self, logits: torch.Tensor, chats: list[Chat]) -> torch.Tensor:
+    def _choose(self, logits: torch.Tensor, chats: Sequence[Chat]) -> torch.Tensor:
         """The next token of each row: the likeliest, or one drawn where the chat has a temperature."""
         best = logits.argmax(dim=-1)
         for n, chat in enumerate(chats):
@@ -184,3 +232,16 @@ class Lane:
             stay = self.cache.leave(gone)
             self.rows = [self.rows[n] for n in stay]
             self.last = self.last[stay]
+
+
+def _padded(one: torch.Tensor, width: int) -> torch.Tensor:
+    """Zeros on the left up to `width` tokens, [rows, heads, tokens, d]."""
+    return torch.nn.functional.pad(one, (0, 0, width - one.shape[2], 0))
+
+
+def _close_up(layers: Layers, row: int, start: int, end: int, gap: int) -> None:
+    """Moves the columns from `start` to `end` of a row to the right by `gap`, so that its beginning meets the rest."""
+    if gap:
+        for pair in layers:
+            for one in pair:
+                one[row, :, start + gap : end + gap] = one[row, :, start:end].clone()

@@ -195,6 +195,7 @@ class _Reply:
         most = max(1, min(int(wanted), MOST_TOKENS, context // 2))
         messages = [{"role": str(m["role"]), "content": _text(m.get("content"))} for m in body["messages"]]
         prompt, _ = encode_prompt(self.tokenizer, messages, context - most)
+        shared = engine.lanes[base].shared(prompt, messages)
         loop, stream = asyncio.get_running_loop(), bool(body.get("stream"))
         self.queue: asyncio.Queue[tuple[int | None, str | None]] = asyncio.Queue()
         self.ids: list[int] = []
@@ -217,6 +218,7 @@ class _Reply:
             top_p=float(body.get("top_p") or 1.0),
             seed=body.get("seed"),
             patient=bool(body.get("patient")),
+            shared=shared,
         )
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 

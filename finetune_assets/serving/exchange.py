@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_assets.registry import Rollout
 from finetune_assets.serving.assignment import Arm
@@ -15,7 +16,8 @@ from finetune_assets.serving.upstream import Reply
 
 @dataclass
 class Exchange:
-    """What is known of one chat. `outcome` is the assigned arm's: ok, error, timeout, policy, gone; `status` is HTTP's."""
+    """What is known of one chat. `status` is HTTP's. `outcome` is the assigned arm's: ok, error, timeout, policy; and two that
+    count against nobody: gone (the client left, or was told to come back), refused (the upstream finds the request wrong)."""
 
     ask: Ask
     state: Rollout
@@ -29,6 +31,8 @@ class Exchange:
     served: Arm = field(init=False)
     outcome: str = "ok"
     error: str | None = None
+    refusal: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What an upstream finds wrong with the request, in OpenAI's shape; empty where nothing."""
     status: int = 200
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0

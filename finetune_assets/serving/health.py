@@ -15,7 +15,7 @@ from finetune_assets.registry.tables import now
 from finetune_assets.registry.traffic import messages, requests
 from finetune_assets.serving.drift import LEAST, Drift, of_feedback, of_texts
 from finetune_assets.serving.guards import errors
-from finetune_assets.serving.observed import BAD, slowest, totals
+from finetune_assets.serving.observed import BAD, NOBODYS, slowest, totals
 from finetune_assets.storage import Store
 
 MOST = 5_000
@@ -69,7 +69,7 @@ def health(ledger: Ledger, store: Store, assistant: Assistant) -> Health:
     seen = totals(ledger, assistant.name, since, until)
     before = totals(ledger, assistant.name, since - datetime.timedelta(days=28), since)
     where = (requests.c.assistant == assistant.name) & (requests.c.kind == "live") & (requests.c.created_at >= since)
-    newest = sa.select(requests.c.outcome).where(where & (requests.c.outcome != "gone")).order_by(requests.c.created_at.desc())
+    newest = sa.select(requests.c.outcome).where(where, requests.c.outcome.not_in(NOBODYS)).order_by(requests.c.created_at.desc())
     with ledger.engine.connect() as connection:
         bad = [outcome in BAD for outcome in connection.execute(newest.limit(MOST)).scalars()][::-1]
         conversations = sa.select(requests.c.conversation_id).where(where)

@@ -55,11 +55,15 @@ class Options:
 
 
 class Refused(Exception):
-    """An answer with a status and a message, in OpenAI's error shape."""
+    """An answer with a status and a message, in OpenAI's error shape; `error` holds what an upstream says beside the message."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, headers: dict[str, str] | None = None, error: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers or {}
+        kind = "invalid_request_error" if status < 500 else "upstream_error"
+        self.error: dict[str, Any] = {"type": kind, "code": status, "param": None, **(error or {}), "message": message}
 
 
 @dataclass(frozen=True)

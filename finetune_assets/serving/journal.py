@@ -3,12 +3,14 @@
 Each worker appends JSON lines to a segment of its own in `<home>/serving/journal/` and begins a new one every `interval`. The
 writer, a process of its own, brings closed segments to the ledger, so that no database call takes time from a chat. A killed
 worker loses nothing it has answered, a locked or restarted database costs nothing but time, and what was left over is written
-after the next start. A segment belongs to whoever holds its lock.
+after the next start. A segment belongs to whoever holds its lock. Where the disk takes nothing, a chat's rows wait in memory
+until it does, as many as fit there; what does not fit is counted as lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -16,6 +18,7 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,10 @@ from typing import Any
 log = logging.getLogger(__name__)
 INTERVAL = 0.05
 """Seconds after which a segment with rows is closed."""
+MOST_HELD = 64 << 20
+"""Bytes that wait in memory while the disk is full: some 40,000 chats."""
+PROBE = b" " * 4096
+"""Tells whether a disk takes rows again."""
 LATE = 10.0
 """Seconds that rows may wait for the ledger before the worker is not ready."""
 
@@ -38,7 +45,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = threading.Lock()
         self.path, self.file = self._open()
-        self.written = 0
+        self.held: deque[tuple[int, bytes]] = deque()
+        self.held_bytes = 0
         self.lost = 0
         self.refused: str | None = None
         self.backlog = 0
@@ -52,34 +60,60 @@ class Journal:
 
     @property
     def problem(self) -> str | None:
-        """Why rows are lost, or late."""
+        """Why rows wait, or are lost."""
         if self.refused:
-            return self.refused
+            waiting = sum(rows for rows, _ in self.held)
+            return f"the journal cannot be written ({self.refused}): {waiting} rows wait in memory, {self.lost} are lost"
         late = time.monotonic() - self.first[1] if self.first else 0.0
         return f"rows wait for the ledger since {late:.0f} s" if late > LATE else None
 
-    def append(self, rows: list[Row]) -> bool:
-        """Puts rows into the segment in one write; false where the disk does not take them (they are counted as lost)."""
+    def append(self, rows: list[Row], hold: bool = False) -> bool:
+        """Puts rows into the segment in one write. False where the disk does not take them, and they are not kept.
+
+        `hold`: then they are kept in memory and written when it does; only where there is no room for them they are lost.
+        """
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace")
         with self.lock:
-            try:
-                done = os.write(self.file, data)
-                if done < len(data):  # half a line is no line: the reader stops there
-                    os.ftruncate(self.file, os.fstat(self.file).st_size - done)
-                    raise OSError("short write")
-            except OSError as error:
-                self.lost += len(rows)
-                self.refused = f"{len(rows)} rows could not be kept: {error}"
-                return False
-            self.written += len(rows)
-            self.refused = None
+            if self._write(data):
+                return True
+            if hold and self.held_bytes + len(data) <= MOST_HELD:
+                self.held.append((len(rows), data))
+                self.held_bytes += len(data)
+                return True
+            self.lost += len(rows) if hold else 0
+        return False
+
+    def _write(self, data: bytes) -> bool:
+        try:
+            done = os.write(self.file, data)
+            if done < len(data):  # half a line is no line: the reader stops there
+                os.ftruncate(self.file, os.fstat(self.file).st_size - done)
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError as error:
+            if self.refused is None:
+                log.error("The journal in %s cannot be written: %s. Chats go on, their rows wait in memory.", self.folder, error)
+            self.refused = str(error)
+            return False
         return True
+
+    def _catch_up(self) -> None:
+        """Writes what waits in memory."""
+        with self.lock:
+            while self.held and self._write(self.held[0][1]):
+                self.held_bytes -= len(self.held.popleft()[1])
+            if self.refused and not self.held and self._write(PROBE):
+                os.ftruncate(self.file, os.fstat(self.file).st_size - len(PROBE))
+                log.warning("The journal in %s is written again.", self.folder)
+                self.refused = None
 
     def close(self) -> None:
         """Lets go of the last segment."""
         self.ended.set()
         if self.thread.is_alive():
             self.thread.join(timeout=5)
+        self._catch_up()
+        if self.held:
+            log.error("%d rows are lost: the journal could not be written before the end.", sum(rows for rows, _ in self.held))
         with self.lock:
             if os.fstat(self.file).st_size == 0:
                 self.path.unlink(missing_ok=True)
@@ -97,11 +131,12 @@ class Journal:
     def _run(self) -> None:
         while not self.ended.wait(self.interval):
             try:
+                self._catch_up()
                 self._rotate()
                 self._look()
-            except OSError as error:
-                self.refused = f"no new segment in {self.folder}: {error}"
-                log.warning("%s", self.refused)
+            except OSError as error:  # no new segment: the old one is written on
+                self.refused = str(error)
+                log.warning("The journal in %s cannot begin a new segment: %s", self.folder, error)
                 self.ended.wait(1.0)
 
     def _rotate(self) -> None:
@@ -141,6 +176,8 @@ def read(data: bytes) -> list[Row]:
     """The whole lines of a segment; one that a crash cut is left out."""
     rows: list[Row] = []
     for line in data.splitlines():
+        if not line.strip():  # a probe that a crash left
+            continue
         try:
             table, values = json.loads(line)
         except ValueError:

@@ -1,7 +1,7 @@
 """What a rollout step's requests and feedback say, read from the ledger. Analysis goes by the arm a user was assigned.
 
 A shadow step has no users of its own: its requests are the candidate's answers to what the live arm was asked. Requests of an
-open conversation that kept an earlier step's arm, and those that a client gave up, count nowhere.
+open conversation that kept an earlier step's arm, those that a client gave up, and those that no model takes count nowhere.
 
 Time is measured so that a clock that is set forward or back neither opens nor blocks a gate. `hours` are the hours of the clock
 in which the candidate was asked: a jump adds one at most, however far it goes. `waited`, after which a person is asked, is
@@ -25,6 +25,8 @@ from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving.guards import FIRST, Timed
 
 BAD = ("error", "timeout", "policy")
+NOBODYS = ("gone", "refused")
+"""Outcomes that say nothing of a model: the client left, or asked what no model takes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def observe(ledger: Ledger, state: Rollout) -> Observed:
         & (requests.c.rollout == state.salt)
         & (requests.c.step == state.step)
         & ~requests.c.kept
-        & (requests.c.outcome != "gone")
+        & (requests.c.outcome.not_in(NOBODYS))
     )
     live = step & (requests.c.kind == "live")
     mine = step & (requests.c.kind == "shadow") if state.step == SHADOW else live & (requests.c.assigned_arm == "candidate")

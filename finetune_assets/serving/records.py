@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 
-from finetune_assets.corpus.personal_data import scrub_conversation
+from finetune_assets.corpus.personal_data import find, scrub_conversation
 from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.journal import Row
 
@@ -15,9 +15,18 @@ CONTEXT_TURNS = 8
 """Turns before the newest that are looked at when personal data are replaced."""
 
 
+def look_ahead(exchange: Exchange) -> None:
+    """Looks for personal data in what was said before the reply is there; `scrub_conversation` remembers it."""
+    if exchange.ask.assistant.serving.texts == "scrubbed":
+        for turn in exchange.turns[-CONTEXT_TURNS - 1 :]:
+            find(turn["content"])
+
+
 def request_row(exchange: Exchange, kind: str, key: str | None) -> Row:
     """Everything of ours about a chat; `kind`: live, shadow; `key`: of its history, where the client names no conversation."""
-    ask, usage = exchange.ask, exchange.reply.usage
+    ask, usage, error = exchange.ask, exchange.reply.usage, exchange.error
+    if error is not None and ask.assistant.serving.texts != "raw":  # an upstream may quote what it was asked
+        error = scrub_conversation([error])[0][0]
     values = {
         "request_id": exchange.id,
         "assistant": ask.assistant.name,
@@ -35,7 +44,7 @@ def request_row(exchange: Exchange, kind: str, key: str | None) -> Row:
         "version": exchange.served.version or "base",
         "outcome": exchange.outcome,
         "status": exchange.status,
-        "error": exchange.error,
+        "error": error,
         "seconds": exchange.seconds,
         "first_token_seconds": exchange.first_token,
         "prompt_tokens": usage.get("prompt_tokens"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -52,10 +52,13 @@ def headers(exchange: Exchange) -> dict[str, str]:
 
 
 class Events(Response):
-    """Server-sent events. Before each it looks whether the client is still there: Starlette's own way costs a task group."""
+    """Server-sent events. Before each it looks whether the client is still there: Starlette's own way costs a task group.
 
-    def __init__(self, lines: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
-        self.status_code, self.background, self.lines = 200, None, lines
+    `ended` is called in any case, even where no event was sent.
+    """
+
+    def __init__(self, lines: AsyncGenerator[bytes], headers: dict[str, str], ended: Callable[[], Awaitable[None]]) -> None:
+        self.status_code, self.background, self.lines, self.ended = 200, None, lines, ended
         self.init_headers({**headers, "Cache-Control": "no-store", "Content-Type": "text/event-stream; charset=utf-8"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +76,7 @@ class Events(Response):
         finally:
             if gone is not None:
                 gone.cancel()
+            await self.ended()
 
 
 def event(value: dict[str, Any], exchange: Exchange) -> bytes:

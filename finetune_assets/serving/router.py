@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from finetune_assets.assistants import Assistant
 from finetune_assets.environment import Environment
 from finetune_assets.registry import Ledger
 from finetune_assets.serving import intake, pages, replies
@@ -118,9 +118,7 @@ class Router:
                 if refused.status == 403:
                     client = request.client.host if request.client else "?"
                     log.warning("403 for %s %s from %s: %s", request.method, request.url.path, client, refused)
-                kind = "invalid_request_error" if refused.status < 500 else "upstream_error"
-                error = {"message": str(refused), "type": kind, "code": refused.status, "param": None}
-                return JSONResponse({"error": error}, status_code=refused.status, headers=refused.headers)
+                return JSONResponse({"error": refused.error}, status_code=refused.status, headers=refused.headers)
 
         return call
 
@@ -145,35 +143,37 @@ class Router:
             stream=body.get("stream") is True,
             fault=intake.fault(request, self.options),
         )
-        exchange = await self._begin(ask)
-        if ask.stream:
-            return await self._streamed(exchange)
+        self._admit(assistant, tenant)
+        streams = False
         try:
+            exchange = self.answering.open(ask, await self.answering.find(ask))
+            if ask.stream:
+                answer = await self._streamed(exchange)
+                streams = True
+                return answer
             await self.answering.whole(exchange)
         finally:
-            self.chats -= 1
+            if not streams:
+                self._leave()
         return JSONResponse(replies.completion(exchange), headers=replies.headers(exchange))
 
     async def _streamed(self, exchange: Exchange) -> Response:
+        """The answer as it is made; it leaves when it has ended."""
         events = self.answering.chunks(exchange)
-        try:
-            first = await anext(events, None)  # a fallback, or a refusal, happens before the answer's headers are sent
-        except BaseException:
-            self.chats -= 1
-            raise
+        first = await anext(events, None)  # a fallback, or a refusal, happens before the answer's headers are sent
 
         async def lines() -> AsyncGenerator[bytes]:
-            try:
-                value = first
-                while value is not None:
-                    yield replies.event(value, exchange)
-                    value = await anext(events, None)
-                yield replies.DONE
-            finally:
-                self.chats -= 1
-                await events.aclose()
+            value = first
+            while value is not None:
+                yield replies.event(value, exchange)
+                value = await anext(events, None)
+            yield replies.DONE
 
-        return replies.Events(lines(), replies.headers(exchange))
+        async def ended() -> None:
+            self._leave()
+            await events.aclose()
+
+        return replies.Events(lines(), replies.headers(exchange), ended)
 
     async def chat(self, request: Request) -> Response:
         """A chat in the platform's shape: the router knows what was said before."""
@@ -185,49 +185,42 @@ class Router:
         if user is None or not isinstance(message, str) or not message.strip():
             raise Refused(400, "A chat needs `user_id` and `message`.")
         conversation = intake.identifier("conversation_id", body.get("conversation_id"))
-        turns: list[dict[str, Any]] = []
-        if conversation is not None:
-            known = await self.answering.talk(conversation)
-            turns = list(known.turns) if known and known.tenant == tenant else []  # `open` refuses somebody else's
-        system = [{"role": "system", "content": assistant.system_prompt}] if assistant.system_prompt else []
-        said = intake.check_messages([*turns[-20:], {"role": "user", "content": message}])
-        ask = Ask(
-            assistant=assistant,
-            tenant=tenant,
-            vertical=self._vertical(assistant.select.vertical, tenant),
-            user=user,
-            conversation=conversation or f"conv-{uuid.uuid4().hex}",
-            messages=[*system, *said],
-            settings={},
-            channel="chat",
-            at=at,
-        )
-        exchange = await self._begin(ask)
+        self._admit(assistant, tenant)
         try:
+            talk = await self.answering.talk(conversation) if conversation is not None else None
+            turns = talk.turns[-20:] if talk is not None and talk.tenant == tenant else []  # `open` refuses somebody else's
+            said = intake.check_messages([*turns, {"role": "user", "content": message}])
+            system = [{"role": "system", "content": assistant.system_prompt}] if assistant.system_prompt else []
+            ask = Ask(
+                assistant=assistant,
+                tenant=tenant,
+                vertical=self._vertical(assistant.select.vertical, tenant),
+                user=user,
+                conversation=conversation or f"conv-{uuid.uuid4().hex}",
+                messages=[*system, *said],
+                settings={},
+                channel="chat",
+                at=at,
+            )
+            exchange = self.answering.open(ask, talk)
             await self.answering.whole(exchange)
         finally:
-            self.chats -= 1
+            self._leave()
         return JSONResponse(replies.chat(exchange), headers=replies.headers(exchange))
 
-    async def _begin(self, ask: Ask) -> Exchange:
-        """Admits a chat. Raises Refused (429, 503)."""
+    def _admit(self, assistant: Assistant, tenant: str) -> None:
+        """Lets a chat in; `_leave` lets it out. Raises Refused (429, 503)."""
         if self.stopping:
             raise Refused(503, "This router is stopping; ask again.", {"Retry-After": "1"})
         if self.chats >= MOST_CHATS:
             raise Refused(429, "Too many chats at once; try again.", {"Retry-After": "1"})
-        wait = self.rates.take(ask.tenant, -(-ask.assistant.serving.requests_per_minute // self.workers))
+        wait = self.rates.take(tenant, -(-assistant.serving.requests_per_minute // self.workers))
         if wait:
             raise Refused(429, "Too many requests of this tenant; try again.", {"Retry-After": str(max(1, round(wait)))})
         self.chats += 1
-        try:
-            return await self.answering.open(ask)
-        except SQLAlchemyError as error:
-            self.chats -= 1
-            log.warning("The ledger could not be asked for a conversation: %s", type(error).__name__)
-            raise Refused(503, "The conversation cannot be looked up right now; try again.", {"Retry-After": "1"}) from None
-        except BaseException:
-            self.chats -= 1
-            raise
+
+    def _leave(self) -> None:
+        self.chats -= 1
 
     # the rest
 
@@ -266,7 +259,7 @@ class Router:
         states = list(self.directory.snapshot.rollouts.values())
         return Response(self.metrics.text(states, self.directory.seconds_old, self.journal.backlog), media_type=CONTENT_TYPE)
 
-    def _who(self, request: Request, body: dict[str, Any]) -> tuple[Any, str]:
+    def _who(self, request: Request, body: dict[str, Any]) -> tuple[Assistant, str]:
         tenant = intake.authenticate(request, self.directory, self.options.open_door)
         return intake.who_answers(self.directory, tenant, body)
 

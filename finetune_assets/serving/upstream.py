@@ -8,28 +8,29 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakSet
-
-import aiohttp
 
 from finetune_assets.errors import FinetuneError
+from finetune_assets.serving.wire import Broken, Connection, Pool
 from finetune_assets.training import aws_calls
+from finetune_assets.training.remote import without_secrets
 
-BROKEN = (aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
+BROKEN = (Broken, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
 """A connection that broke, or an answer of another shape than OpenAI's."""
-
-_REUSED: ContextVar[bool] = ContextVar("reused", default=False)
+CLIENTS = (400, 413, 422)
+"""Statuses that speak of the request itself; all others from 400 on are troubles of the upstream."""
 
 
 class UpstreamFailed(Exception):
-    """An upstream that did not give a reply; `outcome` is `error`, `timeout` or `busy` (it asked to come back later)."""
+    """An upstream that did not give a reply; `outcome` is `error`, `timeout`, `busy` (it asked to come back later) or `refused`:
+    it says that the request is wrong, with this status and this error in OpenAI's shape."""
 
-    def __init__(self, outcome: str, message: str, retry_after: str = "1") -> None:
+    def __init__(self, outcome: str, message: str, status: int = 502, error: dict[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.outcome, self.retry_after = outcome, retry_after
+        self.outcome, self.status, self.error = outcome, status, error or {}
 
 
 @dataclass(frozen=True)
@@ -53,113 +54,111 @@ class Reply:
     message: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-IDLE_SECONDS = 4.0
-"""A connection that was idle for so long is not used again: servers close theirs after 5 s (uvicorn) or more."""
-TRIES = 3
-"""A connection that the server closed while it lay in the pool gives no answer at all; the next one is asked."""
-
-
 class Upstream:
-    """One pool of connections for all targets."""
+    """Asks the upstreams; one pool of connections for all."""
 
-    def __init__(self, connections: int = 256) -> None:
-        self.session = aiohttp.ClientSession(connector=_Pool(limit=connections, keepalive_timeout=IDLE_SECONDS))
+    def __init__(self) -> None:
+        self.pool = Pool()
+        self.threads = ThreadPoolExecutor(aws_calls.MOST_CALLS, "aws")  # each waits for one reply
 
     async def close(self) -> None:
         """Gives the connections back."""
-        await self.session.close()
+        await self.pool.close()
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     async def whole(self, target: Target, body: dict[str, Any]) -> Reply:
         """The reply to a chat. Raises UpstreamFailed."""
         if aws_calls.is_aws(target.url):
-            return _reply(await _of_aws(target, body))
+            return _reply(await self._of_aws(target, body))
+        connection: Connection | None = None
         try:
-            async with asyncio.timeout(target.seconds), await self._post(target, {**body, "stream": False}) as answer:
-                await _check(answer)
-                return _reply(await answer.json(content_type=None))
+            async with asyncio.timeout(target.seconds):
+                connection = await self._post(target, {**body, "stream": False})
+                data = await connection.read()
+            return _reply(json.loads(data))
         except TimeoutError:
             raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
         except BROKEN as error:
             raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
+        finally:
+            if connection is not None:
+                self.pool.release(connection)
 
     async def chunks(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The events of a streamed chat, as they come. Raises UpstreamFailed, also where the stream ends without its end."""
         if aws_calls.is_aws(target.url):
-            for event in _as_events(await _of_aws(target, body)):
+            for event in _as_events(await self._of_aws(target, body)):
                 yield event
             return
         ended = False
+        connection: Connection | None = None
         try:
             async with asyncio.timeout(target.seconds) as limit:
                 loop = asyncio.get_running_loop()
                 limit.reschedule(loop.time() + min(target.seconds, target.first_seconds))
                 start = loop.time()
-                async with await self._post(target, {**body, "stream": True}) as answer:
-                    await _check(answer)
-                    async for line in answer.content:
-                        data = line.strip()
-                        if not data.startswith(b"data:"):
-                            continue
-                        data = data[5:].strip()
-                        if data == b"[DONE]":
-                            ended = True
-                            break
-                        event = _event(data)
-                        if "error" in event:
-                            raise UpstreamFailed("error", str(event["error"])[:300])
-                        yield event
-                        if _has_text(event):
-                            limit.reschedule(start + target.seconds)
+                connection = await self._post(target, {**body, "stream": True})
+                while (line := await connection.line()) is not None:
+                    if not line.startswith(b"data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == b"[DONE]":
+                        ended = True
+                        break
+                    event = _event(data)
+                    if "error" in event:
+                        raise UpstreamFailed("error", str(event["error"])[:300])
+                    yield event
+                    if _has_text(event):
+                        limit.reschedule(start + target.seconds)
         except TimeoutError:
             raise UpstreamFailed("timeout", "no token in time") from None
         except BROKEN as error:
             raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
+        finally:
+            if connection is not None:
+                self.pool.release(connection, ending=ended)
         if not ended:
             raise UpstreamFailed("error", "the stream ended in the middle of a reply")
 
-    async def _post(self, target: Target, body: dict[str, Any]) -> aiohttp.ClientResponse:
-        """The head of the answer. Raises aiohttp.ClientError.
+    async def _of_aws(self, target: Target, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion by AWS's own call, in a thread: boto3 knows no event loop. Raises UpstreamFailed."""
+        call = partial(aws_calls.chat, target.url, target.model, body, target.seconds)
+        try:
+            async with asyncio.timeout(target.seconds):
+                return await asyncio.get_running_loop().run_in_executor(self.threads, call)
+        except TimeoutError:
+            raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
+        except FinetuneError as error:
+            busy = any(word in str(error) for word in aws_calls.BUSY)
+            raise UpstreamFailed("busy" if busy else "error", str(error)[:300]) from None
 
-        A server that closes an idle connection may do so in the moment in which it is used again: then the request was never
-        read, nothing was answered, and it is sent again. One that failed on a new connection is not.
-        """
-        headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
-        for left in reversed(range(TRIES)):
-            _REUSED.set(False)
+    async def _post(self, target: Target, body: dict[str, Any]) -> Connection:
+        """A connection with the head of a good answer. Raises UpstreamFailed, Broken, OSError, ValueError."""
+        data = json.dumps({**body, "model": target.model}).encode()
+        connection = await self.pool.post(f"{target.url}/chat/completions", target.key, data)
+        if connection.status >= 300:
             try:
-                url = f"{target.url}/chat/completions"
-                return await self.session.post(url, json={**body, "model": target.model}, headers=headers)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not (_REUSED.get() and left):
-                    raise
-        raise AssertionError  # the last try returns or raises
-
-
-class _Pool(aiohttp.TCPConnector):
-    """Tells the task that asked for a connection whether it had been used before (aiohttp's tracing costs more)."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.used: WeakSet[Any] = WeakSet()
-
-    async def connect(self, *arguments: Any, **settings: Any) -> Any:
-        """A connection, from the pool or new."""
-        connection: Any = await super().connect(*arguments, **settings)
-        _REUSED.set(connection.protocol in self.used)
-        self.used.add(connection.protocol)
+                raise _failure(connection.status, await connection.read())
+            finally:
+                self.pool.release(connection)
         return connection
 
 
-async def _of_aws(target: Target, body: dict[str, Any]) -> dict[str, Any]:
-    """A chat completion by AWS's own call, in a thread: boto3 knows no event loop."""
+def _failure(status: int, body: bytes) -> UpstreamFailed:
+    """What an answer that is no reply means."""
+    if status == 429:
+        return UpstreamFailed("busy", "the upstream is busy")
+    text = without_secrets(body.decode("utf-8", "replace"))
+    if status not in CLIENTS:
+        return UpstreamFailed("error", f"HTTP {status}: {text[:300]}")
     try:
-        call = asyncio.to_thread(aws_calls.chat, target.url, target.model, body, target.seconds)
-        return await asyncio.wait_for(call, target.seconds)
-    except TimeoutError:
-        raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
-    except FinetuneError as error:
-        busy = any(word in str(error) for word in aws_calls.BUSY)
-        raise UpstreamFailed("busy" if busy else "error", str(error)[:300]) from None
+        told: Any = json.loads(text)["error"]
+        message = str(told["message"])
+    except (ValueError, LookupError, TypeError):
+        told, message = {}, text
+    error = {name: told[name] for name in ("type", "param", "code") if isinstance(told.get(name), str | int)}
+    return UpstreamFailed("refused", f"HTTP {status}: {message[:300]}", status, {**error, "message": message[:1000]})
 
 
 def _as_events(made: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,13 +168,6 @@ def _as_events(made: dict[str, Any]) -> list[dict[str, Any]]:
     said = {"index": 0, "delta": {"role": "assistant", "content": choice["message"]["content"]}, "finish_reason": None}
     end = {"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
     return [{**head, "choices": [said]}, {**head, "choices": [end]}, {**head, "choices": [], "usage": made.get("usage") or {}}]
-
-
-async def _check(answer: aiohttp.ClientResponse) -> None:
-    if answer.status == 429:
-        raise UpstreamFailed("busy", "the upstream is busy", answer.headers.get("Retry-After", "1"))
-    if answer.status >= 400:
-        raise UpstreamFailed("error", f"HTTP {answer.status}: {(await answer.text())[:300]}")
 
 
 def _event(data: bytes) -> dict[str, Any]:

@@ -77,6 +77,11 @@ def _time(name: str, value: Any, table: str) -> Any:
     return time_.astimezone(datetime.UTC).replace(tzinfo=None) if table in ("requests", "shadow_replies") else time_
 
 
+def _line(error: BaseException) -> str:
+    """The first line of what an error says: a driver's others hold the statement."""
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
 def main() -> None:
     """Writes until SIGTERM, then what is left."""
     die_with_parent()
@@ -94,7 +99,8 @@ def main() -> None:
         try:
             transfer(folder, ledger.engine)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("The ledger cannot be written (%s); rows wait in %s.", type(error).__name__, folder)
+            cause = getattr(error, "orig", None) or error
+            log.warning("The ledger cannot be written (%s: %s); rows wait in %s.", type(cause).__name__, _line(cause), folder)
             if not last:
                 ended.wait(AGAIN)
         if last:

@@ -25,6 +25,8 @@ BUSY = (
 """Beginnings of codes that mean: later. Those of throttling are botocore's (`retries/standard.py`); the status is 400 or 429."""
 GONE = ("could not be found", "requested resource not found", "could not find", "does not exist")
 THERE = ("ResourceInUse", "Conflict")
+MOST_CALLS = 64
+"""Connections of one client, and so calls at a time."""
 ENDS = {"max_tokens": "length", "content_filtered": "content_filter", "guardrail_intervened": "content_filter"}
 """Bedrock's reasons to stop, as OpenAI names them; the others are `stop`."""
 
@@ -44,7 +46,7 @@ def client(provider: str, service: str, region: str | None, timeout: float | Non
     except ModuleNotFoundError:
         raise SettingsError(f"{provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
     patience: dict[str, Any] = {"read_timeout": timeout, "connect_timeout": timeout} if timeout else {}
-    config = Config(**patience, retries={"mode": "standard", "total_max_attempts": tries}) if timeout else None
+    config = Config(**patience, max_pool_connections=MOST_CALLS, retries={"mode": "standard", "total_max_attempts": tries}) if timeout else None
     try:
         return Session().client(service, region_name=region, config=config)  # pyright: ignore[reportUnknownMemberType, reportCallIssue, reportArgumentType]
     except NoRegionError:

@@ -194,7 +194,7 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 class Upstream:
     """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty,
-    busy, shapeless, say:TEXT."""
+    busy, shapeless, say:TEXT, status:NUMBER:MESSAGE."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -232,6 +232,10 @@ class Upstream:
             return self._send(handler, 500, {"error": {"message": "broken"}})
         if fault == "busy":
             return self._send(handler, 429, {"error": {"message": "busy"}})
+        if fault.startswith("status:"):
+            _, status, message = fault.split(":", 2)
+            error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
+            return self._send(handler, int(status), {"error": error})
         said = body["messages"][-1]["content"]
         text = "" if fault == "empty" else fault[4:] if fault.startswith("say:") else f"{body['model']} oye: {said}"
         usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from finetune_assets.environment import Environment
 from finetune_assets.errors import ModelUnavailable
 from finetune_assets.serving.models import locate, model_name
-from finetune_assets_tests.serving.shop import Shop
+from finetune_assets_tests.serving.shop import Shop, wait_for
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft calls it
@@ -68,6 +71,148 @@ def test_batched_replies_are_those_of_one_at_a_time(base: Path) -> None:
         assert len(said[n]) == 5 + 3 * (n % 4) or alone[len(said[n])] in lane.ends
         assert ended[n] in ("length", "stop", "cancelled")
     assert lane.cache.starts == []
+
+
+SYSTEMS = ("Eres el asistente de una clínica dental. Responde en español, breve y amable.", "Eres un restaurante de Madrid.")
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_beginning_that_is_remembered_changes_no_reply(base: Path, adapters: list[Path], adapted: bool) -> None:
+    """Chats with one of two system prompts or none, with and without adapters, of all lengths: the replies of a lane that
+    remembers nothing; and each system prompt of each adapter is computed once."""
+    from finetune_assets.serving.batching import NO_ADAPTER, Chat, Lane
+    from finetune_assets.worker.models import encode_prompt
+
+    chats = [chat[2 * (n % 2) : -1] for n, chat in enumerate(dialogues(12, turns=2, system=""))]
+    chats = [[{"role": "system", "content": SYSTEMS[n % 3]}, *chat] if n % 3 < 2 else chat for n, chat in enumerate(chats)]
+
+    def replies(remembers: bool) -> tuple[dict[int, list[int]], Lane]:
+        lane = Lane(str(base))
+        for n, folder in enumerate(adapters):
+            lane.add_adapter(f"t--v{n}", folder)
+        said: dict[int, list[int]] = {n: [] for n in range(2 * len(chats))}
+        for n, made in said.items():
+            prompt = encode_prompt(lane.tokenizer, chats[n % len(chats)], 400)[0]
+            shared = lane.shared(prompt, chats[n % len(chats)]) if remembers else 0
+            adapter = f"t--v{n % 2}" if adapted else NO_ADAPTER
+            deliver: Any = lambda token, _, made=made: None if token is None else made.append(token)  # noqa: E731
+            lane.add(Chat(prompt, 8, deliver, adapter=adapter, shared=shared))
+            if n % 5 == 0:
+                lane.step()
+        while lane.busy:
+            lane.step()
+        return said, lane
+
+    (with_it, lane), (without, _) = replies(True), replies(False)
+    assert with_it == without
+    assert sum(map(len, with_it.values())) > 40
+    assert len(lane.prefixes.kept) == 2 * (2 if adapted else 1)
+    assert {adapter for adapter, _ in lane.prefixes.kept} == ({"t--v0", "t--v1"} if adapted else {NO_ADAPTER})
+
+
+def test_the_beginning_that_nobody_asks_for_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from finetune_assets.serving import prefixes
+
+    def layers(tokens: int) -> Any:
+        return [(torch.ones(1, 2, tokens, 4), torch.ones(1, 2, tokens, 4))]
+
+    monkeypatch.setattr(prefixes, "MOST_BYTES", 3 * 20 * 64)
+    kept = prefixes.Prefixes()
+    kept.keep("", range(3), layers(3))
+    assert not kept.kept  # too short to be worth it
+    for start in range(3):
+        kept.keep("", range(start, start + 20), layers(20))
+    assert kept.find("", range(20))
+    assert not kept.find("other", range(20))
+    kept.keep("", range(9, 29), layers(20))
+    assert not kept.find("", range(1, 21))
+    assert kept.find("", range(20))
+    assert kept.bytes == 3 * 20 * 64
+
+
+def test_what_fails_while_it_joins_is_told(base: Path) -> None:
+    """An adapter that is not there: the chat hears of it and the lane goes on, as after memory ran out."""
+    from finetune_assets.serving.batching import Chat, Lane
+
+    lane, told = Lane(str(base)), list[tuple[int | None, str | None]]()
+    lane.adapters.numbers["there"] = 1
+    lane.add(Chat([1, 2, 3], 2, lambda token, why: told.append((token, why)), adapter="gone"))
+    with pytest.raises(KeyError):
+        lane.step()
+    lane.fail("error: KeyError")
+    assert told == [(None, "error: KeyError")]
+    assert not lane.busy
+
+
+# over HTTP
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """The engine's server on a socket, with the project's own small model; its address and the engine itself."""
+    import uvicorn
+
+    from finetune_assets.serving.engine import Api, Engine
+
+    engine = Engine(Environment.read(Shop(tmp_path_factory.mktemp("shop")).environment))
+    engine.load("aurora--base")
+    server = uvicorn.Server(uvicorn.Config(Api(engine).app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert wait_for(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1", engine
+    server.should_exit = True
+    thread.join(10)
+    engine.ended = True
+
+
+def _asked(content: str = "¿Tienen hora mañana?", most: int = 40, **more: Any) -> dict[str, Any]:
+    system = {"role": "system", "content": SYSTEMS[0]}
+    return {"model": "aurora--base", "messages": [system, {"role": "user", "content": content}], "max_tokens": most, **more}
+
+
+def test_a_streamed_reply_is_the_whole_one_with_its_usage(engine: tuple[str, Any]) -> None:
+    import openai
+
+    url, inside = engine
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    with client:
+        for content in ("¿Tienen hora mañana?", "Ñandú, pingüino, café: ¿qué?", "🦷"):
+            asked: Any = _asked(content)
+            whole = client.chat.completions.create(**asked)
+            chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+            said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+            assert said.strip() == whole.choices[0].message.content
+            assert chunks[-1].usage == whole.usage
+            assert chunks[-1].usage is not None
+            assert chunks[-1].usage.completion_tokens > 1
+            assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+            ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+            assert ends == [whole.choices[0].finish_reason]
+            assert chunks[0].choices[0].delta.role == "assistant"
+            assert len(chunks) > 3  # piece by piece
+    assert inside.pending == 0
+
+
+def test_a_stream_that_its_reader_leaves_makes_room(engine: tuple[str, Any]) -> None:
+    url, inside = engine
+    lane = next(iter(inside.lanes.values()))
+    body = _asked(most=200, stream=True)
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        ends = set(lane.ends)
+        lane.ends.clear()  # it would go on for 200 tokens
+        try:
+            with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
+                assert sum(line.startswith("data:") for line, _ in zip(answer.iter_lines(), range(5), strict=False)) >= 2
+                chat = lane.rows[0]
+            assert wait_for(lambda: not lane.rows and inside.pending == 0, 5)
+            assert chat.cancelled
+            assert chat.made < 200
+        finally:
+            lane.ends |= ends
+        assert client.post(f"{url}/chat/completions", json={**body, "stream": False, "max_tokens": 3}).status_code == 200
 
 
 def test_adapters_share_a_batch_and_stay_apart(base: Path, adapters: list[Path]) -> None:

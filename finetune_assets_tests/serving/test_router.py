@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ import openai
 import pytest
 import sqlalchemy as sa
 
+from finetune_assets.environment import Environment
 from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
 from finetune_assets.serving import control, keys
 from finetune_assets.serving.assignment import assign
+from finetune_assets.serving.intake import Options
+from finetune_assets.serving.observed import observe
+from finetune_assets.serving.router import MOST_CHATS, Router
 from finetune_assets_tests.serving.shop import Served, Shop, Upstream, wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -153,6 +158,56 @@ def test_what_no_arm_can_answer_is_said_in_openais_shape(served: Served, shop: S
     upstream.faults["aurora"] = "busy"
     answer = served.ask(user=user_of(shop, "champion"))
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_no_model_takes_is_the_clients_and_counts_against_no_arm(
+    served: Served, shop: Shop, upstream: Upstream, stream: bool
+) -> None:
+    """Asked of both arms: the candidate's no is believed where the champion says it too."""
+    user = user_of(shop, "candidate")
+    upstream.faults["aurora"] = "status:400:This model's maximum context length is 4096 tokens."
+    answer = served.ask(user=user, stream=stream)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {
+        "message": "This model's maximum context length is 4096 tokens.",
+        "type": "invalid_request_error",
+        "param": "messages",
+        "code": "context_length_exceeded",
+    }
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    with client, pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="aurora", messages=[{"role": "user", "content": "Hola"}], user=user)
+    assert refused.value.code == "context_length_exceeded"
+    found = wait_for(lambda: rows(shop, requests, outcome="refused"))
+    assert {(row["status"], row["assigned_arm"]) for row in found} == {(400, "candidate")}
+    with shop.ledger() as book:
+        counted = observe(book, book.rollout("aurora")).candidate.requests
+    logged_all = rows(shop, requests, assigned_arm="candidate", step="50", kept=False)
+    assert counted == sum(row["outcome"] != "refused" for row in logged_all) < len(logged_all)
+
+
+def test_what_the_candidate_refuses_and_the_champion_takes_is_the_candidates_fault(
+    served: Served, shop: Shop, upstream: Upstream
+) -> None:
+    upstream.faults["v2-"] = "status:422:too long; the user said 70012345"
+    answer = served.ask(user=user_of(shop, "candidate"))
+    assert answer.status_code == 200
+    row = logged(shop, answer.headers["x-request-id"])
+    assert (row["outcome"], row["served_arm"]) == ("error", "champion")
+    assert "too long" in row["error"]
+    assert "70012345" not in row["error"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 503])
+def test_an_upstreams_own_trouble_is_no_clients(served: Served, shop: Shop, upstream: Upstream, status: int) -> None:
+    upstream.faults["aurora"] = f"status:{status}:Incorrect API key provided: sk-abcdefghijklmnopqrstuvwx"
+    answer = served.ask(user=user_of(shop, "champion"))
+    assert answer.status_code == 502
+    assert "sk-abc" not in answer.text
+    row = wait_for(lambda: [r for r in rows(shop, requests, status=502) if f"HTTP {status}" in (r["error"] or "")])[0]
+    assert row["outcome"] == "error"
+    assert "sk-abc" not in row["error"]
 
 
 def test_forbidden_words_and_empty_replies_are_policy_violations(served: Served, shop: Shop, upstream: Upstream) -> None:
@@ -291,6 +346,55 @@ def test_every_turn_is_known_to_whichever_worker_answers_next(served: Served, sh
         asked = [m["content"] for m in upstream.seen[-1]["messages"] if m["role"] == "user"]
         assert asked == [f"turno {n}" for n in range(turn + 1)]
         logged(shop, answer.json()["request_id"])
+
+
+async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], Awaitable[None]]) -> None:
+    """A router of two workers, this one of them; the list holds the SELECTs that it sends from now on."""
+    router = Router(Environment.read(shop.environment), Options("", open_door=True, workers=2))
+    sent: list[str] = []
+
+    def saw(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    async with router._lifespan(router.app):
+        sa.event.listen(router.ledger.engine, "before_cursor_execute", saw)
+        transport = httpx.ASGITransport(app=router)
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+            await ask(client, sent)
+
+
+def test_a_turn_of_an_open_conversation_asks_the_ledger_once(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    shop.version("a")
+    counts: list[int] = []
+
+    async def turns(client: httpx.AsyncClient, sent: list[str]) -> None:
+        chat = {"user_id": "eva", "message": "Hola", "conversation_id": "c1"}
+        openai_shaped = {"model": "aurora", "user": "eva", "metadata": {"conversation_id": "c1"}}
+        openai_shaped["messages"] = [{"role": "user", "content": "Hola"}]
+        for path, body in (("/chat", chat), ("/chat", chat), ("/v1/chat/completions", openai_shaped)):
+            sent.clear()
+            assert (await client.post(path, json=body)).status_code == 200
+            counts.append(sum("FROM requests" in one for one in sent))
+
+    asyncio.run(_in_process(shop, turns))
+    assert counts == [1, 1, 1]
+
+
+def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    shop.version("a")
+    said: list[tuple[int, str | None]] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        with shop.ledger() as book, book.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE requests RENAME TO away")
+        for _ in range(MOST_CHATS + 1):
+            answer = await client.post("/chat", json={"user_id": "eva", "message": "Hola", "conversation_id": "c1"})
+            said.append((answer.status_code, answer.headers.get("retry-after")))
+
+    asyncio.run(_in_process(shop, ask))
+    assert set(said) == {(503, "1")}
 
 
 @pytest.mark.parametrize(
@@ -442,7 +546,6 @@ def test_it_stops_in_order(tmp_path: Path, upstream: Upstream) -> None:
 
 
 def test_another_address_needs_a_key_first(tmp_path: Path, upstream: Upstream) -> None:
-    from finetune_assets.environment import Environment
     from finetune_assets.errors import ServingError
     from finetune_assets.serving.server import Server, Settings
 
