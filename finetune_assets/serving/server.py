@@ -15,11 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JUDGE = 2.0
 """Seconds between two judgements of all open rollouts."""
+METRICS = "finetune-metrics"
 RESTART = 1.0
 """Least seconds between two starts of the same child."""
 
@@ -208,9 +211,7 @@ class Server:
             return bool(connection.execute(query).scalar_one())
 
     def _child_environment(self) -> dict[str, str]:
-        self.metrics = self.environment.home / "serving" / f"metrics-{os.getpid()}"
-        shutil.rmtree(self.metrics, ignore_errors=True)
-        self.metrics.mkdir(parents=True)
+        self.metrics = _metrics_folder()
         set_environment(0)  # threads of the engine sleep while they wait
         return {
             **os.environ,
@@ -245,6 +246,17 @@ class Server:
         self.socket.close()
         self.engine_socket.close()
         self.ledger.close()
+
+
+def _metrics_folder() -> Path:
+    """A folder for what the workers count, in memory where there is such a file system: they write through a mapping, and a
+    process that does so on a full disk is killed by the kernel. Those that a killed router left are removed."""
+    memory = Path("/dev/shm")
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    for left in place.glob(f"{METRICS}-*-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{METRICS}-{os.getpid()}-", dir=place))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -27,11 +27,13 @@ import aiohttp
 import httpx
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.assistants import load_assistant
 from finetune_assets.environment import ROOT
 from finetune_assets.registry.traffic import conversations, requests
 from finetune_assets.serving import control
+from finetune_assets.serving import journal as journals
 from finetune_assets.serving import upstream as asking
 from finetune_assets.serving.assignment import place
 from finetune_assets.serving.journal import Journal, closed
@@ -70,28 +72,107 @@ def test_a_client_that_leaves_a_stream_ends_it(tmp_path: Path, upstream: Upstrea
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prlimit(2)")
-def test_a_full_disk_costs_rows_not_chats_and_is_told(tmp_path: Path, upstream: Upstream) -> None:
+def test_a_journal_that_cannot_be_written_costs_nothing_but_time_and_is_told(tmp_path: Path, upstream: Upstream) -> None:
+    """Chats are answered, their rows wait in memory and are written later; feedback, which nothing else holds, is refused."""
     shop = Shop(tmp_path, upstream=upstream.url)
     shop.version("a")
     with shop.served("--no-judge") as served:
         before = served.ask(user="ana")
+        assert wait_for(lambda: ids(shop, requests, "request_id"))
         worker = served.children("worker")[0]
         limits = resource.prlimit(worker, resource.RLIMIT_FSIZE)
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, limits[1]))  # the kernel refuses every write to a file
-        lost = served.ask(user="ana")
-        assert lost.status_code == 200
+        judged = {"request_id": before.json()["id"], "feedback_type": "negative"}
+        assert served.client.post("/feedback", json=judged).status_code == 503
+        waiting = served.ask(user="ana")
+        assert waiting.status_code == 200
+        time.sleep(0.3)  # it stays unready: nothing but a write that succeeds ends it
         ready = served.client.get("/readyz")
         assert ready.status_code == 503
-        assert "could not be kept" in ready.json()["problems"][0]
+        assert "File too large): 4 rows wait in memory, 0 are lost" in ready.json()["problems"][0]
         resource.prlimit(worker, resource.RLIMIT_FSIZE, limits)
+        assert wait_for(lambda: served.client.get("/readyz").status_code == 200, 3)
         after = served.ask(user="ana")
-        assert served.client.get("/readyz").status_code == 200
+        assert served.client.post("/feedback", json=judged).status_code == 202
         told = re.search(r"^finetune_lost_rows_total (\S+)", served.client.get("/metrics").text, re.MULTILINE)
         assert told
-        assert float(told[1]) == 4  # request, conversation, question, reply
-    stored = ids(shop, requests, "request_id")
-    assert {before.json()["id"], after.json()["id"]} <= stored
-    assert lost.json()["id"] not in stored
+        assert float(told[1]) == 0
+    assert {answer.json()["id"] for answer in (before, waiting, after)} == ids(shop, requests, "request_id")
+    assert any("cannot be written" in line and "File too large" in line for line in served.lines)
+
+
+def test_more_rows_than_memory_holds_are_counted_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "MOST_HELD", 1000)
+    journal = Journal(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        taken = [journal.append([("requests", {"request_id": f"r{n}" * 50})], hold=True) for n in range(20)]
+        assert not journal.append([("ai_rlhf_feedback", {"feedback_id": "f"})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert taken == sorted(taken, reverse=True)
+    assert 0 < sum(taken) < 20
+    assert journal.lost == 20 - sum(taken)
+    journal.close()
+    (kept,) = [rows for _, rows in closed(tmp_path)]
+    assert len(kept) == sum(taken)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["ledger", "all"])
+def test_a_disk_that_is_full_loses_nothing_that_was_answered(
+    tmp_path: Path, small_disk: Path, upstream: Upstream, full: str
+) -> None:
+    """The ledger, or journal and ledger, on a full disk: chats are answered; feedback is taken while the journal has room, else
+    refused; the log names the cause, nothing is half done. With room again all rows come to the ledger."""
+    shop = Shop(small_disk if full == "all" else tmp_path / "shop", upstream=upstream.url)
+    shop.database = shop.url = f"sqlite:///{small_disk / 'ledger.db'}"
+    shop.environment["FINETUNE_DATABASE_URL"] = shop.url
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "50")
+    with shop.served("--no-judge", "--workers", "2") as served:
+        answers = [served.ask(user=f"u{n}") for n in range(10)]
+        judged = {"request_id": answers[0].json()["id"], "feedback_type": "negative"}
+        assert wait_for(lambda: len(ids(shop, requests, "request_id")) == 10)
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 512)
+        answers += [served.ask("¿Tienen hora? " * 40, user=f"u{n}") for n in range(60)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert served.client.post("/feedback", json=judged).status_code == (503 if full == "all" else 202)
+        with shop.ledger() as book, pytest.raises(SQLAlchemyError, match="full"):
+            control.rollback(book, "aurora", "patients complain", "ana")
+        if full == "all":
+            assert any("No space left on device" in problem for problem in served.client.get("/readyz").json()["problems"])
+            assert any("journal" in line and "No space left on device" in line for line in served.lines)
+        else:
+            assert wait_for(lambda: any("disk is full" in line for line in served.lines), 5)
+        assert len(ids(shop, requests, "request_id")) < len(answers)
+        filler.unlink()
+        assert wait_for(lambda: ids(shop, requests, "request_id") == {answer.json()["id"] for answer in answers}, 15)
+        assert wait_for(lambda: served.client.get("/readyz").status_code == 200, 5)
+        assert served.client.post("/feedback", json=judged).status_code == 202
+        with shop.ledger() as book:
+            control.rollback(book, "aurora", "patients complain", "ana")
+        assert wait_for(lambda: {served.ask(user=f"u{n}").json()["model"] for n in range(10)} == {f"aurora--{first}"}, 2)
+        counts = Path(f"/proc/{served.children('worker')[0]}/environ").read_bytes()
+        assert b"PROMETHEUS_MULTIPROC_DIR=/dev/shm/" in counts  # written through a mapping: on a full disk that kills
+    assert not any("starting it again" in line for line in served.lines)
 
 
 def test_a_row_that_the_ledger_refuses_is_set_aside_and_holds_up_nobody(tmp_path: Path) -> None:
@@ -126,18 +207,18 @@ class Closing:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        for first in (True, False):
-            head = await reader.readuntil(b"\r\n\r\n")
-            found = re.search(rb"Content-Length: (\d+)", head)
-            assert found
-            await reader.readexactly(int(found[1]))
-            self.asked += 1
-            if self.rude or not first:
-                break
-            said = {"choices": [{"message": {"content": "Hola"}, "finish_reason": "stop"}]}
-            data = json.dumps(said).encode()
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
-        writer.close()
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            for first in (True, False):
+                head = await reader.readuntil(b"\r\n\r\n")
+                found = re.search(rb"Content-Length: (\d+)", head)
+                assert found
+                await reader.readexactly(int(found[1]))
+                self.asked += 1
+                if self.rude or not first:
+                    break
+                said = {"choices": [{"message": {"content": "Hola"}, "finish_reason": "stop"}]}
+                data = json.dumps(said).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
 
 
 def test_no_row_is_lost_between_a_new_segment_and_its_lock(tmp_path: Path) -> None:
