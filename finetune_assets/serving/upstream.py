@@ -130,8 +130,12 @@ class Upstream:
         except TimeoutError:
             raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
         except FinetuneError as error:
-            busy = any(word in str(error) for word in aws_calls.BUSY)
-            raise UpstreamFailed("busy" if busy else "error", str(error)[:300]) from None
+            text = str(error)
+            if any(word in text for word in aws_calls.TOO_LONG):
+                told = {"type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded", "message": text}
+                raise UpstreamFailed("refused", text[:300], 400, told) from None
+            busy = any(word in text for word in aws_calls.BUSY)
+            raise UpstreamFailed("busy" if busy else "error", text[:300]) from None
 
     async def _post(self, target: Target, body: dict[str, Any]) -> Connection:
         """A connection with the head of a good answer. Raises UpstreamFailed, Broken, OSError, ValueError."""

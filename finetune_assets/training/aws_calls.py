@@ -25,6 +25,8 @@ BUSY = (
 """Beginnings of codes that mean: later. Those of throttling are botocore's (`retries/standard.py`); the status is 400 or 429."""
 GONE = ("could not be found", "requested resource not found", "could not find", "does not exist")
 THERE = ("ResourceInUse", "Conflict")
+TOO_LONG = ("Input is too long", "input is too long", "maximum context length", "too many input tokens", "Too many input tokens")
+"""What a prompt that a model does not hold is told by Bedrock's ValidationException, and by a container at SageMaker."""
 MOST_CALLS = 64
 """Connections of one client, and so calls at a time."""
 ENDS = {"max_tokens": "length", "content_filtered": "content_filter", "guardrail_intervened": "content_filter"}
@@ -46,7 +48,8 @@ def client(provider: str, service: str, region: str | None, timeout: float | Non
     except ModuleNotFoundError:
         raise SettingsError(f"{provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
     patience: dict[str, Any] = {"read_timeout": timeout, "connect_timeout": timeout} if timeout else {}
-    config = Config(**patience, max_pool_connections=MOST_CALLS, retries={"mode": "standard", "total_max_attempts": tries}) if timeout else None
+    retries: dict[str, Any] = {"mode": "standard", "total_max_attempts": tries}
+    config = Config(**patience, max_pool_connections=MOST_CALLS, retries=retries) if timeout else None
     try:
         return Session().client(service, region_name=region, config=config)  # pyright: ignore[reportUnknownMemberType, reportCallIssue, reportArgumentType]
     except NoRegionError:

@@ -3,6 +3,7 @@ moto lacks: time that passes, faults, deployments, replies, and a container that
 
     POST /_fake/set     {"asks": 3, "container": "worker" | "instant", "interrupt": 1}
     POST /_fake/faults  {"on": "CreateTrainingJob", "do": "hang_before" | "hang_after" | "drop_after", "skip": 0, "times": 1}
+                        {"on": "Converse", "do": "refuse", "status": 429, "code": "ThrottlingException", "message": "…"}
     POST /_fake/state   requests, jobs, hanging, objects
 
 A job is `InProgress` the first `asks` times it is asked for. A container's job starts `python -m finetune_assets.worker` with the
@@ -273,6 +274,8 @@ class Front(BaseHTTPRequestHandler):
         if kind == "hang_before":
             self.hang(name)
         try:
+            if fault and kind == "refuse":
+                raise Answer(fault["status"], fault["code"], fault["message"])
             status, headers, body = self.done(name, unquote(url.path), raw)
         except Answer as refusal:
             told = json.dumps({"message": str(refusal), "__type": refusal.code}).encode()
