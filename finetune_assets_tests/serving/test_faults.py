@@ -390,15 +390,65 @@ def test_a_router_that_is_killed_loses_nothing_it_has_answered_and_no_arm(tmp_pa
 
 
 @pytest.mark.slow
-def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) -> None:
-    """Users are answered from the last known rollouts, their rows wait in the journal, and a rollback after it takes effect."""
-    pgserver = pytest.importorskip("pgserver")
-    from pgserver import pg_ctl
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_rollback_is_in_effect_in_every_worker_within_a_second_and_fails_nobody(
+    tmp_path: Path, upstream: Upstream, database: str
+) -> None:
+    """Three workers under load, half of the users at the candidate: the last chat that it answered began within a second."""
+    with postgres() if database == "postgres" else contextlib.nullcontext((None, None)) as (url, _):
+        shop = Shop(tmp_path / "shop", upstream=upstream.url, database=url)
+        first, second = shop.version("a"), shop.version("b")
+        shop.roll_out(first, "done")
+        shop.roll_out(second, "50")
+        ended, answers = threading.Event(), list[tuple[float, httpx.Response]]()
 
+        def people(url: str, number: int) -> None:
+            n = 0
+            while not ended.is_set():
+                n += 1
+                body = {"model": "aurora", "user": f"{number}-{n}", "messages": [{"role": "user", "content": "Hola"}]}
+                start = time.monotonic()  # a connection a chat: every worker is met
+                answers.append((start, httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=10)))
+
+        with shop.served("--no-judge", "--workers", "3") as served, ThreadPoolExecutor(4) as pool:
+            going = [pool.submit(people, served.url, number) for number in range(4)]
+            time.sleep(1.0)
+            with shop.ledger() as book:
+                start = time.monotonic()
+                control.rollback(book, "aurora", "patients complain", "ana")
+            time.sleep(2.0)
+            ended.set()
+            for one in going:
+                one.result()
+            assert wait_for(lambda: len(ids(shop, requests, "request_id")) == len(answers))
+        assert {answer.status_code for _, answer in answers} == {200}
+        late = [at - start for at, answer in answers if second in answer.json()["model"]]
+        assert min(late) < 0
+        assert max(late) < 1.0
+        assert sum(at > start + 1 for at, _ in answers) > 20  # and all of these were the champion's
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[tuple[str, Any]]:
+    """Address and server of a Postgres of its own."""
+    pgserver = pytest.importorskip("pgserver")
     folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to the user that Postgres runs as
     server = pgserver.get_server(folder, cleanup_mode="stop")
     try:
-        url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False), server
+    finally:
+        server.ensure_postgres_running()
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) -> None:
+    """Users are answered from the last known rollouts, their rows wait in the journal, and a rollback after it takes effect."""
+    pytest.importorskip("pgserver")
+    from pgserver import pg_ctl
+
+    with postgres() as (url, server):
         shop = Shop(tmp_path / "shop", upstream=upstream.url, database=url)
         first, second = shop.version("a"), shop.version("b")
         shop.roll_out(first, "done")
@@ -415,10 +465,6 @@ def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) ->
                 control.rollback(book, "aurora", "patients complain", "ana")
             assert wait_for(lambda: {served.ask(user=f"u{n}").json()["model"] for n in range(10)} == {f"aurora--{first}"}, 5)
             assert served.client.get("/readyz").status_code == 200
-    finally:
-        server.ensure_postgres_running()
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 CLOCK = """
