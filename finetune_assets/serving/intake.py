@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, cast
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from finetune_assets.assistants import Assistant
+from finetune_assets.serving import jsons
 from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.models import SEPARATOR
 
@@ -94,24 +95,32 @@ async def read_json(request: Request) -> dict[str, Any]:
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > MOST_BYTES:
         raise Refused(413, f"The body is larger than {MOST_BYTES} bytes.", {"Connection": "close"})
-    data = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                data += part
-                if len(data) > MOST_BYTES:
-                    raise Refused(413, f"The body is larger than {MOST_BYTES} bytes.", {"Connection": "close"})
+            data = await _body(request)
     except TimeoutError:
         raise Refused(408, f"The body did not come within {BODY_SECONDS:g} seconds.", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise Refused(400, "The client went away.") from None
     try:
-        value = json.loads(bytes(data))
+        value = jsons.loads(data)
     except (ValueError, RecursionError):
         raise Refused(400, "The body is no JSON.") from None
     if not isinstance(value, dict):
         raise Refused(400, "The body must be a JSON object.")
     return cast("dict[str, Any]", value)
+
+
+async def _body(request: Request) -> bytes:
+    parts, size = list[bytes](), 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "The client went away.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_BYTES:
+            raise Refused(413, f"The body is larger than {MOST_BYTES} bytes.", {"Connection": "close"})
+        if not message.get("more_body"):
+            return b"".join(parts)
 
 
 def now(request: Request, options: Options) -> datetime.datetime:

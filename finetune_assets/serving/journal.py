@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import threading
@@ -22,6 +21,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from finetune_assets.serving import jsons
 
 log = logging.getLogger(__name__)
 INTERVAL = 0.05
@@ -72,7 +73,7 @@ class Journal:
 
         `hold`: then they are kept in memory and written when it does; only where there is no room for them they are lost.
         """
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace")
+        data = b"\n".join([*map(jsons.dumps, rows), b""])
         with self.lock:
             if self._write(data):
                 return True
@@ -179,7 +180,7 @@ def read(data: bytes) -> list[Row]:
         if not line.strip():  # a probe that a crash left
             continue
         try:
-            table, values = json.loads(line)
+            table, values = jsons.loads(line)
         except ValueError:
             log.warning("A line of the journal that a crash cut is left out.")
             continue

@@ -11,7 +11,13 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from finetune_assets.serving import jsons
 from finetune_assets.serving.exchange import Exchange
+
+
+def whole(value: dict[str, Any], exchange: Exchange) -> Response:
+    """A reply that is sent at once."""
+    return Response(jsons.dumps(value), media_type="application/json", headers=headers(exchange))
 
 
 def completion(exchange: Exchange) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def event(value: dict[str, Any], exchange: Exchange) -> bytes:
     """One chunk of a stream under the chat's own id and model."""
     if "error" not in value:
         value = {**value, "id": exchange.id, "model": exchange.model}
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + jsons.dumps(value) + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

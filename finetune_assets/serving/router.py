@@ -155,7 +155,7 @@ class Router:
         finally:
             if not streams:
                 self._leave()
-        return JSONResponse(replies.completion(exchange), headers=replies.headers(exchange))
+        return replies.whole(replies.completion(exchange), exchange)
 
     async def _streamed(self, exchange: Exchange) -> Response:
         """The answer as it is made; it leaves when it has ended."""
@@ -206,7 +206,7 @@ class Router:
             await self.answering.whole(exchange)
         finally:
             self._leave()
-        return JSONResponse(replies.chat(exchange), headers=replies.headers(exchange))
+        return replies.whole(replies.chat(exchange), exchange)
 
     def _admit(self, assistant: Assistant, tenant: str) -> None:
         """Lets a chat in; `_leave` lets it out. Raises Refused (429, 503)."""

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from finetune_assets.errors import FinetuneError
+from finetune_assets.serving import jsons
 from finetune_assets.serving.wire import Broken, Connection, Pool
 from finetune_assets.training import aws_calls
 from finetune_assets.training.remote import without_secrets
@@ -75,7 +76,7 @@ class Upstream:
             async with asyncio.timeout(target.seconds):
                 connection = await self._post(target, {**body, "stream": False})
                 data = await connection.read()
-            return _reply(json.loads(data))
+            return _reply(jsons.loads(data))
         except TimeoutError:
             raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
         except BROKEN as error:
@@ -139,7 +140,7 @@ class Upstream:
 
     async def _post(self, target: Target, body: dict[str, Any]) -> Connection:
         """A connection with the head of a good answer. Raises UpstreamFailed, Broken, OSError, ValueError."""
-        data = json.dumps({**body, "model": target.model}).encode()
+        data = jsons.dumps({**body, "model": target.model})
         connection = await self.pool.post(f"{target.url}/chat/completions", target.key, data)
         if connection.status >= 300:
             try:
@@ -176,7 +177,7 @@ def _as_events(made: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _event(data: bytes) -> dict[str, Any]:
     """One event of a stream. Raises ValueError where it has not OpenAI's shape."""
-    event = json.loads(data)
+    event = jsons.loads(data)
     if not isinstance(event, dict):
         raise ValueError(f"an event of the stream is no object: {data[:80]!r}")
     for choice in event.get("choices") or []:
