@@ -93,7 +93,7 @@ def _router(rounds: int) -> list[Row]:
         with _served(folder / "live", port, "champion") as (url, _):
             ours = [_wrk(url, folder, 1) for _ in range(rounds)]
             busy = _wrk(url, folder, 16)
-            tokens = [asyncio.run(_first_tokens(where)) for where in (direct, url)]
+            tokens = [statistics.median(_first_tokens(where) for _ in range(rounds)) for where in (direct, url)]
         with _served(folder / "shadow", port, "shadow") as (url, shop):
             before, start = _kept(shop), time.monotonic()
             shadowed = _wrk(url, folder, 16)
@@ -101,12 +101,13 @@ def _router(rounds: int) -> list[Row]:
             sustained = kept["live"] / (time.monotonic() - start)
         peer = _litellm(folder, port, rounds)
         moves = [_weight_change(folder / f"move{n}", port) for n in range(rounds)]
+        with _postgres() as database:
+            moves_there = [] if database is None else [_weight_change(folder / "postgres", port, database)]
         memory = _memory(folder / "tenants", port)
     base = statistics.median(plain)
     added = statistics.median(load.p50 for load in ours) - base
     theirs = None if peer is None else statistics.median(load.p50 for load in peer[0]) - base
     first = tokens[1] - tokens[0]
-    slow, failed = max(seconds for seconds, _ in moves), sum(failed for _, failed in moves)
     missing = "" if peer else "litellm is not there (BENCH_LITELLM); "
     return [
         Row(
@@ -136,15 +137,38 @@ def _router(rounds: int) -> list[Row]:
             met=first <= 0.001,
             note=f"{1e3 * first:.2f} ms over {1e3 * tokens[0]:.3f} directly",
         ),
-        Row(
-            "router: seconds until a rollback is in effect in two workers under load",
-            slow,
-            bar="< 1 s, no chat failed",
-            met=slow < 1 and failed == 0,
-            note=f"{failed} failed; the slowest of {rounds}",
-        ),
+        _moved("SQLite", moves),
+        _moved("Postgres", moves_there),
         memory,
     ]
+
+
+def _moved(where: str, moves: list[tuple[float, int]]) -> Row:
+    slow, failed = max((seconds for seconds, _ in moves), default=0.0), sum(failed for _, failed in moves)
+    return Row(
+        f"router: seconds until a rollback is in effect in two workers under load, {where}",
+        slow,
+        bar="< 1 s, no chat failed",
+        met=slow < 1 and failed == 0 if moves else None,
+        note=f"{failed} failed; the slowest of {len(moves)}" if moves else "pgserver is not installed",
+    )
+
+
+@contextmanager
+def _postgres() -> Generator[str | None]:
+    """Address of a Postgres of its own; null where pgserver is not installed."""
+    try:
+        import pgserver
+    except ModuleNotFoundError:
+        yield None
+        return
+    folder = Path(tempfile.mkdtemp())
+    server = pgserver.get_server(folder, cleanup_mode="stop")  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg2://", 1)
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _asks(folder: Path) -> None:
@@ -172,11 +196,17 @@ def _upstream() -> Generator[int]:
 
 
 @contextmanager
-def _served(folder: Path, port: int, step: str, *options: str, tenants: int = 1) -> Generator[tuple[str, Any]]:
-    """`finetune serve` with one version, worker and writer on the first core; its chat address and the store."""
+def _served(
+    folder: Path, port: int, step: str, *options: str, tenants: int = 1, database: str | None = None
+) -> Generator[tuple[str, Any]]:
+    """`finetune serve` with one version or two, workers and writer on the first core; its chat address and the store.
+
+    Of several tenants each has a third version too, in an experiment with its first 200 users.
+    """
+    from finetune_assets.serving import experiments
     from finetune_assets_tests.serving.shop import Shop
 
-    shop = Shop(folder, upstream=f"http://127.0.0.1:{port}/v1")
+    shop = Shop(folder, upstream=f"http://127.0.0.1:{port}/v1", database=database)
     settings = shop.assistants / "aurora.yaml"
     text = settings.read_text().replace("serving: {", "serving: {requests_per_minute: 1000000000, ")
     settings.write_text(text)
@@ -185,6 +215,10 @@ def _served(folder: Path, port: int, step: str, *options: str, tenants: int = 1)
     for assistant in ["aurora", *(f"clinic{n}" for n in range(1, tenants))]:
         for letter, to in {"champion": [("a", "done")], "shadow": [("a", "shadow")]}.get(step, [("a", "done"), ("b", step)]):
             shop.roll_out(shop.version(letter, assistant=assistant), to, assistant)
+        if tenants > 1:
+            third, people = shop.version("c", assistant=assistant), [f"u{n}" for n in range(200)]
+            with shop.ledger() as book:
+                experiments.begin(book, assistant, ("base", third), 0.5, {"tenants": [], "users": people}, ("benchmark", "bench"))
     with shop.served("--no-judge", *options) as served:
         for pid in [*served.children("worker"), *served.children("writer")]:
             if shutil.which("taskset") and (os.cpu_count() or 1) > 1:
@@ -204,8 +238,17 @@ def _kept(shop: Any) -> dict[str, int]:
         return dict(connection.exec_driver_sql("SELECT kind, count(*) FROM requests GROUP BY kind").all())
 
 
-async def _first_tokens(url: str, count: int = 300) -> float:
-    """Median seconds to the first piece of text of a streamed chat, one at a time, over one connection each."""
+def _first_tokens(url: str) -> float:
+    """Median seconds to the first piece of text of a streamed chat, one at a time on one connection, asked on the second core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {1} & cores or cores)
+    try:
+        return asyncio.run(_streams(url))
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+async def _streams(url: str, count: int = 300) -> float:
     host, port = re.search(r"//([\d.]+):(\d+)", url).groups()  # type: ignore[union-attr]
     path = "/" + url.split("/", 3)[3]
     body = json.dumps(
@@ -261,14 +304,14 @@ def _litellm(folder: Path, port: int, rounds: int) -> tuple[list[Load], Load] | 
         process.wait()
 
 
-def _weight_change(folder: Path, port: int) -> tuple[float, int]:
+def _weight_change(folder: Path, port: int, database: str | None = None) -> tuple[float, int]:
     """Seconds from the rollback's call to the start of the last chat that the candidate answered, over both workers; failures."""
     import httpx
 
     from finetune_assets.serving import control
 
     answers: list[tuple[float, int, str]] = []
-    with _served(folder, port, "50", "--workers", "2") as (url, shop):
+    with _served(folder, port, "50", "--workers", "2", database=database) as (url, shop):
         ended = threading.Event()
 
         def ask(number: int) -> None:
@@ -297,8 +340,9 @@ def _weight_change(folder: Path, port: int) -> tuple[float, int]:
     return max(0.0, *late), sum(status != 200 for _, status, _ in answers)
 
 
-def _memory(folder: Path, port: int, tenants: int = 50, chats: int = 48_000) -> Row:
-    """An hour of 50 tenants at 16 chats a minute each, as fast as it goes: memory of the worker halfway and at the end."""
+def _memory(folder: Path, port: int, tenants: int = 50, chats: int = 96_000) -> Row:
+    """An hour of 50 tenants at 32 chats a minute each, as fast as it goes: memory of two workers and the writer together. Each
+    tenant has three arms: champion, candidate at 50 %, and a version in an experiment."""
     import datetime
 
     async def drive(url: str, first: int, count: int) -> None:
@@ -317,20 +361,23 @@ def _memory(folder: Path, port: int, tenants: int = 50, chats: int = 48_000) -> 
             for start in range(first, first + count, 8):
                 await asyncio.gather(*(ask(n) for n in range(start, min(start + 8, first + count))))
 
-    with _served(folder, port, "50", "--simulation", tenants=tenants) as (url, shop):
-        worker = shop.running.children("worker")[0]
+    with _served(folder, port, "50", "--simulation", "--workers", "2", tenants=tenants) as (url, shop):
+        processes = [*shop.running.children("worker"), *shop.running.children("writer")]
         resident: list[int] = []
         for part in range(4):
             asyncio.run(drive(url, part * chats // 4, chats // 4))
-            resident.append(_resident(worker))
+            resident.append(sum(map(_resident, processes)))
+        _kept(shop)
+        with shop.ledger() as book, book.engine.connect() as connection:
+            arms = connection.exec_driver_sql("SELECT count(*) FROM (SELECT DISTINCT assistant, version FROM requests)").scalar()
     growth = resident[3] / resident[1] - 1
     return Row(
-        f"router: an hour of {tenants} tenants with champion and candidate, memory",
+        f"router: an hour of {tenants} tenants, three arms each, memory of two workers and the writer",
         0.0,
         peak_mb=resident[3],
         bar="flat: ≤ 5 % more in the second half",
         met=growth <= 0.05,
-        note=f"{', '.join(map(str, resident))} MB after each quarter of {chats:,} chats",
+        note=f"{', '.join(map(str, resident))} MB after each quarter of {chats:,} chats; {arms} versions answered",
     )
 
 
@@ -392,7 +439,31 @@ def _engine() -> list[Row]:
         names, peft = _adapters(Path(folder), lane, base)
         peer = one_at_a_time(peft, names)
         found.append(_tokens("engine: 1,000 tokens, 8 at a time, 8 LoRA adapters", batched(8, names), peer))
-    return found
+    return [*found, *(_prefix(lane, words) for words in (12, 300))]
+
+
+def _prefix(lane: Any, words: int) -> Row:
+    """CPU seconds to the first token of a chat behind a system prompt, remembered and computed anew."""
+    from finetune_assets.serving.batching import Chat
+    from finetune_assets.worker.models import encode_prompt
+
+    said = "Eres el asistente de una clínica dental en Madrid y respondes breve. " * 30
+    system = {"role": "system", "content": " ".join(said.split()[:words])}
+    chats = [[system, json.loads(line)["messages"][1]] for line in _questions()]
+    prompts = [encode_prompt(lane.tokenizer, chat, 1000)[0] for chat in chats]
+    shared = lane.shared(prompts[0], chats[0])
+
+    def first_tokens(remembered: int) -> float:
+        start = time.process_time()
+        for prompt in prompts:
+            lane.add(Chat(prompt, 1, lambda _token, _reason: None, shared=remembered))
+            lane.step()
+        return (time.process_time() - start) / len(prompts)
+
+    first_tokens(shared)
+    ours, peer = first_tokens(shared), first_tokens(0)
+    note = f"{1e3 * ours:.1f} and {1e3 * peer:.1f} ms; {shared} of {statistics.median(map(len, prompts)):.0f} tokens are shared"
+    return Row(f"engine: a first token behind a system prompt of {words} words", ours, "computed for every chat", peer, note=note)
 
 
 def _tokens(what: str, ours: float, peer: float) -> Row:

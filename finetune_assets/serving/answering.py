@@ -33,7 +33,7 @@ from finetune_assets.serving.models import model_name
 from finetune_assets.serving.records import look_ahead, request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
 from finetune_assets.serving.talks import Talk, Talks
-from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed
+from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed, says
 
 log = logging.getLogger(__name__)
 MOST_SHADOWS = 64
@@ -133,10 +133,9 @@ class Answering:
                 _fail_if_told(exchange.ask, arm)
                 async with contextlib.aclosing(stream):
                     async for event in stream:
-                        text = _delta(event)
-                        if text and exchange.first_token is None:
+                        if exchange.first_token is None and says(event):
                             exchange.first_token = time.perf_counter() - exchange.started
-                        exchange.reply.text += text
+                        _take(event, exchange.reply)
                         exchange.reply.usage = event.get("usage") or exchange.reply.usage
                         yield event
             except UpstreamFailed as failed:
@@ -308,9 +307,13 @@ def _fail_if_told(ask: Ask, arm: Arm) -> None:
         raise UpstreamFailed("error", "a simulated fault")
 
 
-def _delta(event: dict[str, Any]) -> str:
+def _take(event: dict[str, Any], reply: Reply) -> None:
+    """Adds a piece of a streamed reply: text, or of a tool call."""
     choices = event.get("choices") or [{}]
-    return str((choices[0].get("delta") or {}).get("content") or "")
+    delta = choices[0].get("delta") or {}
+    reply.text += str(delta.get("content") or "")
+    if delta.get("tool_calls"):
+        reply.message.setdefault("tool_calls", []).append(delta["tool_calls"])
 
 
 def _takes_part(experiment: dict[str, Any], tenant: str, user: str) -> bool:

@@ -110,7 +110,7 @@ class Upstream:
                     if "error" in event:
                         raise UpstreamFailed("error", str(event["error"])[:300])
                     yield event
-                    if _has_text(event):
+                    if says(event):
                         limit.reschedule(start + target.seconds)
         except TimeoutError:
             raise UpstreamFailed("timeout", "no token in time") from None
@@ -186,8 +186,10 @@ def _event(data: bytes) -> dict[str, Any]:
     return event
 
 
-def _has_text(event: dict[str, Any]) -> bool:
-    return any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or [])
+def says(event: dict[str, Any]) -> bool:
+    """Whether an event holds a piece of the reply: text, or of a tool call."""
+    deltas = [choice.get("delta") or {} for choice in event.get("choices") or []]
+    return any(delta.get("content") or delta.get("tool_calls") for delta in deltas)
 
 
 def _reply(value: Any) -> Reply:

@@ -194,7 +194,7 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 class Upstream:
     """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty,
-    busy, shapeless, say:TEXT, status:NUMBER:MESSAGE."""
+    busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -228,10 +228,8 @@ class Upstream:
         fault = next((f for name, f in self.faults.items() if name in body["model"]), "")
         if fault == "hang":
             time.sleep(4)
-        if fault == "error":
-            return self._send(handler, 500, {"error": {"message": "broken"}})
-        if fault == "busy":
-            return self._send(handler, 429, {"error": {"message": "busy"}})
+        if fault in ("error", "busy"):
+            return self._send(handler, 500 if fault == "error" else 429, {"error": {"message": fault}})
         if fault.startswith("status:"):
             _, status, message = fault.split(":", 2)
             error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
@@ -248,7 +246,13 @@ class Upstream:
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.close_connection = True
-        words = text.split(" ")
+        if fault.startswith("tool"):  # in pieces, as OpenAI's stream has them; `toolcut`: broken off
+            for piece in ({"id": "c1", "function": {"name": "book", "arguments": ""}}, {"function": {"arguments": "{}"}}):
+                delta = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **piece}]}
+                self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+            if fault == "toolcut":
+                return None
+        words = [] if fault.startswith("tool") else text.split(" ")
         if fault == "shapeless":
             handler.wfile.write(b"data: 5\n\n")
         for n, word in enumerate(words):

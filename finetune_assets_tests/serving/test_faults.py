@@ -416,7 +416,7 @@ def test_a_rollback_is_in_effect_in_every_worker_within_a_second_and_fails_nobod
             with shop.ledger() as book:
                 start = time.monotonic()
                 control.rollback(book, "aurora", "patients complain", "ana")
-            time.sleep(2.0)
+            assert wait_for(lambda: sum(at > start + 1 for at, _ in answers) > 10, 30)
             ended.set()
             for one in going:
                 one.result()
@@ -424,8 +424,7 @@ def test_a_rollback_is_in_effect_in_every_worker_within_a_second_and_fails_nobod
         assert {answer.status_code for _, answer in answers} == {200}
         late = [at - start for at, answer in answers if second in answer.json()["model"]]
         assert min(late) < 0
-        assert max(late) < 1.0
-        assert sum(at > start + 1 for at, _ in answers) > 20  # and all of these were the champion's
+        assert max(late) < 1.0  # and more than ten chats after that were the champion's
 
 
 @contextlib.contextmanager

@@ -160,6 +160,23 @@ def test_what_no_arm_can_answer_is_said_in_openais_shape(served: Served, shop: S
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
 
+def test_a_streamed_tool_call_is_a_reply(served: Served, shop: Shop, upstream: Upstream) -> None:
+    """Not an empty one; and once a piece of it has been sent, nobody else answers behind it."""
+    user = user_of(shop, "candidate")
+    upstream.faults["v2-"] = "tool"
+    called = served.ask(user=user, stream=True)
+    assert called.text.count('"tool_calls"') == 2
+    row = logged(shop, called.headers["x-request-id"])
+    assert (row["outcome"], row["served_arm"]) == ("ok", "candidate")
+    assert row["first_token_seconds"] is not None
+    upstream.faults["v2-"] = "toolcut"
+    cut = served.ask(user=user, stream=True)
+    assert "the reply was cut off" in cut.text
+    assert "v1-" not in cut.text
+    row = logged(shop, cut.headers["x-request-id"])
+    assert (row["outcome"], row["served_arm"]) == ("error", "candidate")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_no_model_takes_is_the_clients_and_counts_against_no_arm(
     served: Served, shop: Shop, upstream: Upstream, stream: bool
