@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from finetune_assets.errors import FinetuneError
+from finetune_assets.errors import FinetuneError, ProviderError
 from finetune_assets.serving import jsons
 from finetune_assets.serving.wire import Broken, Connection, Pool
 from finetune_assets.training import aws_calls
@@ -135,7 +135,7 @@ class Upstream:
             if any(word in text for word in aws_calls.TOO_LONG):
                 told = {"type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded", "message": text}
                 raise UpstreamFailed("refused", text[:300], 400, told) from None
-            busy = any(word in text for word in aws_calls.BUSY)
+            busy = isinstance(error, ProviderError) and (error.status == 429 or (error.code or "").startswith(aws_calls.BUSY))
             raise UpstreamFailed("busy" if busy else "error", text[:300]) from None
 
     async def _post(self, target: Target, body: dict[str, Any]) -> Connection:
