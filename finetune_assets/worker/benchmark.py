@@ -28,8 +28,9 @@ from finetune_assets.evaluation import judge
 from finetune_assets.evaluation.candidates import TestRow
 from finetune_assets.storage import read_json, write_parquet
 from finetune_assets.worker import endpoint
+from finetune_assets.worker.cached import Cache, ask
 from finetune_assets.worker.generate import Generator
-from finetune_assets.worker.measuring import Bench, Cache, Candidate, ask, machine
+from finetune_assets.worker.measuring import Bench, Candidate, machine
 from finetune_assets.worker.progress import Progress
 
 COLUMNS: dict[str, Any] = {
