@@ -46,7 +46,7 @@ from finetune_assets.storage import read_json, write_json, write_text
 
 REPORT_VERSION = 3
 VALIDATION_ROWS = 24
-"""Validation rows on which retrieval is chosen."""
+"""Validation rows on which few-shot and retrieval are chosen."""
 GENERAL = Path(__file__).parent / "general"
 
 
@@ -89,8 +89,10 @@ def prepare(
         "canaries": [{**canary.model_dump(), "system": assistant.system_prompt} for canary in bench.canaries],
     }
     if any(one.get("retrieve") for one in asked):
-        spec |= {"passages": str(output / "passages.jsonl"), "validation": str(output / "validation.jsonl")}
+        spec["passages"] = str(output / "passages.jsonl")
         _write_lines(output / "passages.jsonl", [asdict(passage) for passage in passages(assistant, dataset)])
+    if any(one.get("retrieve") or one.get("shots") for one in asked):
+        spec["validation"] = str(output / "validation.jsonl")
         chosen = by_hash(split_rows(dataset, "validation"))[:VALIDATION_ROWS]
         _write_lines(output / "validation.jsonl", [_line(row, row.messages) for row in chosen])
     if cases:

@@ -16,6 +16,7 @@ from typing import Any
 from finetune_assets.corpus.forms import parsed_call
 from finetune_assets.worker import models
 from finetune_assets.worker.generate import Generator, batches, finite, logit_tokens
+from finetune_assets.worker.threads import side_by_side
 
 OTHERS = 127  # random secrets beside the planted one: at random it is the likeliest of all with chance 1 in 128
 
@@ -28,8 +29,13 @@ def likelihoods(generator: Generator, rows: Sequence[dict[str, Any]]) -> list[di
         {"nats": None, "tokens": sum(mask), "bytes": len(row["reference"].encode())}
         for row, (_ids, mask) in zip(rows, told, strict=True)
     ]
-    for batch in batches([len(told[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary)):
-        for n, nats in zip(batch, generator.likelihoods([told[fitting[n]] for n in batch]), strict=True):
+    groups = batches([len(told[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary))
+
+    def measure(batch: list[int]) -> list[float]:
+        return generator.likelihoods([told[fitting[n]] for n in batch])
+
+    for batch, found in side_by_side(measure, groups, small=generator.small):
+        for n, nats in zip(batch, found, strict=True):
             made[fitting[n]]["nats"] = finite(nats)
     return made
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from jinja2 import TemplateError
 
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.evaluation.called import as_said
-from finetune_assets.storage import replacing
 from finetune_assets.training import base_model as base_models
-from finetune_assets.worker import classify, embed, endpoint, guards, models, retrieve
-from finetune_assets.worker.cached import VERSION, Cache, Rows, ask, digest
+from finetune_assets.worker import classify, embed, guards, models
+from finetune_assets.worker.asking import Asking, Candidate
+from finetune_assets.worker.cached import Cache, Rows, ask
 from finetune_assets.worker.generate import Generator, batches, content, finite, logit_tokens
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.scores import texts
@@ -27,24 +26,6 @@ from finetune_assets.worker.threads import side_by_side
 
 BESIDE = 8
 """Prompts on which an adapter beside its base is held to the merged model."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Who is asked what: a model here, or an endpoint."""
-
-    name: str
-    model: str | None
-    endpoint: endpoint.Endpoint | None
-    rows: Rows
-    retrieve: bool
-
-    @classmethod
-    def of(cls, spec: dict[str, Any]) -> Candidate:
-        """From the worker's spec."""
-        where = endpoint.Endpoint(**spec["endpoint"]) if spec.get("endpoint") else None
-        rows = list(read_lines(Path(spec["prompts"])))
-        return cls(spec["name"], spec.get("model"), where, rows, bool(spec.get("retrieve")))
 
 
 class Stage:
@@ -70,8 +51,8 @@ class Bench:
         """CPU seconds of everything that is neither generation nor likelihood."""
         self._encoder: embed.Encoder | None = None
         self._vectors: dict[str, embed.Floats] = {}
-        self._index: retrieve.Index | None = None
         self._guarded: dict[str, dict[str, Any]] = {}
+        self.asking = Asking(spec, cache, progress, self.encode, self.encoder_name)
 
     def encode(self, texts: list[str]) -> embed.Floats:
         """Unit vectors of texts, each computed once; the encoder is loaded when it is first needed."""
@@ -81,27 +62,12 @@ class Bench:
             self._vectors |= dict(zip(fresh, self._encoder.encode(fresh), strict=True))
         return np.stack([self._vectors[text] for text in texts]) if texts else np.zeros((0, 1), np.float32)
 
-    @property
-    def index(self) -> retrieve.Index:
-        """What retrieval can find."""
-        if self._index is None:
-            passages = retrieve.read_passages(Path(self.spec["passages"]))
-            texts = [passage.query for passage in passages]
-            key = digest([VERSION, "vectors", self.encoder_name, texts])
-            path = self.cache.folder / key[:2] / f"{key}.npy"
-            if not path.exists():
-                vectors = self.encode(texts)
-                with replacing(path) as draft, draft.open("wb") as file:
-                    np.save(file, vectors)
-            self._index = retrieve.Index(passages, lambda queries: self.encode(list(queries)), np.load(path))
-        return self._index
-
     def local(self, candidate: Candidate, generator: Generator) -> dict[str, Any]:
         """Columns of a candidate as lists, and `_facts` about its model."""
         started = time.perf_counter()
         identity = content(candidate.model or "")
         about = [identity, generator.max_new_tokens, transformers.__version__, torch.__version__]
-        rows, choice = self._asked(candidate, generator, about) if candidate.retrieve else (candidate.rows, None)
+        rows, chosen = self.asking.rows(candidate, generator, about)
         prompts, columns = _prompts(rows, generator)
         replies, likelihoods = self._answers(candidate.name, prompts, rows, generator, about)
         said = [as_said(r["text"]) if _calls_tools(row) else r["text"] for r, row in zip(replies, rows, strict=True)]
@@ -120,7 +86,7 @@ class Bench:
         beside = self.cache.get(lambda: generator.beside(measured[:BESIDE]), "beside", about, measured[:BESIDE])
         facts |= {"same_adapter": [text == one["text"] for text, one in zip(beside or [], alone, strict=False)]}
         facts |= {"same_rendering": _same_rendering(generator, rows[: len(measured)], prompts, columns["dropped_turns"])}
-        facts |= {"retrieval": choice, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
+        facts |= {**chosen, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
         return {**columns, "missing": [None] * len(rows), "_facts": facts}
 
     def remote(self, candidate: Candidate) -> dict[str, Any]:
@@ -151,24 +117,6 @@ class Bench:
             fresh = [*fresh, *more]
         facts["bought"] = {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")}
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
-
-    def _asked(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
-        """The candidate's rows with what retrieval found, asked in the way that is best on the validation split."""
-        language = str(self.spec.get("language", "es"))
-        validation = list(read_lines(Path(self.spec["validation"])))
-        passages = digest(Path(self.spec["passages"]).read_text(encoding="utf-8"))
-
-        def bits(rows: Rows) -> float:
-            found = [row for row in guards.likelihoods(generator, rows) if row["nats"] is not None]
-            return sum(row["nats"] for row in found) / max(sum(row["bytes"] for row in found), 1) / float(np.log(2))
-
-        def make() -> Any:
-            self.progress.update(f"{candidate.name} retrieval", 0, 1)
-            choice, numbers = retrieve.choose(self.index, validation, bits, language)
-            return {**vars(choice), "chosen_on": numbers, "rows": self.index.ask(candidate.rows, choice, language)}
-
-        made = self.cache.get(make, "retrieval", about, self.encoder_name, language, passages, validation, candidate.rows)
-        return made.pop("rows"), made
 
     def _guards(self, candidate: Candidate, generator: Generator, about: list[Any]) -> dict[str, Any]:
         """What is known of a model's everyday talk, secrets and standing suite; once a model."""
