@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -29,8 +30,7 @@ SEEN: Counter[str] = Counter()
 class Provider(Handler):
     """Does what the user's text asks for; otherwise it answers."""
 
-    def do_POST(self) -> None:
-        body = self.asked()
+    def answer(self, body: dict[str, Any]) -> None:
         text = body["messages"][-1]["content"]
         SEEN[text] += 1
         SEEN["key"] += self.headers.get("Authorization") == "Bearer secret"
