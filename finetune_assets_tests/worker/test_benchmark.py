@@ -248,7 +248,11 @@ def test_reliability_by_intent_adds_up(made: Path, dataset: Path):
 
 def test_the_page_says_whether_the_model_learns_from_its_prompt(made: Path, dataset: Path):
     content = summary(made, dataset)
-    for helps, said in ((False, "demasiado pequeño para aprender de su instrucción"), (True, "aprende de su instrucción")):
+    for helps, said in (
+        (None, "no se puede saber si los ejemplos"),
+        (False, "demasiado pequeño para aprender de su instrucción"),
+        (True, "aprende de su instrucción"),
+    ):
         content["decision"]["prompting_helps"] = helps
         assert said in report.html(content)
     assert "demasiado pequeño" not in report.html(content)
