@@ -65,9 +65,7 @@ def decide(
         "ready": pick not in (TUNED, TUNED_RAG) or verdict == "serve",
         "measure": measure,
         "steps": steps,
-        "prompting_helps": _helps(
-            [_gain_over(compare, name, BASE, measure, values) for name in (FEW_SHOT, RAG) if name in there]
-        ),
+        "prompting_helps": _helps(prompted),
         "retrieval_helps": {name: _helps([_gain_over(compare, name, plain, measure, values)]) for name, plain in _with(there)},
         "monthly": {name: _monthly(costs.get(name), money.requests_per_month) for name in names},
         "requests_per_month": money.requests_per_month,
