@@ -7,32 +7,37 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
 from finetune_assets.assistants import load_assistant
+from finetune_assets.corpus.forms import result_text
+from finetune_assets.dataset.tool_calls import Message, Turn, messages_of
 from finetune_assets.environment import Environment
 from finetune_assets.errors import LaunchError, LedgerError
+from finetune_assets.evaluation.called import calls
 from finetune_assets.registry import Ledger, Version
 from finetune_assets.storage import Store, read_json, write_json
 
 
 @dataclass
 class Chat:
-    """A running model and the conversation so far."""
+    """A running model and the conversation so far, calls and their results in the corpus' text."""
 
     title: str
     process: subprocess.Popen[str]
     folder: tempfile.TemporaryDirectory[str]
-    messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    tools: list[Message] = field(default_factory=list[Message])
+    turns: list[Turn] = field(default_factory=list[Turn])
 
     @classmethod
     def start(cls, environment: Environment, assistant: str, version: str | None) -> Chat:
         """Starts the model of `version`, or of the champion, or of the newest version. Raises LedgerError if there is none."""
         store = Store(environment.home)
         settings = load_assistant(environment.assistants, assistant, read_json(store.tenants) if store.tenants.exists() else {})
-        chosen, role = _choose(environment, assistant, version)
+        chosen, role = choose(environment, assistant, version)
         folder = tempfile.TemporaryDirectory(prefix="finetune-chat-")
         spec = Path(folder.name) / "spec.json"
         write_json(
@@ -53,22 +58,30 @@ class Chat:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        system = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
-        verdict = (chosen.verdict or "not benchmarked").replace("_", " ")
-        session = cls(f"{assistant} {chosen.version} ({role}, verdict: {verdict})", process, folder, system)
+        system = [("system", settings.system_prompt)] if settings.system_prompt else []
+        session = cls(title(chosen, role), process, folder, settings.tools, system)
         session._ask(None)  # the first line says that the model is loaded
         return session
 
     def reply(self, text: str) -> str:
         """The model's answer to one more user message. Raises LaunchError if the model died."""
-        self.messages.append({"role": "user", "content": text})
-        reply = self.answer(self.messages)
-        self.messages.append({"role": "assistant", "content": reply})
+        self.turns.append(("user", text))
+        reply = self.answer(messages_of(self.turns), self.tools)
+        self.turns.append(("assistant", reply))
         return reply
 
-    def answer(self, messages: list[dict[str, str]]) -> str:
+    @property
+    def called(self) -> list[str]:
+        """Names of the functions that the last reply calls, whose results it waits for."""
+        return [call["name"] for call in calls(self.turns[-1][1])] if self.turns else []
+
+    def results(self, given: Sequence[str]) -> str:
+        """The model's answer to the results of what it `called`. Raises LaunchError if the model died."""
+        return self.reply("\n".join(result_text(name, text) for name, text in zip(self.called, given, strict=True)))
+
+    def answer(self, messages: list[Message], tools: Sequence[Message] = ()) -> str:
         """The model's answer to a whole conversation, which this one is not. Raises LaunchError if the model died."""
-        answer = self._ask({"messages": messages})
+        answer = self._ask({"messages": messages, "tools": list(tools)})
         if "error" in answer:
             raise LaunchError(f"The model of {self.title} could not answer: {answer['error']}")
         return str(answer["reply"])
@@ -99,7 +112,14 @@ class Chat:
         self.folder.cleanup()
 
 
-def _choose(environment: Environment, assistant: str, version: str | None) -> tuple[Version, str]:
+def title(version: Version, role: str) -> str:
+    """Who is talked to."""
+    verdict = (version.verdict or "not benchmarked").replace("_", " ")
+    return f"{version.assistant} {version.version} ({role}, verdict: {verdict})"
+
+
+def choose(environment: Environment, assistant: str, version: str | None) -> tuple[Version, str]:
+    """`version`, or the champion, or the newest version, and its role. Raises LedgerError if there is none."""
     ledger = Ledger(environment.database_url)
     try:
         champion = ledger.rollout(assistant).champion

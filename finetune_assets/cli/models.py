@@ -42,6 +42,8 @@ def chat(assistant: str, version: str | None) -> None:
             if not text:
                 break
             print(session.reply(text), flush=True)
+            while called := session.called:  # the person at the terminal stands in for the tools
+                print(session.results([input(f"{name} gives: ") for name in called]), flush=True)
 
 
 @models.command("list")

@@ -39,14 +39,14 @@ from finetune_assets.evaluation.guards import outcomes
 from finetune_assets.evaluation.human.statistics import agreement
 from finetune_assets.evaluation.measured import Made, Measured, measure
 from finetune_assets.evaluation.provenance import curve, model_facts
-from finetune_assets.evaluation.statistics import RESAMPLES, as_dicts, holm, p_value
+from finetune_assets.evaluation.statistics import LEVEL, RESAMPLES, Interval, as_dicts, holm, p_value
 from finetune_assets.evaluation.suite import Case, read_suite
 from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json, write_text
 
 REPORT_VERSION = 3
 VALIDATION_ROWS = 24
-"""Validation rows on which retrieval is chosen."""
+"""Validation rows on which few-shot and retrieval are chosen."""
 GENERAL = Path(__file__).parent / "general"
 
 
@@ -89,15 +89,15 @@ def prepare(
         "canaries": [{**canary.model_dump(), "system": assistant.system_prompt} for canary in bench.canaries],
     }
     if any(one.get("retrieve") for one in asked):
-        spec |= {"passages": str(output / "passages.jsonl"), "validation": str(output / "validation.jsonl")}
+        spec["passages"] = str(output / "passages.jsonl")
         _write_lines(output / "passages.jsonl", [asdict(passage) for passage in passages(assistant, dataset)])
+    if any(one.get("retrieve") or one.get("shots") for one in asked):
+        spec["validation"] = str(output / "validation.jsonl")
         chosen = by_hash(split_rows(dataset, "validation"))[:VALIDATION_ROWS]
         _write_lines(output / "validation.jsonl", [_line(row, row.messages) for row in chosen])
     if cases:
         spec["checks"] = str(output / "checks.jsonl")
-        _write_lines(
-            output / "checks.jsonl", [{"messages": case.chat(assistant.system_prompt), "judge": case.judge} for case in cases]
-        )
+        _write_lines(output / "checks.jsonl", [_check(assistant, case) for case in cases])
     if bench.judge is not None:
         where = bench.judge.model_dump(include={"url", "model", "api_key_env", "timeout"})
         spec["judge"] = {"endpoint": where, "first": TUNED, "second": bench.judge.against, "rows": bench.judge.rows}
@@ -122,28 +122,15 @@ def suite_of(assistant: Assistant) -> list[Case]:
 
 def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
     """The report's content, as report.json holds it. Raises DataError where the worker's outputs are not whole."""
-    known = read_json(output / "rows.json")
+    known, result = read_json(output / "rows.json"), read_json(output / "result.json")
     rows = [TestRow(**row) for row in known["rows"]]
-    result = read_json(output / "result.json")
     cases = [Case.model_validate(case) for case in known.get("cases", [])]
     found = measure(assistant, output, rows, result, made, cases)
     names = decision.order([name for name in found.frames if not seeds.is_seed(name)])
-    repeats = seeds.spread(found.estimates, made.trained)
     others = [name for name in names if name != TUNED]
     differences = {f"{TUNED}_vs_{other}": found.difference(TUNED, other) for other in others} if TUNED in names else {}
-    texts = Texts(assistant.language)
-    evidence = gate_rules.Evidence(
-        tuned=found.intervals[TUNED],
-        versus_base=differences.get(f"{TUNED}_vs_{BASE}", {}),
-        versus_champion=differences.get(f"{TUNED}_vs_{CHAMPION}"),
-        training_loss=made.training.get("train_loss"),
-        rows=len(rows),
-        conversations=found.bootstrap.count,
-        rules_set=len(assistant.rules),
-        rules_fitting=sum(found.fitting),
-    )
-    gates = gate_rules.decide(assistant.gates, evidence, texts)
-    verdict = gate_rules.verdict(gates)
+    repeats = seeds.spread(found.estimates, made.trained)
+    judged = _gated(assistant, made, found, differences)
     manifest = read_json(made.dataset / "manifest.json")
     return {
         "report_version": REPORT_VERSION,
@@ -153,23 +140,12 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "model_version": made.model_version,
         "champion": made.champion if CHAMPION in names else None,
         "dataset_fingerprint": manifest["fingerprint"],
-        "verdict": verdict,
-        "reasons": gate_rules.reasons(gates, evidence, texts),
-        "test_rows": len(rows),
-        "test_rows_in_dataset": known["test_rows_in_dataset"],
-        "test_conversations": found.bootstrap.count,
-        "test_intents": counts_by_intent(rows),
-        "statistics": {
-            "resamples": RESAMPLES,
-            "unit": "conversation",
-            "level": 0.95,
-            "method": "BCa, expanded; Wilson for shares",
-        },
+        **judged,
+        **_tested(rows, known["test_rows_in_dataset"], found),
         "candidates": {name: as_dicts(found.intervals[name]) for name in names},
         "differences": {name: _with_p(values) for name, values in differences.items()},
-        "decision": _decision(assistant, made, found, names, verdict, seeds.widened(found.compare, repeats)),
+        "decision": _decision(assistant, made, found, names, judged["verdict"], seeds.widened(found.compare, repeats)),
         "seeds": repeats,
-        "gates": [gate.as_dict() for gate in gates],
         "rules": rules.table(assistant.rules, rows, found.references, found.kept),
         "rules_by_intent": rules.by_intent(rows, found.fitting, found.references, found.kept),
         "accurate_similarity": assistant.benchmark.accurate_similarity,
@@ -183,6 +159,41 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
             for name in names
         },
         **_provenance(assistant, made, manifest, result),
+    }
+
+
+def _gated(
+    assistant: Assistant, made: Made, found: Measured, differences: Mapping[str, Mapping[str, Interval]]
+) -> dict[str, Any]:
+    """Verdict, reasons and gates."""
+    texts = Texts(assistant.language)
+    evidence = gate_rules.Evidence(
+        tuned=found.intervals[TUNED],
+        versus_base=differences.get(f"{TUNED}_vs_{BASE}", {}),
+        versus_champion=differences.get(f"{TUNED}_vs_{CHAMPION}"),
+        training_loss=made.training.get("train_loss"),
+        rows=len(found.references),
+        conversations=found.bootstrap.count,
+        rules_set=len(assistant.rules),
+        rules_fitting=sum(found.fitting),
+    )
+    gates = gate_rules.decide(assistant.gates, evidence, texts)
+    return {
+        "verdict": gate_rules.verdict(gates),
+        "reasons": gate_rules.reasons(gates, evidence, texts),
+        "gates": [gate.as_dict() for gate in gates],
+    }
+
+
+def _tested(rows: Sequence[TestRow], in_dataset: int, found: Measured) -> dict[str, Any]:
+    """On what, and by which statistics."""
+    method = {"unit": "conversation", "level": LEVEL, "method": "BCa, expanded; Wilson for shares"}
+    return {
+        "test_rows": len(rows),
+        "test_rows_in_dataset": in_dataset,
+        "test_conversations": found.bootstrap.count,
+        "test_intents": counts_by_intent(rows),
+        "statistics": {"resamples": RESAMPLES, **method},
     }
 
 
@@ -236,6 +247,11 @@ def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], r
         "code_version": made.code_version,
         "reproduce": made.reproduce,
     }
+
+
+def _check(assistant: Assistant, case: Case) -> dict[str, Any]:
+    tools = case.offered(assistant.tools)
+    return {"messages": case.chat(assistant.system_prompt), "judge": case.judge, **({"tools": tools} if tools else {})}
 
 
 def _line(row: TestRow, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -38,7 +38,12 @@ def calls(text: str) -> list[Call]:
 def exact(reply: str, reference: str) -> bool | None:
     """Whether both call the same functions with equal arguments, in any order; null where neither calls."""
     mine, wanted = calls(reply), calls(reference)
-    return Counter(map(_key, mine)) == Counter(map(_key, wanted)) if mine or wanted else None
+    return same(mine, wanted) if mine or wanted else None
+
+
+def same(first: Sequence[Call], second: Sequence[Call]) -> bool:
+    """Whether two lists hold the same functions with equal arguments, in any order."""
+    return Counter(map(_key, first)) == Counter(map(_key, second))
 
 
 def _key(call: Call) -> str:

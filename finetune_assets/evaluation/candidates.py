@@ -80,7 +80,11 @@ class Remote:
 
 @dataclass(frozen=True)
 class FewShot:
-    """The model with examples as earlier turns, after the system message. What does not fit into the context loses them first."""
+    """The model with examples as earlier turns, after the system message. What does not fit into the context loses them first.
+
+    How many of them a model on this machine is shown is chosen by `worker.retrieve`; behind an address, which tells no
+    likelihoods, it is shown all.
+    """
 
     name: str
     model: str
@@ -90,17 +94,20 @@ class FewShot:
     """Where the model answers, if not here."""
 
     def spec(self) -> dict[str, Any]:
-        """The model's folder or Hugging Face id, or its address."""
-        return {"model": self.model} if self.endpoint is None else Remote(self.endpoint).spec()
+        """The model's folder or Hugging Face id and the examples to choose from, or its address."""
+        return {"model": self.model, "shots": self.shots} if self.endpoint is None else Remote(self.endpoint).spec()
 
     def prompt(self, messages: Sequence[Message]) -> list[Message]:
-        """System message, examples, conversation."""
-        turns = list(messages)
-        system = [turns.pop(0)] if turns and turns[0]["role"] == "system" else []
-        shown = [
-            {"role": role, "content": text} for shot in self.shots for role, text in zip(("user", "assistant"), shot, strict=True)
-        ]
-        return [*system, *shown, *turns]
+        """The messages, with the examples where they go to an address."""
+        return list(messages) if self.endpoint is None else with_shots(messages, self.shots)
+
+
+def with_shots(messages: Sequence[Message], shots: Sequence[Sequence[str]]) -> list[Message]:
+    """System message, examples (user turn, reply), conversation."""
+    turns = list(messages)
+    system = [turns.pop(0)] if turns and turns[0]["role"] == "system" else []
+    shown = [{"role": role, "content": text} for shot in shots for role, text in zip(("user", "assistant"), shot, strict=True)]
+    return [*system, *shown, *turns]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def decide(
     names = list(values)
     costs = {name: values[name]["usd_per_1000"].value for name in names}
     there = [name for name in OPTIONS if name in names]
+    prompted = [_gain_over(compare, name, BASE, measure, values) for name in (FEW_SHOT, RAG) if name in there]
     steps: list[dict[str, Any]] = []
     pick = there[0]
     for option in there[1:]:
@@ -64,8 +65,8 @@ def decide(
         "ready": pick not in (TUNED, TUNED_RAG) or verdict == "serve",
         "measure": measure,
         "steps": steps,
-        "prompting_helps": any(_above(compare, name, BASE, measure, values) for name in (FEW_SHOT, RAG) if name in there),
-        "retrieval_helps": {name: _above(compare, name, plain, measure, values) for name, plain in _with(there)},
+        "prompting_helps": _helps(prompted),
+        "retrieval_helps": {name: _helps([_gain_over(compare, name, plain, measure, values)]) for name, plain in _with(there)},
         "monthly": {name: _monthly(costs.get(name), money.requests_per_month) for name in names},
         "requests_per_month": money.requests_per_month,
         "traffic_from": money.traffic_from,
@@ -98,9 +99,19 @@ def _gain(compare: Compare, option: str, pick: str, measure: str) -> tuple[Inter
     return Interval(None, None, None), measure
 
 
-def _above(compare: Compare, option: str, other: str, measure: str, values: Mapping[str, Mapping[str, Interval]]) -> bool:
+def _gain_over(
+    compare: Compare, option: str, other: str, measure: str, values: Mapping[str, Mapping[str, Interval]]
+) -> tuple[Interval, float]:
+    """By how much an option is better, and what would be worth it."""
     found, used = _gain(compare, option, other, measure)
-    return _is_better(found, values[other][used].value)
+    return found, WORTH * abs(values[other][used].value or 0.0)
+
+
+def _helps(gains: Sequence[tuple[Interval, float]]) -> bool | None:
+    """Whether any of them is better by what is worth it; null where that is neither shown nor ruled out."""
+    if any(gain.low is not None and gain.value is not None and gain.low > 0 and gain.value >= worth for gain, worth in gains):
+        return True
+    return False if all(gain.high is not None and gain.high < worth for gain, worth in gains) else None
 
 
 def _is_better(gain: Interval, before: float | None) -> bool:

@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 Fact = tuple[str, str]
 """(kind, value): hour "17:00" or "5:00?" (half of the day unknown), weekday "4", day "13", month "8", people, amount, code,
@@ -153,17 +154,22 @@ def shown(fact: Fact) -> str:
 
 def support(said: Sequence[str], terms: Sequence[str] = ()) -> Support:
     """What a conversation supports."""
-    return _support(tuple(text[:LONGEST] for text in said), tuple(terms))
+    each = [_support(text[:LONGEST], tuple(terms)) for text in said]
+    nothing = frozenset[Any]()
+    return Support(
+        nothing.union(*(one.known for one in each)),
+        nothing.union(*(one.numbers for one in each)),
+        nothing.union(*(one.words for one in each)),
+    )
 
 
-@lru_cache(maxsize=4096)
-def _support(said: tuple[str, ...], terms: tuple[str, ...]) -> Support:
-    known = frozenset(fact for text in said for fact in _facts(text, terms))
-    plain = [_plain(text) for text in said]
-    numbers = {str(_NUMBER.get(found, found)) for text in plain for found in _BARE.findall(text)}
-    digits = {re.sub(r"\D", "", found) for text in plain for found in re.findall(r"\d[\d.,-]*", text)}
+@lru_cache(maxsize=65_536)
+def _support(text: str, terms: tuple[str, ...]) -> Support:
+    known, plain = _facts(text, terms), _plain(text)
+    numbers = {str(_NUMBER.get(found, found)) for found in _BARE.findall(plain)}
+    digits = {re.sub(r"\D", "", found) for found in re.findall(r"\d[\d.,-]*", plain)}
     names = {word for kind, value in known if kind == "name" for word in value.split()}
-    return Support(known, frozenset(numbers | digits), frozenset(names | {w for text in plain for w in re.findall(r"\w+", text)}))
+    return Support(known, frozenset(numbers | digits), frozenset(names | set(re.findall(r"\w+", plain))))
 
 
 @lru_cache(maxsize=65_536)

@@ -53,6 +53,8 @@ GATES = {
     "checks": "Cases of the standing suite that hold, at least `gates.min_checks`.",
 }
 """Every gate and what it asks for, in the order in which they are decided: the names of the checks on `registered_model`."""
+MOST_ROWS = 100_000
+"""Test rows beyond which nobody would go on collecting: a value that near to its limit is the limit."""
 NUMBERS = ("training_loss", "reply_seconds", "parity", "canaries", "checks")
 """Gates that no further test row would settle."""
 
@@ -280,11 +282,12 @@ class _Judge:
         return Gate(name, measure, outcome, interval, limit, reason, needed)
 
     def _needed(self, interval: Interval, limit: float) -> int | None:
-        """About how many test rows would settle it."""
+        """About how many test rows would settle it; null where no test set of a usable size would."""
         count = max(self.evidence.conversations, 1)
         least = 0 if self._enough else -(-self.evidence.rows * MIN_CONVERSATIONS // count)
         clear = interval.value == 0 or (interval.low is not None and interval.low > limit)
         clear = clear or (interval.high is not None and interval.high < limit)
         if least and clear:  # only the number of conversations is wanting
             return least
-        return max(least, rows_needed(interval, limit, self.evidence.rows) or 0) or None
+        needed = rows_needed(interval, limit, self.evidence.rows) or 0
+        return max(least, needed if needed <= MOST_ROWS else 0) or None

@@ -17,7 +17,7 @@ from finetune_assets.errors import DataError
 from finetune_assets.evaluation import called, decision, facts, guards, measures, rules
 from finetune_assets.evaluation.candidates import BASE, TUNED, TestRow, split_rows
 from finetune_assets.evaluation.conduct import Watch
-from finetune_assets.evaluation.isolation import foreign, own_facts
+from finetune_assets.evaluation.isolation import Own, foreign, own_facts
 from finetune_assets.evaluation.measures import Outputs
 from finetune_assets.evaluation.seeds import Training
 from finetune_assets.evaluation.statistics import Bootstrap, Estimate, Interval
@@ -98,6 +98,69 @@ class Measured:
         }
 
 
+@dataclass(frozen=True)
+class _Bar:
+    """What the replies to the test rows are held to."""
+
+    assistant: Assistant
+    rows: Sequence[TestRow]
+    passages: Mapping[str, str]
+    """Source -> what was shown of it."""
+    own: Own
+    watch: Watch
+    contacts: frozenset[str]
+
+    @classmethod
+    def of(cls, assistant: Assistant, output: Path, rows: Sequence[TestRow], made: Made) -> _Bar:
+        own = own_facts((row.tenant_id, row.texts, row.reference) for row in split_rows(made.dataset, "train"))
+        watch = Watch.of(assistant.benchmark.conduct, assistant.language)
+        return cls(assistant, rows, _passages(output / "passages.jsonl"), own, watch, made.contacts)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(self.assistant.benchmark.terms)
+
+    def outputs(self, name: str, frame: pl.DataFrame, told: Mapping[str, Any], rule_sums: Floats) -> Outputs:
+        """A candidate's replies, judged."""
+        replies, sources = _replies(frame), frame["sources"].to_list()
+        said = [
+            row.texts + [self.passages.get(source, "") for source in found or []]
+            for row, found in zip(self.rows, sources, strict=True)
+        ]
+        each = list(zip(replies, self.rows, said, strict=True))
+        return Outputs(
+            frame,
+            dict(told),
+            rule_sums,
+            [facts.judge(reply, row.reference, context, self.terms) for reply, row, context in each],
+            [self._foreign(*one) for one in each],
+            called=[called.exact(reply, row.reference) for reply, row in zip(replies, self.rows, strict=True)],
+            toxic=[self.watch.toxic(*one) for one in zip(replies, frame["toxicity"].to_list(), strict=True)],
+            refused=[self.watch.refused(reply) for reply in replies],
+            accurate_similarity=self.assistant.benchmark.accurate_similarity,
+            usd_per_request=self._price(name, frame),
+            contacts=self.contacts,
+        )
+
+    def _foreign(self, reply: str, row: TestRow, context: list[str]) -> bool | None:
+        return bool(foreign(reply, row.tenant_id, [*context, row.reference], self.own)) if self.own else None
+
+    def _price(self, name: str, frame: pl.DataFrame) -> float | None:
+        """Of an endpoint's mean request."""
+        endpoint = next((one for one in self.assistant.benchmark.endpoints if one.name == name), None)
+        tokens = _mean(frame["prompt_tokens"]), _mean(frame["reply_tokens"])
+        return None if endpoint is None else decision.usd_per_request(endpoint, *tokens)
+
+    def references(self) -> list[facts.Judged]:
+        """What the references state, themselves not counted as support."""
+        alone = [facts.judge(row.reference, "", row.texts, self.terms) for row in self.rows]
+        answerable = [facts.judge("", row.reference, row.texts, self.terms) for row in self.rows]
+        return [
+            facts.Judged(mine.stated, mine.unsupported, other.answerable, other.expected, other.expected)
+            for mine, other in zip(alone, answerable, strict=True)
+        ]
+
+
 def measure(
     assistant: Assistant, output: Path, rows: Sequence[TestRow], result: Mapping[str, Any], made: Made, cases: Sequence[Case]
 ) -> Measured:
@@ -107,62 +170,16 @@ def measure(
     references = rules.verdicts(assistant.rules, rows, [row.reference for row in rows])
     fitting = rules.fits(references)
     kept = {name: rules.verdicts(assistant.rules, rows, _replies(frame)) for name, frame in frames.items()}
-    found = _passages(output / "passages.jsonl")
-    own = own_facts((r.tenant_id, r.texts, r.reference) for r in split_rows(made.dataset, "train"))
-    bench = assistant.benchmark
-    terms, watch = tuple(bench.terms), Watch.of(bench.conduct, assistant.language)
-    prices = {endpoint.name: endpoint for endpoint in bench.endpoints}
-
-    def outputs_of(name: str) -> Outputs:
-        frame = frames[name]
-        said = [
-            row.texts + [found.get(source, "") for source in sources or []]
-            for row, sources in zip(rows, frame["sources"].to_list(), strict=True)
-        ]
-        each = list(zip(_replies(frame), rows, said, strict=True))
-        judged = [facts.judge(reply, row.reference, context, terms) for reply, row, context in each]
-        alien = [
-            bool(foreign(reply, row.tenant_id, [*context, row.reference], own)) if own else None for reply, row, context in each
-        ]
-        usd = None
-        if name in prices:
-            tokens = (_mean(frame["prompt_tokens"]), _mean(frame["reply_tokens"]))
-            usd = decision.usd_per_request(prices[name], *tokens)
-        replies, scores = _replies(frame), frame["toxicity"].to_list()
-        return Outputs(
-            frame,
-            told[name],
-            rules.sums(kept[name], fitting),
-            judged,
-            alien,
-            called=[called.exact(reply, row.reference) for reply, row in zip(replies, rows, strict=True)],
-            toxic=[watch.toxic(reply, score) for reply, score in zip(replies, scores, strict=True)],
-            refused=[watch.refused(reply) for reply in replies],
-            accurate_similarity=bench.accurate_similarity,
-            usd_per_request=usd,
-            contacts=made.contacts,
-        )
-
-    outputs = {name: outputs_of(name) for name in frames}
+    bar = _Bar.of(assistant, output, rows, made)
+    outputs = {name: bar.outputs(name, frame, told[name], rules.sums(kept[name], fitting)) for name, frame in frames.items()}
     bootstrap = Bootstrap([row.conversation_id for row in rows])
     estimates = {name: measures.estimates(one) for name, one in outputs.items()}
-    base = told.get(BASE)
     rate = assistant.budget.usd_per_hour
-    intervals = {
-        name: measures.intervals(
-            one, estimates[name], bootstrap, rate, guards.guards(told[name], base if name != BASE else None, cases)
-        )
-        for name, one in outputs.items()
-    }
+    guarded = {name: guards.guards(told[name], told.get(BASE) if name != BASE else None, cases) for name in outputs}
+    intervals = {name: measures.intervals(one, estimates[name], bootstrap, rate, guarded[name]) for name, one in outputs.items()}
     if TUNED in intervals:
         intervals[TUNED]["overfitting"] = guards.overfitting(intervals[TUNED]["loss"], made.training)
-    alone = [facts.judge(row.reference, "", row.texts, terms) for row in rows]
-    answerable = [facts.judge("", row.reference, row.texts, terms) for row in rows]
-    judged = [
-        facts.Judged(mine.stated, mine.unsupported, other.answerable, other.expected, other.expected)
-        for mine, other in zip(alone, answerable, strict=True)
-    ]
-    return Measured(frames, outputs, estimates, intervals, bootstrap, references, kept, fitting, judged)
+    return Measured(frames, outputs, estimates, intervals, bootstrap, references, kept, fitting, bar.references())
 
 
 def _replies(frame: pl.DataFrame) -> list[str]:

@@ -33,13 +33,14 @@ def curve(path: Path | None) -> list[dict[str, float]]:
 def model_facts(
     name: str, facts: Mapping[str, Any], frame: pl.DataFrame, shots: int, contacts: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """One candidate's model, how it was asked, and what is missing of its rows."""
+    """One candidate's model, how it was asked, and what is missing of its rows. `shots`: how many examples there were."""
     replies = [reply for reply in frame["reply"].to_list() if reply is not None]
     causes = Counter(str(cause) for cause in frame["missing"].to_list() if cause is not None)
     known = ("model", "url", "identity", "context", "max_new_tokens", "retrieval", "canaries")
     return {
         **{key: facts.get(key) for key in known},
-        "shots": shots if name == FEW_SHOT else 0,
+        "shots": (facts.get("shots") or {}).get("k", shots) if name == FEW_SHOT else 0,
+        "shots_chosen": facts.get("shots"),
         "prompts_cut": round(float((frame["dropped_turns"] > 0).mean() or 0.0), 6),  # pyright: ignore[reportArgumentType]
         "without_likelihood": int(frame["nll"].null_count()) if "url" not in facts else 0,
         "missing": dict(causes.most_common()),

@@ -7,6 +7,10 @@
       regex: "cerra(mos|do)"                  # likewise; without regard to case, as are the texts
       json: true                              # the reply is a JSON value; {"tool": "book"}: and holds these keys and values
       judge: says that the place is closed    # asked of `benchmark.judge`; left out, and counted, where there is none
+    - name: books by tool
+      prompt: Quiero una mesa para dos
+      tools: [{name: book_table, …}]          # what it may call; default: the assistant's `tools`
+      calls: {name: book_table, arguments: {people: 2}}   # exactly this, or a list, in any order; []: it calls nothing
 
 `finetune check` runs them against a version; every report runs them against every candidate that has no retrieval.
 """
@@ -21,12 +25,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from finetune_assets.assistants.settings.data import as_function
 from finetune_assets.assistants.settings.group import check_pattern
+from finetune_assets.corpus.forms import calls_text
 from finetune_assets.errors import SettingsError
+from finetune_assets.evaluation import called
 
 Message = dict[str, Any]
+
+
+class Call(BaseModel):
+    """A function call that a case expects."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class Case(BaseModel):
@@ -42,26 +58,43 @@ class Case(BaseModel):
     regex: list[str] = Field(default_factory=list)
     json_: bool | dict[str, Any] | None = Field(default=None, alias="json")
     judge: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    calls: list[Call] | None = None
     file: str = ""
 
     @model_validator(mode="before")
     @classmethod
     def _lists(cls, values: Any) -> Any:
-        """A single text is a list of one."""
+        """A single text or call is a list of one."""
         if isinstance(values, dict):
             made = cast("dict[str, Any]", values)
-            return {k: [v] if k in ("contains", "not_contains", "regex") and isinstance(v, str) else v for k, v in made.items()}
+            single = {"contains": str, "not_contains": str, "regex": str, "tools": dict, "calls": dict}
+            return {k: [v] if k in single and isinstance(v, single[k]) else v for k, v in made.items()}
         return values
+
+    @field_validator("tools")
+    @classmethod
+    def _functions(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        return None if tools is None else [as_function(tool) for tool in tools]
 
     @model_validator(mode="after")
     def _whole(self) -> Case:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give exactly one of `prompt` and `messages`")
-        if not (self.contains or self.not_contains or self.regex or self.json_ is not None or self.judge):
-            raise ValueError("expect something: contains, not_contains, regex, json or judge")
+        texts = self.contains or self.not_contains or self.regex or self.judge
+        if not texts and self.json_ is None and self.calls is None:
+            raise ValueError("expect something: contains, not_contains, regex, json, calls or judge")
+        offered = None if self.tools is None else [tool["function"]["name"] for tool in self.tools]
+        unknown = [] if offered is None else [call.name for call in self.calls or [] if call.name not in offered]
+        if unknown:
+            raise ValueError(f"calls {', '.join(unknown)}, which its tools ({', '.join(offered or []) or 'none'}) do not offer")
         for pattern in self.regex:
             check_pattern(pattern)
         return self
+
+    def offered(self, tools: Sequence[Message]) -> list[Message]:
+        """What the model may call: the case's own tools, else the assistant's `tools`."""
+        return list(tools if self.tools is None else self.tools)
 
     def chat(self, system: str) -> list[Message]:
         """The prompt; the assistant's system message stands first where the case brings none."""
@@ -125,6 +158,7 @@ def judge_case(case: Case, reply: str | None, judged: bool | None = None) -> Out
         *_missing("regex", case.regex, [p for p in case.regex if re.search(p, reply, re.IGNORECASE)]),
         *(f"holds {text!r}" for text in case.not_contains if text.lower() in reply.lower()),
         *_json_faults(case.json_, reply),
+        *_call_faults(case.calls, reply),
     ]
     if case.judge and judged is False:
         faults.append(f"judge: not so: {case.judge}")
@@ -134,6 +168,18 @@ def judge_case(case: Case, reply: str | None, judged: bool | None = None) -> Out
 
 def _missing(what: str, wanted: Sequence[str], found: Sequence[str]) -> list[str]:
     return [f"{what}: none of {', '.join(map(repr, wanted))}"] if wanted and not found else []
+
+
+def _call_faults(expected: Sequence[Call] | None, reply: str) -> list[str]:
+    if expected is None:
+        return []
+    made, asked = called.calls(reply), calls_text([call.model_dump() for call in expected])
+    wanted = called.calls(asked) if expected else []  # as the corpus writes long numbers
+    return [] if called.same(made, wanted) else [f"calls: {_told(made)}, not {_told(wanted)}"]
+
+
+def _told(calls: Sequence[called.Call]) -> str:
+    return " and ".join(f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls) or "nothing"
 
 
 def _json_faults(expected: bool | dict[str, Any] | None, reply: str) -> list[str]:

@@ -104,7 +104,7 @@ class Texts:
         signed = name in SIGNED
         values = {
             "value": self.value(measure, interval.value, signed=signed),
-            "range": self.range(measure, interval, signed=signed),
+            "range": self.range(measure, interval, signed=signed) or self.value(measure, interval.value, signed=signed),
             "limit": self.value(measure, found.limit, signed=name == "not_worse_than_champion"),
             "measure": self(f"measure.{measure}"),
             "rows": self.number(found.rows, 0),

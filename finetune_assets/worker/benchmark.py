@@ -1,7 +1,8 @@
 """Task `benchmark`: every candidate's reply to every prompt, how likely the references are to it, and how long one reply takes.
 
     spec: {"task": "benchmark", "output": dir, "candidates": [{"name", "model", "prompts": JSONL of {"messages", "reference",
-           "conversation_id", "tenant_id", "tools"?, "calls"?}, "retrieve": bool} or {"name", "endpoint": {…}, "prompts"}],
+           "conversation_id", "tenant_id", "tools"?, "calls"?}, "retrieve": bool, "shots"?: [[user, reply]]} or {"name",
+           "endpoint": {…}, "prompts"}],
            "max_new_tokens": 96, "threads": 2, "seed": 0, "similarity_model": null, "toxicity_model": null, "language": "es",
            "cache": dir, "latency_rows": 24, "passages": JSONL, "validation": JSONL, "general": JSONL, "canaries": […],
            "checks": JSONL}
@@ -28,8 +29,10 @@ from finetune_assets.evaluation import judge
 from finetune_assets.evaluation.candidates import TestRow
 from finetune_assets.storage import read_json, write_parquet
 from finetune_assets.worker import endpoint
+from finetune_assets.worker.asking import Candidate
+from finetune_assets.worker.cached import Cache, ask
 from finetune_assets.worker.generate import Generator
-from finetune_assets.worker.measuring import Bench, Cache, Candidate, ask, machine
+from finetune_assets.worker.measuring import Bench, machine
 from finetune_assets.worker.progress import Progress
 
 COLUMNS: dict[str, Any] = {

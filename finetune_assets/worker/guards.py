@@ -16,25 +16,34 @@ from typing import Any
 from finetune_assets.corpus.forms import parsed_call
 from finetune_assets.worker import models
 from finetune_assets.worker.generate import Generator, batches, finite, logit_tokens
+from finetune_assets.worker.threads import side_by_side
 
 OTHERS = 127  # random secrets beside the planted one: at random it is the likeliest of all with chance 1 in 128
 
 
 def likelihoods(generator: Generator, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """`nats` of each row's reference after its messages (null where it does not fit), with its `tokens` and `bytes`."""
-    examples: list[tuple[list[int], list[int]]] = []
-    for row in rows:
-        ids, mask, _dropped = models.encode_example(generator.tokenizer, chat_of(row), generator.context, row.get("tools"))
-        examples.append((ids, mask))
-    fitting = [n for n, (ids, _mask) in enumerate(examples) if len(ids) <= generator.context]
+    told = examples(generator, rows)
+    fitting = [n for n, (ids, _mask) in enumerate(told) if len(ids) <= generator.context]
     made: list[dict[str, Any]] = [
         {"nats": None, "tokens": sum(mask), "bytes": len(row["reference"].encode())}
-        for row, (_ids, mask) in zip(rows, examples, strict=True)
+        for row, (_ids, mask) in zip(rows, told, strict=True)
     ]
-    for batch in batches([len(examples[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary)):
-        for n, nats in zip(batch, generator.likelihoods([examples[fitting[n]] for n in batch]), strict=True):
+    groups = batches([len(told[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary))
+
+    def measure(batch: list[int]) -> list[float]:
+        return generator.likelihoods([told[fitting[n]] for n in batch])
+
+    for batch, found in side_by_side(measure, groups, small=generator.small):
+        for n, nats in zip(batch, found, strict=True):
             made[fitting[n]]["nats"] = finite(nats)
     return made
+
+
+def examples(generator: Generator, rows: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
+    """Ids of each row's prompt and reference, and the mask of what counts; longer than the context where it does not fit."""
+    made = (models.encode_example(generator.tokenizer, chat_of(row), generator.context, row.get("tools")) for row in rows)
+    return [(ids, mask) for ids, mask, _dropped in made]
 
 
 def chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:

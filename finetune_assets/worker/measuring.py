@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +15,17 @@ from jinja2 import TemplateError
 
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.evaluation.called import as_said
-from finetune_assets.storage import read_json, replacing, write_json
 from finetune_assets.training import base_model as base_models
-from finetune_assets.worker import classify, embed, endpoint, guards, models, retrieve
+from finetune_assets.worker import classify, embed, guards, models
+from finetune_assets.worker.asking import Asking, Candidate
+from finetune_assets.worker.cached import Cache, Rows, ask
 from finetune_assets.worker.generate import Generator, batches, content, finite, logit_tokens
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.scores import texts
+from finetune_assets.worker.threads import side_by_side
 
-VERSION = 3  # of the cache: raise it when decoding or likelihood changes
 BESIDE = 8
 """Prompts on which an adapter beside its base is held to the merged model."""
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Who is asked what: a model here, or an endpoint."""
-
-    name: str
-    model: str | None
-    endpoint: endpoint.Endpoint | None
-    rows: Rows
-    retrieve: bool
-
-    @classmethod
-    def of(cls, spec: dict[str, Any]) -> Candidate:
-        """From the worker's spec."""
-        where = endpoint.Endpoint(**spec["endpoint"]) if spec.get("endpoint") else None
-        rows = list(read_lines(Path(spec["prompts"])))
-        return cls(spec["name"], spec.get("model"), where, rows, bool(spec.get("retrieve")))
 
 
 class Stage:
@@ -62,26 +40,6 @@ class Stage:
         self.progress.update(self.name, self.count, self.total)
 
 
-class Cache:
-    """JSON values under a hash of what made them: `<folder>/ab/abcdef….json`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.found = self.made = 0
-
-    def get(self, make: Callable[[], Any], *what: Any) -> Any:
-        """The value of `what` (anything JSON can write), made where it is not there."""
-        key = digest([VERSION, *what])
-        path = self.folder / key[:2] / f"{key}.json"
-        if path.exists():
-            self.found += 1
-            return read_json(path)
-        self.made += 1
-        value = make()
-        write_json(path, value)
-        return value
-
-
 class Bench:
     """One benchmark: its spec, its cache, and the encoder and index that candidates share."""
 
@@ -93,8 +51,8 @@ class Bench:
         """CPU seconds of everything that is neither generation nor likelihood."""
         self._encoder: embed.Encoder | None = None
         self._vectors: dict[str, embed.Floats] = {}
-        self._index: retrieve.Index | None = None
         self._guarded: dict[str, dict[str, Any]] = {}
+        self.asking = Asking(spec, cache, progress, self.encode, self.encoder_name)
 
     def encode(self, texts: list[str]) -> embed.Floats:
         """Unit vectors of texts, each computed once; the encoder is loaded when it is first needed."""
@@ -104,42 +62,18 @@ class Bench:
             self._vectors |= dict(zip(fresh, self._encoder.encode(fresh), strict=True))
         return np.stack([self._vectors[text] for text in texts]) if texts else np.zeros((0, 1), np.float32)
 
-    @property
-    def index(self) -> retrieve.Index:
-        """What retrieval can find."""
-        if self._index is None:
-            passages = retrieve.read_passages(Path(self.spec["passages"]))
-            texts = [passage.query for passage in passages]
-            key = digest([VERSION, "vectors", self.encoder_name, texts])
-            path = self.cache.folder / key[:2] / f"{key}.npy"
-            if not path.exists():
-                vectors = self.encode(texts)
-                with replacing(path) as draft, draft.open("wb") as file:
-                    np.save(file, vectors)
-            self._index = retrieve.Index(passages, lambda queries: self.encode(list(queries)), np.load(path))
-        return self._index
-
     def local(self, candidate: Candidate, generator: Generator) -> dict[str, Any]:
         """Columns of a candidate as lists, and `_facts` about its model."""
         started = time.perf_counter()
         identity = content(candidate.model or "")
         about = [identity, generator.max_new_tokens, transformers.__version__, torch.__version__]
-        rows, choice = self._asked(candidate, generator, about) if candidate.retrieve else (candidate.rows, None)
+        rows, chosen = self.asking.rows(candidate, generator, about)
         prompts, columns = _prompts(rows, generator)
-        replies: list[Any] = [None] * len(prompts)
-
-        def answer(batch: list[int]) -> Any:
-            inputs = [prompts[row] for row in batch]
-            return self.cache.get(lambda: [vars(reply) for reply in generator.replies(inputs)], "replies", about, inputs)
-
-        stage = Stage(self.progress, f"{candidate.name} replies", len(prompts))
-        for batch, made in _each(generator, batches([len(p) for p in prompts]), answer, stage):
-            for row, reply in zip(batch, made, strict=True):
-                replies[row] = reply
+        replies, likelihoods = self._answers(candidate.name, prompts, rows, generator, about)
         said = [as_said(r["text"]) if _calls_tools(row) else r["text"] for r, row in zip(replies, rows, strict=True)]
         columns |= {"reply": said, "reply_tokens": [r["tokens"] for r in replies]}
         columns |= {"stopped": [r["stopped"] for r in replies], "sources": [row.get("sources", []) for row in rows]}
-        columns |= self._likelihoods(candidate.name, rows, generator, about)
+        columns |= likelihoods
         measured = prompts[: int(self.spec.get("latency_rows", 24))]
         where = [machine(), torch.get_num_threads()]
         self.progress.update(f"{candidate.name} waiting time", 0, len(measured))
@@ -152,7 +86,7 @@ class Bench:
         beside = self.cache.get(lambda: generator.beside(measured[:BESIDE]), "beside", about, measured[:BESIDE])
         facts |= {"same_adapter": [text == one["text"] for text, one in zip(beside or [], alone, strict=False)]}
         facts |= {"same_rendering": _same_rendering(generator, rows[: len(measured)], prompts, columns["dropped_turns"])}
-        facts |= {"retrieval": choice, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
+        facts |= {**chosen, "identity": identity, "seconds": round(time.perf_counter() - started, 3)}
         return {**columns, "missing": [None] * len(rows), "_facts": facts}
 
     def remote(self, candidate: Candidate) -> dict[str, Any]:
@@ -176,30 +110,13 @@ class Bench:
             "max_new_tokens": self.most,
         }
         if self.spec.get("checks"):
-            cases = [case["messages"] for case in read_lines(Path(self.spec["checks"]))]
-            said, more = ask(self.cache, where, cases, self.most)
+            cases = list(read_lines(Path(self.spec["checks"])))
+            asked = [case["messages"] for case in cases], self.most, [case.get("tools") or [] for case in cases]
+            said, more = ask(self.cache, where, *asked)
             facts["checks"] = [answer["reply"] for answer in said]
             fresh = [*fresh, *more]
         facts["bought"] = {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")}
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
-
-    def _asked(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
-        """The candidate's rows with what retrieval found, asked in the way that is best on the validation split."""
-        language = str(self.spec.get("language", "es"))
-        validation = list(read_lines(Path(self.spec["validation"])))
-        passages = digest(Path(self.spec["passages"]).read_text(encoding="utf-8"))
-
-        def bits(rows: Rows) -> float:
-            found = [row for row in guards.likelihoods(generator, rows) if row["nats"] is not None]
-            return sum(row["nats"] for row in found) / max(sum(row["bytes"] for row in found), 1) / float(np.log(2))
-
-        def make() -> Any:
-            self.progress.update(f"{candidate.name} retrieval", 0, 1)
-            choice, numbers = retrieve.choose(self.index, validation, bits, language)
-            return {**vars(choice), "chosen_on": numbers, "rows": self.index.ask(candidate.rows, choice, language)}
-
-        made = self.cache.get(make, "retrieval", about, self.encoder_name, language, passages, validation, candidate.rows)
-        return made.pop("rows"), made
 
     def _guards(self, candidate: Candidate, generator: Generator, about: list[Any]) -> dict[str, Any]:
         """What is known of a model's everyday talk, secrets and standing suite; once a model."""
@@ -219,25 +136,45 @@ class Bench:
             found["checks"] = self.cache.get(lambda: _say(generator, cases), "checks", about, cases)
         return found
 
-    def _likelihoods(self, name: str, rows: Rows, generator: Generator, about: list[Any]) -> dict[str, list[Any]]:
-        """Column `nll`, and `reference_tokens`."""
-        examples: list[tuple[list[int], list[int]]] = []
-        for row in rows:
-            chat, tools = guards.chat_of(row), row.get("tools")
-            ids, mask, _dropped = models.encode_example(generator.tokenizer, chat, generator.context, tools)
-            examples.append((ids, mask))
-        nll: list[float | None] = [None] * len(examples)
-        fitting = [n for n, (ids, _mask) in enumerate(examples) if len(ids) <= generator.context]
-        groups = batches([len(examples[n][0]) for n in fitting], tokens=logit_tokens(generator.vocabulary))
+    def _answers(
+        self, name: str, prompts: list[list[int]], rows: Rows, generator: Generator, about: list[Any]
+    ) -> tuple[Rows, dict[str, list[Any]]]:
+        """Each prompt's reply (`text`, `tokens`, `stopped`), and the columns `nll` and `reference_tokens`.
+
+        A reference whose likelihood stands after the very prompt that is answered shares its computation; what a longer prompt
+        fits before, since no room for a reply is wanted there, is computed for itself.
+        """
+        examples = guards.examples(generator, rows)
+        fits = [len(ids) <= generator.context for ids, _mask in examples]
+        following = [_following(prompts[n], *examples[n]) if fit else None for n, fit in enumerate(fits)]
+        replies: Rows = [{} for _ in rows]
+        nll: list[float | None] = [None] * len(rows)
+
+        def answer(batch: list[int]) -> Any:
+            asked = [(prompts[row], following[row] or ([], [])) for row in batch]
+
+            def make() -> Any:
+                made = generator.answers(*zip(*asked, strict=True))
+                return [{**vars(reply), "nats": finite(nats)} for reply, nats in made]
+
+            return self.cache.get(make, "answers", about, asked)
+
+        stage = Stage(self.progress, f"{name} replies", len(rows))
+        for batch, made in _each(generator, batches([len(prompt) for prompt in prompts]), answer, stage):
+            for row, one in zip(batch, made, strict=True):
+                replies[row] = one
+                nll[row] = one["nats"] if following[row] else None
+        alone = [n for n, known in enumerate(following) if known is None and fits[n]]
 
         def measure(batch: list[int]) -> Any:
-            inputs = [examples[fitting[n]] for n in batch]
+            inputs = [examples[alone[n]] for n in batch]
             return self.cache.get(lambda: [finite(nats) for nats in generator.likelihoods(inputs)], "nll", about, inputs)
 
-        for batch, made in _each(generator, groups, measure, Stage(self.progress, f"{name} likelihood", len(fitting))):
+        groups = batches([len(examples[n][0]) for n in alone], tokens=logit_tokens(generator.vocabulary))
+        for batch, made in _each(generator, groups, measure, Stage(self.progress, f"{name} likelihood", len(alone))):
             for n, nats in zip(batch, made, strict=True):
-                nll[fitting[n]] = nats
-        return {"nll": nll, "reference_tokens": [sum(mask) for _, mask in examples]}
+                nll[alone[n]] = nats
+        return replies, {"nll": nll, "reference_tokens": [sum(mask) for _, mask in examples]}
 
     def similarities(self, candidates: list[Candidate], results: dict[str, dict[str, Any]]) -> None:
         """Adds similarity, floor and text statistics to every candidate's columns."""
@@ -280,29 +217,6 @@ class Bench:
         return {"similarity": _null(own, empty), "floor": _null(floor, np.isnan(floor) | empty_partner), **made}
 
 
-def ask(
-    cache: Cache, where: endpoint.Endpoint, prompts: list[list[dict[str, Any]]], most: int, tools: Sequence[Rows] = ()
-) -> tuple[Rows, Rows]:
-    """An endpoint's answers, and those of them that were bought now. What is missing is asked for again in the next report, the
-    rest is cached one by one. `tools`: what each prompt may call."""
-    offered = tools or [[] for _ in prompts]
-
-    def place(prompt: list[dict[str, Any]], functions: Rows) -> Path:
-        key = digest([VERSION, "endpoint", where.url, where.model, most, prompt, *([functions] if functions else [])])
-        return cache.folder / key[:2] / f"{key}.json"
-
-    known = [place(*one) for one in zip(prompts, offered, strict=True)]
-    wanted = [n for n, path in enumerate(known) if not path.exists()]
-    asked = endpoint.answers(where, [prompts[n] for n in wanted], most, [offered[n] for n in wanted]) if wanted else []
-    fresh = dict(zip(wanted, asked, strict=True))
-    for n, answer in fresh.items():
-        if answer["reply"] is not None:
-            write_json(known[n], answer)
-    cache.made += len(wanted)
-    cache.found += len(prompts) - len(wanted)
-    return [fresh[n] if n in fresh else read_json(known[n]) for n in range(len(prompts))], list(fresh.values())
-
-
 def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[str, Any]]:
     """Prompt ids of each row, and their columns."""
     most = generator.prompt_length
@@ -310,28 +224,28 @@ def _prompts(rows: Rows, generator: Generator) -> tuple[list[list[int]], dict[st
     return [ids for ids, _ in made], {"prompt_tokens": [len(ids) for ids, _ in made], "dropped_turns": [d for _, d in made]}
 
 
+def _following(prompt: list[int], ids: list[int], mask: list[int]) -> tuple[list[int], list[int]] | None:
+    """The part of an example (ids, mask) that comes after the prompt; null where it begins with another."""
+    if ids[: len(prompt)] != prompt or any(mask[: len(prompt)]):
+        return None
+    return ids[len(prompt) :], mask[len(prompt) :]
+
+
 def _each(generator: Generator, groups: list[list[int]], work: Callable[[list[int]], Any], stage: Stage) -> Iterator[Any]:
-    """(batch, what `work` made of it) in order. Batches of a small model run side by side, one thread each."""
-    threads = torch.get_num_threads()
-    side_by_side = threads > 1 and len(groups) > 1 and generator.small
+    """(batch, what `work` made of it) in order, counted."""
     stage.done(0)
-    try:
-        torch.set_num_threads(1 if side_by_side else threads)
-        with ThreadPoolExecutor(threads if side_by_side else 1) as pool:
-            for batch, made in zip(groups, pool.map(work, groups), strict=True):
-                yield batch, made
-                stage.done(len(batch))
-    finally:
-        torch.set_num_threads(threads)
+    for batch, made in side_by_side(work, groups, small=generator.small):
+        yield batch, made
+        stage.done(len(batch))
 
 
 def _say(generator: Generator, cases: Rows) -> list[str]:
-    """Greedy replies to the prompts of the standing suite."""
+    """Greedy replies to the prompts of the standing suite, calls in the corpus' text."""
     prompts, _columns = _prompts(cases, generator)
     said = [""] * len(cases)
     for batch in batches([len(prompt) for prompt in prompts]):
         for n, reply in zip(batch, generator.replies([prompts[n] for n in batch]), strict=True):
-            said[n] = reply.text
+            said[n] = as_said(reply.text) if cases[n].get("tools") else reply.text
     return said
 
 
@@ -387,9 +301,3 @@ def machine() -> dict[str, Any]:
     names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"processor": names[0] if names else platform.processor(), "cores": len(names) or None, "gpu": gpu}
-
-
-def digest(value: Any) -> str:
-    """Hash of a JSON value."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

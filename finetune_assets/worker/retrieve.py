@@ -1,4 +1,4 @@
-"""Finding passages for prompts, and choosing on the validation split how a model is asked with them.
+"""Finding passages for prompts, and choosing on the validation split how a model is asked with them, or with how many examples.
 
 index = Index(passages, encode)               encode: texts -> unit vectors
 index.find(query, tenant, "hybrid", 3)        passages, best first; their `source` is what a reply cites
@@ -29,9 +29,12 @@ from finetune_assets.evaluation.retrieval import (
     top,
 )
 
+SHOTS = (1, 3)
+"""Numbers of examples that are tried beside all of them."""
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
-Bits = Callable[[list[dict[str, Any]]], float]
-"""Bits per byte of the references of rows with `messages` and `reference`."""
+Rows = list[dict[str, Any]]
+Bits = Callable[[Sequence[Rows]], list[float]]
+"""Bits per byte of the references of each of some lists of rows with `messages` and `reference`."""
 
 
 class Index:
@@ -88,19 +91,29 @@ def choose(index: Index, validation: Sequence[dict[str, Any]], bits: Bits, langu
         for name in RETRIEVERS
     }
     retriever, nearness = best_retriever(found, [row["reference"] for row in validation])
-    tried = {
-        (k, template): bits(index.ask(validation, Choice(retriever, k, template), language))
-        for k in COUNTS
-        for template in TEMPLATES
-    }
+    pairs = [(k, template) for k in COUNTS for template in TEMPLATES]
+    ways = [index.ask(validation, Choice(retriever, k, template), language) for k, template in pairs]
+    *found_bits, without = bits([*ways, list(validation)])
+    tried = dict(zip(pairs, found_bits, strict=True))
     k, template = min(tried, key=lambda pair: tried[pair])
     numbers = {
         "rows": len(validation),
         "nearness": {name: round(value, 4) for name, value in nearness.items()},
         "bits_per_byte": {f"{k} {template}": round(value, 5) for (k, template), value in tried.items()},
-        "without": round(bits(list(validation)), 5),
+        "without": round(without, 5),
     }
     return Choice(retriever, k, template), numbers
+
+
+def choose_shots(count: int, validation: Rows, ask: Callable[[int], Rows], bits: Bits) -> tuple[int, dict[str, Any]]:
+    """How many of `count` examples are shown: of SHOTS and all of them, what gives the references the fewest bits per byte; and
+    the numbers it was chosen on. `ask`: the validation rows with so many examples. All, where there are no such rows."""
+    counts = sorted({k for k in SHOTS if k < count} | {count})
+    if not validation:
+        return count, {"rows": 0}
+    tried = dict(zip(counts, bits([ask(k) for k in counts]), strict=True))
+    numbers = {"rows": len(validation), "bits_per_byte": {str(k): round(value, 5) for k, value in tried.items()}}
+    return min(tried, key=lambda k: tried[k]), numbers
 
 
 def read_passages(path: Path) -> list[Passage]:

@@ -1,13 +1,17 @@
-"""A small frozen data set, as `freeze` leaves it: for tests of what reads one."""
+"""A small frozen data set, as `freeze` leaves it, and a benchmark on it: for tests of what reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.formats import LINEAGE
+from finetune_assets.evaluation import benchmark
+from finetune_assets.evaluation.candidates import Candidate
 from finetune_assets.storage import write_json, write_parquet, write_text
 from finetune_assets_tests.tiny_model import dialogues
 
@@ -68,3 +72,12 @@ def make_dataset(
         },
     )
     return folder
+
+
+def benchmarked(assistant: Assistant, dataset: Path, asked: Sequence[Candidate], output: Path) -> None:
+    """Runs the worker in this process, on one thread; what it measured is in `output`."""
+    from finetune_assets.worker import benchmark as worker
+    from finetune_assets.worker.progress import Progress
+
+    spec = benchmark.prepare(assistant, dataset, asked, output, threads=1)
+    write_json(output / "result.json", worker.run(spec, Progress.open(output)))

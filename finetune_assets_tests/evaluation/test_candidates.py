@@ -7,7 +7,7 @@ import pytest
 
 from finetune_assets.assistants.settings.evaluation import Benchmark
 from finetune_assets.errors import DataError
-from finetune_assets.evaluation.candidates import FewShot, choose_shots, standard
+from finetune_assets.evaluation.candidates import choose_shots, standard, with_shots
 from finetune_assets.evaluation.candidates import test_rows as rows_of
 from finetune_assets_tests.evaluation.frozen import make_dataset
 from finetune_assets_tests.tiny_model import dialogues
@@ -40,13 +40,13 @@ def test_shots_are_train_examples_of_different_intents(tmp_path: Path):
 
 
 def test_shots_stand_between_system_and_conversation():
-    shot = FewShot("few_shot", "model", (("¿Abren hoy?", "Sí, hasta las seis."),))
+    shots = (("¿Abren hoy?", "Sí, hasta las seis."),)
     chat = dialogues(1, turns=2)[0][:-1]
-    prompt = shot.prompt(chat)
+    prompt = with_shots(chat, shots)
     assert [m["role"] for m in prompt] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert prompt[1]["content"] == "¿Abren hoy?"
     assert prompt[3:] == chat[1:]
-    assert [m["role"] for m in shot.prompt(chat[-1:])] == ["user", "assistant", "user"]
+    assert [m["role"] for m in with_shots(chat[-1:], shots)] == ["user", "assistant", "user"]
 
 
 def test_fewer_examples_than_shots(tmp_path: Path):

@@ -48,7 +48,12 @@ def test_a_sure_but_tiny_gain_is_not_worth_the_trouble():
     found = decided({"base": 2.0, "few_shot": 1.995, "tuned": 1.99}, noise=0.0001)
     assert found["recommendation"] == "base"
     assert [step["better"] for step in found["steps"]] == [False, False]
-    assert not found["prompting_helps"]
+    assert found["prompting_helps"] is False
+
+
+@pytest.mark.parametrize(("few_shot", "noise", "helps"), [(1.5, 0.01, True), (2.1, 0.01, False), (1.9, 0.5, None)])
+def test_whether_the_prompt_helps_may_be_open(few_shot: float, noise: float, helps: bool | None):
+    assert decided({"base": 2.0, "few_shot": few_shot, "tuned": 1.0}, noise=noise)["prompting_helps"] is helps
 
 
 def test_a_recommended_model_that_misses_its_gates_is_not_ready():

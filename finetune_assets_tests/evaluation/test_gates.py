@@ -50,6 +50,14 @@ def test_a_good_model_is_served():
     assert len(found) == 10
 
 
+def test_what_no_usable_test_set_would_settle_says_so():
+    near = decide(tuned={**GOOD, "similarity_gain": Interval(0.0001, -0.1, 0.1)})["above_similarity_floor"]
+    assert near.rows_needed is None
+    assert "no test set of a usable size" in near.reason
+    equal = decide(versus_base={"bits_per_byte": Interval(0.0, 0.0, 0.0)})["better_than_base"]
+    assert "(95 % interval 0.000)" in equal.reason
+
+
 @pytest.mark.parametrize("language", ["en", "es", "pt"])
 def test_every_outcome_has_a_sentence(language: str):
     for interval in (Interval(None, None, None), Interval(0.0, 0.0, 0.0), Interval(0.5, 0.4, 0.9), Interval(50.0, 40.0, 60.0)):

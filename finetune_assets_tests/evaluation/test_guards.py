@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from finetune_assets.corpus.forms import calls_text
 from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation.guards import canaries, forgetting, guards, overfitting
 from finetune_assets.evaluation.isolation import foreign, own_facts
@@ -49,6 +51,26 @@ def test_parity_counts_replies_and_renderings():
     found = guards({"same_alone": [True, True, False], "same_rendering": [True]}, None, [])
     assert found["parity"].value == 0.75
     assert found["checks"].value is None
+
+
+def test_a_case_expects_calls_exactly():
+    tool = {"name": "book", "parameters": {"type": "object"}}
+    call = {"name": "book", "arguments": {"day": "lunes", "phone": 59171234567}}
+    case = Case.model_validate({"name": "books", "prompt": "hola", "tools": tool, "calls": call})
+    assert case.offered([]) == [{"type": "function", "function": tool}]
+    assert Case(name="any", prompt="hola", contains=["a"]).offered([tool]) == [tool]
+    assert Case(name="none", prompt="hola", contains=["a"], tools=[]).offered([tool]) == []
+    said = calls_text([{"name": "book", "arguments": {"phone": "59171234567", "day": "lunes"}}])  # as the corpus writes numbers
+    assert judge_case(case, said).passed
+    assert judge_case(case, "Con gusto.").why.startswith("calls: nothing, not book(")
+    assert not judge_case(case, calls_text([{"name": "book", "arguments": {"day": "martes"}}])).passed
+    nothing = Case.model_validate({"name": "talks", "prompt": "hola", "calls": []})
+    assert judge_case(nothing, "Con gusto.").passed
+    assert not judge_case(nothing, said).passed
+    with pytest.raises(ValidationError, match="calls pay, which its tools"):
+        Case.model_validate({"name": "books", "prompt": "hola", "tools": [tool], "calls": {"name": "pay"}})
+    with pytest.raises(ValidationError, match="each tool is a function"):
+        Case.model_validate({"name": "books", "prompt": "hola", "tools": [{"parameters": {}}], "calls": []})
 
 
 def test_another_tenants_facts():

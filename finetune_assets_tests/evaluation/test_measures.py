@@ -78,3 +78,14 @@ def test_values_by_hand():
     assert found["tokens_per_second"].value == pytest.approx(20)
     assert found["usd_per_1000"].value == pytest.approx(0.2)
     assert intervals(outputs, estimates(outputs), bootstrap, None)["usd_per_1000"].value is None
+
+
+def test_what_nobody_answered_is_nothing_never_zero():
+    import numpy as np
+
+    missing = frame(["", ""], ["hola", "adiós"], [None, None]).with_columns(
+        reply=pl.lit(None, pl.String), seconds=pl.lit(None, pl.Float64), stopped=pl.lit(None, pl.Boolean)
+    )
+    outputs = Outputs(missing, {"url": "http://127.0.0.1:9/v1"}, np.zeros((2, 2)))
+    found = intervals(outputs, estimates(outputs), Bootstrap(["a", "b"]), 3.6)
+    assert {name for name, interval in found.items() if interval.value is not None} == set()

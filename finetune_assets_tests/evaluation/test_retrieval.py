@@ -19,7 +19,7 @@ from finetune_assets.evaluation.retrieval import (
     paragraphs,
     top,
 )
-from finetune_assets.worker.retrieve import Index, choose
+from finetune_assets.worker.retrieve import Index, choose, choose_shots
 
 CHAT = [{"role": "system", "content": "Eres el asistente."}, {"role": "user", "content": "¿Cuánto cuesta una limpieza?"}]
 
@@ -98,10 +98,12 @@ def test_the_choice_follows_the_rule():
     index = Index(PASSAGES, encode)
     costs = {1: 0.9, 3: 0.5}
 
-    def bits(asked: list[dict]) -> float:
-        shown = asked[0]
+    def one(shown: dict) -> float:
         k = len(shown.get("sources", []))
         return 1.0 if not k else costs[k] + ("→" in shown["messages"][0]["content"]) * 0.1
+
+    def bits(ways: list[list[dict]]) -> list[float]:
+        return [one(asked[0]) for asked in ways]
 
     choice, numbers = choose(index, rows, bits, "es")
     assert (choice.k, choice.template) == (3, "turns")
@@ -111,6 +113,18 @@ def test_the_choice_follows_the_rule():
     costs[1] = 0.1
     assert choose(index, rows, bits, "es")[0].k == 1
     assert choose(index, [], bits, "es")[0] == Choice("hybrid", 1, "context")
+
+
+def test_as_many_examples_are_shown_as_help_on_validation():
+    costs = {1: 0.9, 3: 0.4, 5: 0.5}
+
+    def chosen(count: int, rows: list[dict]) -> tuple[int, dict]:
+        return choose_shots(count, rows, lambda k: [{"k": k}] * len(rows), lambda ways: [costs[way[0]["k"]] for way in ways])
+
+    assert chosen(5, [{}, {}]) == (3, {"rows": 2, "bits_per_byte": {"1": 0.9, "3": 0.4, "5": 0.5}})
+    costs[1] = 0.1
+    assert chosen(3, [{}])[0] == 1
+    assert chosen(5, []) == (5, {"rows": 0})
 
 
 def test_the_retriever_nearest_to_the_references_wins():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,12 +16,14 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.corpus.forms import calls_text
+from finetune_assets.dataset.tool_calls import messages_of
 from finetune_assets.environment import ROOT
 from finetune_assets.evaluation import benchmark, candidates, card, report
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
 from finetune_assets.worker import chat, decoding, embed
-from finetune_assets.worker.generate import Generator, batches
+from finetune_assets.worker.generate import Generator, Reply, batches
 from finetune_assets.worker.models import encode_example, encode_prompt
 from finetune_assets.worker.progress import Progress
 from finetune_assets_tests.evaluation.frozen import make_dataset
@@ -122,6 +125,21 @@ def test_likelihood_is_that_of_the_reply_and_its_end(models: tuple[str, str]):
             logits = generator.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         expected = -sum(float(logits[n - 1, token]) for n, token in enumerate(ids) if mask[n])
         assert nats == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("most", [decoding.LOGITS, 1])
+def test_a_reply_and_a_reference_share_their_prompt(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, most: int):
+    monkeypatch.setattr(decoding, "LOGITS", most)  # 1: one token of the references at a time
+    generator = Generator(models[0], 16)
+    chats = dialogues(5, seed=5)
+    examples = [encode_example(generator.tokenizer, chat, 192)[:2] for chat in chats]
+    starts = [mask.index(1) for _ids, mask in examples]
+    prompts = [ids[:start] for (ids, _mask), start in zip(examples, starts, strict=True)]
+    after = [(ids[start:], mask[start:]) for (ids, mask), start in zip(examples, starts, strict=True)]
+    alone, nats = generator.replies(prompts), generator.likelihoods(examples)
+    both = generator.answers(prompts, [*after[:4], ([], [])])
+    assert [reply for reply, _ in both] == alone
+    assert [one for _, one in both[:4]] == pytest.approx(nats[:4], rel=1e-4)
 
 
 @pytest.fixture
@@ -230,7 +248,11 @@ def test_reliability_by_intent_adds_up(made: Path, dataset: Path):
 
 def test_the_page_says_whether_the_model_learns_from_its_prompt(made: Path, dataset: Path):
     content = summary(made, dataset)
-    for helps, said in ((False, "demasiado pequeño para aprender de su instrucción"), (True, "aprende de su instrucción")):
+    for helps, said in (
+        (None, "no se puede saber si los ejemplos"),
+        (False, "demasiado pequeño para aprender de su instrucción"),
+        (True, "aprende de su instrucción"),
+    ):
         content["decision"]["prompting_helps"] = helps
         assert said in report.html(content)
     assert "demasiado pequeño" not in report.html(content)
@@ -290,6 +312,30 @@ def test_chat_answers_line_by_line(models: tuple[str, str]):
     assert isinstance(said[1]["reply"], str)
     assert "error" in said[2]
     assert count >= 1
+
+
+def test_chat_offers_tools_and_hands_results_on(models: tuple[str, str]):
+    class Booking(Generator):
+        """Calls as a tuned model would: the words of this one are random."""
+
+        heard: list[str]
+
+        def replies(self, prompts: Any) -> list[Reply]:
+            self.heard = [self.tokenizer.decode(ids) for ids in prompts]
+            return [Reply('<tool_call>{"name": "book", "arguments": {"day": "lunes"}}</tool_call>', 9, True)]
+
+    tool = {"type": "function", "function": {"name": "book", "parameters": {}}}
+    talk = messages_of([("user", "Hola"), ("assistant", calls_text([{"name": "book", "arguments": {}}]))])
+    talk.append({"role": "tool", "tool_call_id": "call_1", "name": "book", "content": "libre"})
+    generator, out = Booking(models[0], 8), io.StringIO()
+    lines = [{"messages": talk, "tools": [tool]}, {"messages": talk[:1]}]
+    chat.answer(generator, io.StringIO("".join(json.dumps(line) + "\n" for line in lines[:1])), out)
+    assert '"name": "book"' in generator.heard[0]
+    assert "libre" in generator.heard[0]
+    assert json.loads(out.getvalue().splitlines()[1])["reply"] == calls_text([{"name": "book", "arguments": {"day": "lunes"}}])
+    out = io.StringIO()
+    chat.answer(generator, io.StringIO(json.dumps(lines[1]) + "\n"), out)
+    assert json.loads(out.getvalue().splitlines()[1])["reply"].startswith("<tool_call>")  # nobody offered it one
 
 
 class _Balanced(HTMLParser):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,21 @@ import pytest
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.corpus.forms import calls_text
 from finetune_assets.evaluation import benchmark, candidates, report
-from finetune_assets.storage import read_json, write_json
-from finetune_assets.worker import benchmark as worker
+from finetune_assets.storage import read_json
 from finetune_assets.worker import guards, models
 from finetune_assets.worker.generate import Generator
-from finetune_assets.worker.progress import Progress
-from finetune_assets_tests.evaluation.frozen import make_dataset
+from finetune_assets_tests.evaluation.frozen import benchmarked, make_dataset
+from finetune_assets_tests.loopback import Handler, served
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 TOOL = {"type": "function", "function": {"name": "book", "parameters": {"type": "object", "properties": {"day": {}}}}}
 OFFERED: list[Any] = []
+SUITE = """
+- {name: books, prompt: "Quiero una cita el martes, por favor", calls: {name: book, arguments: {day: martes}}}
+- {name: another day, prompt: "Quiero una cita el martes, por favor", calls: {name: book, arguments: {day: jueves}}}
+- {name: only talks, prompt: "Quiero una cita el lunes, por favor", calls: []}
+- {name: is offered none, prompt: "Quiero una cita el martes, por favor", tools: [], contains: claro}
+"""
 
 
 def booking(n: int, day: str) -> list[dict[str, Any]]:
@@ -36,11 +39,10 @@ def booking(n: int, day: str) -> list[dict[str, Any]]:
     ]
 
 
-class Provider(BaseHTTPRequestHandler):
+class Provider(Handler):
     """Books every day but Monday, on which it only talks; one call is no JSON."""
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def answer(self, body: dict[str, Any]) -> None:
         OFFERED.append(body.get("tools"))
         text = body["messages"][-1]["content"]
         day = text.split(" el ")[1].split(",")[0] if " el " in text else ""
@@ -49,24 +51,13 @@ class Provider(BaseHTTPRequestHandler):
         talks = day == "lunes" or not body.get("tools")
         message: dict[str, Any] = {"content": "Claro." if talks else None, **({} if talks else {"tool_calls": [call]})}
         answer = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        return
+        self.say(200, answer)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Provider) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +75,14 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict
     for split in chats:
         lines = [json.loads(line) for line in (dataset / f"{split}.jsonl").read_text().splitlines()]
         (dataset / f"{split}.jsonl").write_text("".join(json.dumps({**line, "tools": [TOOL]}) + "\n" for line in lines))
+    (folder / "suite").mkdir()
+    (folder / "suite" / "cases.yaml").write_text(SUITE)
     bench = {"max_rows": 10, "max_new_tokens": 8, "endpoints": [{"name": "gpt", "url": url, "model": "m"}]}
+    bench["checks"] = str(folder / "suite")
     assistant = Assistant(name="dental", select={"vertical": "dental"}, tools=[TOOL], benchmark=bench)
     models_ = [str(make_tiny_model(folder / name, context=256, seed=seed)) for name, seed in (("base", 0), ("tuned", 1))]
     asked = candidates.standard(dataset, *models_, assistant.benchmark)
-    spec = benchmark.prepare(assistant, dataset, asked, folder / "out", threads=1)
-    write_json(folder / "out" / "result.json", worker.run(spec, Progress.open(folder / "out")))
+    benchmarked(assistant, dataset, asked, folder / "out")
     return folder, benchmark.summarise(assistant, folder / "out", benchmark.Made("v1", dataset))
 
 
@@ -99,7 +92,7 @@ def test_calls_are_exact_or_not(made: tuple[Path, dict[str, Any]]):
     assert calls_text([{"name": "book", "arguments": {"day": "martes"}}]) in gpt["reply"].to_list()
     assert gpt["missing"].drop_nulls().to_list() == ["not an answer: JSONDecodeError"]  # a call that is no JSON is no answer
     assert all(tools == [TOOL] for tools in OFFERED if tools)
-    assert len([tools for tools in OFFERED if tools]) == 10
+    assert len([tools for tools in OFFERED if tools]) == 13  # ten rows, three cases
     exact = found["candidates"]["gpt"]["tool_calls"]["value"]
     assert exact == pytest.approx(5 / 9)  # eight bookings: one missing, two on Mondays; of the two that talk it calls in one
     assert found["candidates"]["tuned"]["tool_calls"]["value"] == 0
@@ -123,3 +116,13 @@ def test_prompts_offer_the_tools_and_references_are_calls(made: tuple[Path, dict
     told = read_json(folder / "out" / "result.json")["candidates"]["base"]
     assert told["same_rendering"] == []  # the template knows no tools
     assert all(told["same_alone"])
+
+
+def test_cases_of_the_suite_offer_tools_and_expect_calls(made: tuple[Path, dict[str, Any]]):
+    folder, found = made
+    cases = [json.loads(line) for line in (folder / "out" / "checks.jsonl").read_text().splitlines()]
+    assert [case.get("tools") for case in cases] == [[TOOL]] * 3 + [None]
+    assert found["candidates"]["gpt"]["checks"]["value"] == 0.75  # the other day is not what was asked for
+    told = {one["case"]: one["why"] for one in found["checks"]}  # of the tuned model, whose random weights call nothing
+    assert told["books"] == 'calls: nothing, not book({"day": "martes"})'
+    assert told["only talks"] == ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -21,32 +20,32 @@ from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
 from finetune_assets.worker import endpoint
 from finetune_assets.worker.progress import Progress
-from finetune_assets_tests.evaluation.frozen import make_dataset
+from finetune_assets_tests.evaluation.frozen import benchmarked, make_dataset
+from finetune_assets_tests.loopback import Handler, served
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 SEEN: Counter[str] = Counter()
 
 
-class Provider(BaseHTTPRequestHandler):
+class Provider(Handler):
     """Does what the user's text asks for; otherwise it answers."""
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def answer(self, body: dict[str, Any]) -> None:
         text = body["messages"][-1]["content"]
         SEEN[text] += 1
         SEEN["key"] += self.headers.get("Authorization") == "Bearer secret"
         if "slow" in text:
             threading.Event().wait(1.0)
         if "busy" in text and SEEN[text] < 3:
-            return self._say(429, b"", {"Retry-After": "0.05"})
+            return self.say(429, b"", {"Retry-After": "0.05"})
         if "always busy" in text:
-            return self._say(429, b"", {"Retry-After": "0.01"})
+            return self.say(429, b"", {"Retry-After": "0.01"})
         if "refused" in text:
-            return self._say(400, b"{}")
+            return self.say(400, b"{}")
         if "garbage" in text:
-            return self._say(200, b"<html>oops</html>")
+            return self.say(200, b"<html>oops</html>")
         if "null" in text:
-            return self._say(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
+            return self.say(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
         said = "la cita " * 1_250 if "largo" in text else f" Con gusto. {text} "
         if "Better reply (A, B or T):" in text:
             said = "A"  # one that likes the first place
@@ -56,29 +55,13 @@ class Provider(BaseHTTPRequestHandler):
             "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
-        return self._say(200, json.dumps(answer).encode())
-
-    def _say(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        with contextlib.suppress(BrokenPipeError):
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        return
+        return self.say(200, json.dumps(answer).encode())
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Provider) as address:
+        yield address
 
 
 def ask(where: endpoint.Endpoint, *texts: str) -> list[dict]:
@@ -159,9 +142,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         str(make_tiny_model(folder / name, context=256, seed=seed)) for name, seed in (("base", 0), ("champion", 2))
     )
     tuned = str(ROOT / "data" / "base_model")  # it has been trained: its replies hold words
-    asked = candidates.standard(dataset, base, tuned, assistant.benchmark, champion)
-    spec = benchmark.prepare(assistant, dataset, asked, folder / "out", threads=1)
-    write_json(folder / "out" / "result.json", worker.run(spec, Progress.open(folder / "out")))
+    benchmarked(assistant, dataset, candidates.standard(dataset, base, tuned, assistant.benchmark, champion), folder / "out")
     return folder, dataset, assistant
 
 

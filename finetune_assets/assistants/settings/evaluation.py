@@ -172,7 +172,9 @@ class Benchmark(Group):
     """The test set and its candidates."""
 
     max_rows: Annotated[int, Field(ge=1)] = Field(default=300, description="Most test rows, chosen by hash.")
-    few_shot: Annotated[int, Field(ge=1, le=20)] = Field(default=3, description="Examples in the few-shot prompt.")
+    few_shot: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=3, description="Most examples in the few-shot prompt; how many of them (1, 3, all) is chosen on validation rows."
+    )
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(default=96, description="Longest reply.")
     similarity_model: str | None = Field(
         default=None, description="sentence-transformers model id or path; default: the installed MiniLM."
