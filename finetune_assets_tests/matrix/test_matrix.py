@@ -78,7 +78,7 @@ def made(folder: Path, export: str) -> Store:
         "text": str(text),
         "min_examples": 20,
         "hyperparameters": SHORT,
-        "benchmark": {"max_rows": 12},
+        "benchmark": {"max_rows": 12, "retrieval": False, "max_new_tokens": 32},
     }
     return Store(folder, str(source), settings)
 
