@@ -3,6 +3,7 @@
 Same base model, rows, objective (loss on the last reply), epochs, rate, schedule, batch and number of threads (the free cores);
 each in a process of its own, in turns. CPU seconds cover everything after the imports: tokenisation, training, checkpoints (ours
 alone), saving. None validates while it trains; the note has the validation loss of each result, measured by one function.
+LLaMA-Factory runs in the interpreter that BENCH_LLAMA_FACTORY names (`peers/llama_factory.py` says how to install it).
 """
 
 # pyright: reportPrivateUsage=false
@@ -32,7 +33,7 @@ SHARES = (0.97, 0.94, 0.91, 0.88, 0.85)
 
 
 def rows(rounds: int) -> list[Row]:
-    """Beside TRL's defaults over the same rows, and to the same validation loss; beside TRL tuned by hand."""
+    """Beside TRL's defaults over the same rows, and to the same validation loss; beside TRL tuned by hand; LLaMA-Factory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         training_data(folder)
@@ -40,6 +41,7 @@ def rows(rounds: int) -> list[Row]:
         measured = _measured(("ours", "trl_defaults", "trl_tuned"), folder, rounds, threads)
         defaults = measured["trl_defaults"]
         share, same = _to_the_loss(defaults["loss"], measured["ours"], folder, rounds, threads)
+        factory = _factory(folder, rounds, threads)
     what = f"training on {measured['ours']['tokens']:,} real tokens, 3M model, threads: {threads}"
     less = f"the same to that validation loss, {share:.0%} of the epoch"
     close = abs(same["loss"] / defaults["loss"] - 1) <= CLOSE
@@ -48,7 +50,17 @@ def rows(rounds: int) -> list[Row]:
         (less, same, "trl sft, defaults", defaults, f"≥ {BAR:g} times at equal validation loss ({CLOSE:.0%})", close),
         (what, measured["ours"], "TRL, tuned by hand", measured["trl_tuned"], "", True),
     ]
+    if factory is not None:
+        peer = {**factory, "tokens": measured["ours"]["tokens"]}  # the same rows
+        beside.append((what, measured["ours"], "LLaMA-Factory, defaults", peer, "", True))
     return [_row(*one) for one in beside]
+
+
+def _factory(folder: Path, rounds: int, threads: int) -> dict[str, Any] | None:
+    """LLaMA-Factory's training; None where it is not there."""
+    if not os.environ.get("BENCH_LLAMA_FACTORY"):
+        return None
+    return _measured(("llama_factory",), folder, rounds, threads)["llama_factory"]
 
 
 def _row(what: str, ours: dict[str, Any], title: str, peer: dict[str, Any], bar: str, comparable: bool) -> Row:
@@ -140,8 +152,13 @@ def _measured(
     for number in range(rounds):
         for kind in kinds:
             output = folder / f"{kind}-{number}"
-            command = [sys.executable, "-m", "benchmarks.training", kind, str(data), str(output), str(threads)]
-            subprocess.run(command, env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            commands = [[sys.executable, "-m", "benchmarks.training", kind, str(data), str(output), str(threads)]]
+            if kind == "llama_factory":
+                commands.insert(0, _factory_command(data, output, threads))
+            for command in commands:
+                subprocess.run(
+                    command, env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                )
             found[kind].append(json.loads((output / "measured.json").read_text()))
     return {
         kind: {**made[-1], "cpu_seconds": statistics.median(one["cpu_seconds"] for one in made)} for kind, made in found.items()
@@ -206,6 +223,19 @@ def _theirs(folder: Path, output: Path, *, tuned: bool) -> tuple[Path, int]:
     return output / "model", int(trainer._total_train_tokens)
 
 
+def _factory_command(folder: Path, output: Path, threads: int) -> list[str]:
+    settings = {
+        "num_train_epochs": VALUES["epochs"],
+        "learning_rate": VALUES["learning_rate"],
+        "per_device_train_batch_size": VALUES["batch_size"],
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(0.05 * VALUES["epochs"] * ROWS / VALUES["batch_size"]),
+    }
+    script = str(ROOT / "benchmarks" / "peers" / "llama_factory.py")
+    place = [str(folder), str(BASE), str(output), str(threads), json.dumps(settings)]
+    return [os.environ["BENCH_LLAMA_FACTORY"], script, *place]
+
+
 def _loss(model: Path, folder: Path) -> float:
     """Nats per target token of the validation rows."""
     from finetune_assets.worker import models
@@ -224,7 +254,7 @@ def _loss(model: Path, folder: Path) -> float:
 
 
 def _main(kind: str, folder: Path, output: Path, threads: int) -> None:
-    """The child: one training, measured."""
+    """The child: one training, measured; of LLaMA-Factory's, which is over, the validation loss."""
     from finetune_assets.worker.__main__ import set_environment
 
     set_environment(threads)
@@ -234,6 +264,10 @@ def _main(kind: str, folder: Path, output: Path, threads: int) -> None:
     from benchmarks.measure import peak_mb
 
     torch.set_num_threads(threads)
+    if kind == "llama_factory":
+        made = json.loads((output / "measured.json").read_text())
+        (output / "measured.json").write_text(json.dumps({**made, "loss": _loss(output / "model", folder)}))
+        return
     output.mkdir(parents=True)
     start = time.process_time()
     name, _, share = kind.partition(":")

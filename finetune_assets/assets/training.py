@@ -74,6 +74,11 @@ def training_plan(
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
     backend.validate(request)
     estimate = backend.estimate(request)
+    if estimate.rows_shortened or estimate.rows_left_out:
+        context.log.warning(
+            f"{estimate.rows_shortened:,} rows are longer than hyperparameters.max_length or the model's context and lose their "
+            f"oldest turns; {estimate.rows_left_out:,} are left out, since their reply leaves no room for a prompt."
+        )
     if backend.provider == "local":
         check_budget(assistant, estimate)
     else:
@@ -102,6 +107,8 @@ def training_plan(
             "tokens": estimate.tokens,
             "tokens_counted_exactly": estimate.exact,
             "measured_by": _measured_by(estimate),
+            "rows_shortened": estimate.rows_shortened,
+            "rows_left_out": estimate.rows_left_out,
             "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
             "estimated_usd": dg.MetadataValue.float(estimate.usd) if estimate.usd is not None else "no price or rate is known",
             "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),

@@ -170,9 +170,34 @@ def shape(base_model: str) -> Shape | None:
     )
 
 
+def misfit(adapter: Path, base: Path) -> str | None:
+    """The first layer of a base for which an adapter has weights of another size; None where all fit, or are named otherwise."""
+    file = adapter / "adapter_model.safetensors"
+    held = _shapes(file) if file.exists() else {}
+    layers = {name: shape for weights in base.glob("*.safetensors") for name, shape in _shapes(weights).items()}
+    for name, shape in held.items():
+        own = name.removeprefix("base_model.model.")
+        if layers.get(own, shape) != shape:  # trained whole, as embeddings are for a larger vocabulary
+            return f"{own} is {_size(layers[own])} in the base, {_size(shape)} in the adapter"
+        layer = own.partition(".lora_A")[0]
+        known, other = layers.get(f"{layer}.weight"), held.get(name.replace(".lora_A", ".lora_B"))
+        if ".lora_A" in name and known and other and sorted(known) != sorted((shape[1], other[0])):
+            return f"{layer} is {_size(known)} in the base, {_size([other[0], shape[1]])} in the adapter"
+    return None
+
+
+def _size(shape: list[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
 def _parameters(file: Path) -> int:
-    """Elements in a safetensors file, by its header: eight bytes of length, then JSON (huggingface.co/docs/safetensors)."""
+    """Elements in a safetensors file."""
+    return sum(math.prod(shape) for shape in _shapes(file).values())
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Sizes in a safetensors file, by its header: eight bytes of length, then JSON (huggingface.co/docs/safetensors)."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = cast("dict[str, Any]", json.loads(stream.read(size)))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

@@ -35,6 +35,7 @@ def check_request(request: TrainingRequest, store: Store, *, here: bool = True) 
     if here:
         _check_hardware(request)
     base_model.identity(request.base_model)
+    _check_adapter(request.base_model)
     _check_tokenizer(request.base_model)
     _check_room(request, store, base_model.shape(request.base_model), here)
 
@@ -120,6 +121,19 @@ def check_processes(request: TrainingRequest, workers: Workers) -> None:
                 f"batch_size {values.batch_size} of `{objective}` cannot be divided among {processes} processes: set "
                 f"hyperparameters.batch_size to a multiple of {processes}, or another FINETUNE_PROCESSES."
             )
+
+
+def _check_adapter(model: str) -> None:
+    """A base model that is an adapter must be one of the base that it names. Raises ModelUnavailable."""
+    where = base_model.folder(model)
+    base = base_model.adapted(where) if where else None
+    under = base_model.folder(base) if base else None
+    wrong = base_model.misfit(where, under) if where and under else None
+    if wrong:
+        raise ModelUnavailable(
+            f"The adapter in {where} does not belong to {base} ({wrong}): another size or another vocabulary. Correct "
+            f"base_model_name_or_path in its {base_model.ADAPTER}, or train the adapter again."
+        )
 
 
 def _check_tokenizer(model: str) -> None:

@@ -254,7 +254,10 @@ class LightRenderer:
         texts = [*self._special.values(), *(token.content for token in added if token.special)]
         self._special_texts = tuple(dict.fromkeys(texts))
         if "eos_token" not in self._special:
-            raise ModelUnavailable(f"The tokenizer in {folder} names no end token (`eos_token`); a reply could never stop.")
+            raise ModelUnavailable(
+                f"The tokenizer in {folder} names no end token (`eos_token`), so a reply could never stop. "
+                "Set it in its tokenizer_config.json to the token that ends a turn, or take another base_model."
+            )
         template = _template(folder, config) or PLAIN_TEMPLATE
         self._template = compile_template(template)
         self.knows_tools = renders_tools(template)

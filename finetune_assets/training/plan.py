@@ -107,6 +107,8 @@ def estimate(
         memory_bytes=memory,
         peers=sum("probe" not in one for one in measured),
         probed=any("probe" in one for one in measured),
+        rows_shortened=sum(count.shortened for count in counts),
+        rows_left_out=sum(count.dropped for count in counts),
     )
 
 

@@ -77,6 +77,10 @@ class Estimate:
     """Finished jobs of the same model on this machine that `seconds` was taken from; 0: from the number of weights."""
     probed: bool = False
     """Whether time and memory come from ten steps of this training."""
+    rows_shortened: int = 0
+    """Rows that lose turns, or the beginning of their prompt, to fit; 0 where a provider cuts them itself."""
+    rows_left_out: int = 0
+    """Rows whose reply leaves no room for a prompt."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
         raise unavailable(source, error) from error
     tokenizer = cast("PreTrainedTokenizerBase", loaded)
     if tokenizer.eos_token is None:
-        raise ModelUnavailable(f"The tokenizer of {source} names no end token (`eos_token`); a reply could never stop.")
+        raise ModelUnavailable(
+            f"The tokenizer of {source} names no end token (`eos_token`), so a reply could never stop. Set it in its "
+            "tokenizer_config.json to the token that ends a turn, or take another base_model."
+        )
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where the files are missing
         raise ModelUnavailable(
             f"{source} has no tokenizer: no tokenizer.json and no vocabulary. Put the model's tokenizer files there."

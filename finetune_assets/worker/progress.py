@@ -19,6 +19,13 @@ from finetune_assets.worker import ranks
 
 TERMINAL_SECONDS = 2.0
 LOG_SECONDS = 5.0
+UNITS = {
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "memory_gib": "{:.2f} GiB",
+    "gpu_percent": "GPU {:.0f} %",
+    "gpu_celsius": "{:.0f} °C",
+}
+"""How a line shows numbers that have a unit."""
 
 
 class Progress:
@@ -90,8 +97,8 @@ def _line(stage: str, step: int, total: int, numbers: dict[str, float | str | No
     for name, value in numbers.items():
         if value is None or name == "seconds_left":
             continue
-        if name == "tokens_per_second":
-            parts.append(f"{float(value):,.0f} tokens/s")
+        if name in UNITS:
+            parts.append(UNITS[name].format(value))
         else:
             parts.append(
                 f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"

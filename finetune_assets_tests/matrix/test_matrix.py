@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
@@ -77,7 +78,7 @@ def made(folder: Path, export: str) -> Store:
         "text": str(text),
         "min_examples": 20,
         "hyperparameters": SHORT,
-        "benchmark": {"max_rows": 12},
+        "benchmark": {"max_rows": 12, "retrieval": False, "max_new_tokens": 32},
     }
     return Store(folder, str(source), settings)
 
@@ -141,10 +142,24 @@ def check(store: Store, chain: tuple[str, ...], adapter: str) -> None:
         assert ("acierto de la recompensa" if store.settings["language"] == "es" else "reward accuracy") in page
 
 
+def few(folder: Path, tenant: str, conversations: int) -> Path:
+    """An export of some of a tenant's conversations of the sample, with their messages and feedback."""
+    folder.mkdir()
+    chosen = pl.read_parquet(EXPORTS["sample"][0] / "conversations.parquet").filter(pl.col("tenant_id") == tenant)
+    chosen = chosen.sort("started_at").head(conversations)
+    chosen.write_parquet(folder / "conversations.parquet")
+    for table in ("messages", "feedback"):
+        rows = pl.read_parquet(EXPORTS["sample"][0] / f"{table}.parquet")
+        rows.join(chosen, on="conversation_id", how="semi").write_parquet(folder / f"{table}.parquet")
+    return folder
+
+
 @pytest.mark.timeout(900)
 def test_an_adapter_goes_to_its_report(tmp_path: Path):
     store = made(tmp_path, "sample")
-    store.settings |= {"select": {"tenant": "clinica_aurora"}, "benchmark": {"max_rows": 4}}
+    store.source = str(few(tmp_path / "source", "clinica_aurora", 90))
+    short = {"max_rows": 4, "retrieval": False, "max_new_tokens": 16}
+    store.settings |= {"select": {"tenant": "clinica_aurora"}, "benchmark": short, "min_examples": 10}
     check(store, ("sft",), "lora")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,37 @@ def test_a_tokenizer_without_end_or_of_another_model_is_refused(request_: Traini
     write_json(large / "tokenizer_config.json", {key: value for key, value in config.items() if key != "eos_token"})
     with pytest.raises(ModelUnavailable, match="names no end token"):
         trainer.validate(replace(request_, base_model=str(large)))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_of_another_base_is_refused(request_: TrainingRequest, store: Store, tmp_path: Path, whole: bool):
+    """Matrices of another width; embeddings of another vocabulary, trained whole."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = make_tiny_model(tmp_path / "base"), tmp_path / "adapter"
+    other = make_tiny_model(tmp_path / "other", **({"vocabulary": 400} if whole else {"hidden": 64}))
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"] if whole else None, task_type="CAUSAL_LM"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's calls of what transformers deprecates
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(adapter)
+    trainer = LocalTrainer(launch, store)
+    named = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", {**named, "base_model_name_or_path": str(base)})
+    trainer.validate(replace(request_, base_model=str(adapter)))
+    write_json(adapter / "adapter_config.json", {**named, "base_model_name_or_path": str(other)})
+    with pytest.raises(ModelUnavailable, match=r"does not belong to .*in the base, .* in the adapter"):
+        trainer.validate(replace(request_, base_model=str(adapter)))
+
+
+def test_rows_that_are_cut_are_counted_in_the_plan(request_: TrainingRequest, store: Store):
+    short = replace(request_, stages=(("sft", replace(request_.hyperparameters, max_length=48)),))
+    estimate = LocalTrainer(launch, store).estimate(short)
+    assert estimate.rows_shortened + estimate.rows_left_out > 0
+    whole = LocalTrainer(launch, store).estimate(request_)
+    assert (whole.rows_shortened, whole.rows_left_out) == (0, 0)
 
 
 def test_a_killed_worker_is_started_again_but_not_for_ever(request_: TrainingRequest, store: Store):

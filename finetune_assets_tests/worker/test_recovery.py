@@ -18,7 +18,7 @@ from benchmarks import kills
 from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training import machine
-from finetune_assets.worker import loops, memory, recovery
+from finetune_assets.worker import checkpoints, loops, memory, recovery
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
@@ -113,6 +113,19 @@ def test_checkpoints_are_taken_of_good_weights_only():
     totals.step_loss = 9.0
     with pytest.raises(Diverged, match="rose from 3 to"):
         totals.end_step()
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_as_many_checkpoints_stay_as_asked(tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, kept: int):
+    real, seen = checkpoints.prune, list[int]()
+
+    def prune(folder: Path, kept: int) -> None:
+        real(folder, kept)
+        seen.append(len(checkpoints.listed(folder)))
+
+    monkeypatch.setattr(checkpoints, "prune", prune)
+    assert run_task(make_spec(tmp_path, base, data, checkpoints=kept, checkpoint_seconds=1e-9)) == 0
+    assert max(seen) == kept
 
 
 def test_validation_that_gets_no_better_ends_the_training(tmp_path: Path, base: Path, data: Path):

@@ -41,7 +41,7 @@ def test_an_unknown_task_leaves_an_error_and_no_traceback(tmp_path: Path):
     )
     assert done.returncode == 1
     assert read_json(tmp_path / "error.json")["type"] == "SettingsError"
-    assert "allowed: train" in done.stderr
+    assert "allowed: weeks, train" in done.stderr
     assert "Traceback" not in done.stderr
 
 
