@@ -34,9 +34,14 @@ class MoveConfig(dg.Config):
 
 
 @dg.op
-def decide(context: dg.OpExecutionContext, config: MoveConfig, store: StoreResource) -> None:
+def decide(
+    context: dg.OpExecutionContext,
+    config: MoveConfig,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: LedgerResource,
+) -> None:
     """`advance`, `hold`, `release` or `rollback`, with who and why, as `finetune rollout` does."""
-    assistants, ledger = AssistantsResource(), LedgerResource()
     settings = assistants.load(config.assistant, store.tenants()).rollout
     with ledger.open() as book:
         if config.action == "advance":
