@@ -16,7 +16,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from finetune_assets.assets import deployment
 from finetune_assets.automation import rollouts
 from finetune_assets.registry import rollouts as states
-from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.tags import JOB, REASON
 from finetune_assets.serving import control
 from finetune_assets.serving.writer import store
@@ -189,7 +189,8 @@ def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, ins
     }
 
     def tick() -> list[dg.RunRequest | dg.SkipReason]:
-        context = dg.build_sensor_context(instance=instance, resources={"store": resources["store"]}, definitions=DEFINITIONS)
+        chosen = {"source": SourceResource(urls=["data/sample"]), "store": resources["store"], "ledger": resources["ledger"]}
+        context = dg.build_sensor_context(instance=instance, resources=chosen, definitions=DEFINITIONS)
         return list(rollouts.drifted(context))  # type: ignore[call-overload]
 
     assert [type(answer) for answer in tick()] == [dg.SkipReason]  # nothing was measured yet
@@ -203,6 +204,9 @@ def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, ins
     [check] = made.get_asset_check_evaluations()
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "prices 25% → 100%" in (check.description or "")
+    [reading] = tick()
+    assert isinstance(reading, dg.RunRequest)  # what they said comes into the corpus first
+    instance.add_run(dg.DagsterRun(job_name="prepare_corpus", status=dg.DagsterRunStatus.SUCCESS, tags=dict(reading.tags)))
     [request] = tick()
     assert isinstance(request, dg.RunRequest)
     assert (request.partition_key, request.tags[REASON]) == ("aurora", "drift:unknown_words+lengths+intents")
