@@ -107,6 +107,11 @@ def refresh_request(
     return dg.RunRequest(run_key=f"refresh:{state}:{attempt}", job_name="prepare_corpus", tags=tags)
 
 
+def was_asked(instance: dg.DagsterInstance, run_key: str) -> bool:
+    """Whether a run of this key was made, however it ended: Dagster makes no second one."""
+    return instance.get_runs_count(dg.RunsFilter(tags={"dagster/run_key": run_key})) > 0
+
+
 def next_attempt(instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> int:
     """One more than the runs of these tags that failed: Dagster never asks again for a run key, not even of a failed run."""
     failed = dg.RunsFilter(job_name=job, tags=tags, statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])

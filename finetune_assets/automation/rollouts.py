@@ -7,10 +7,11 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.assets.metadata import records_table
-from finetune_assets.automation.jobs import train
-from finetune_assets.automation.retrain import enrolled, is_training
+from finetune_assets.automation.jobs import prepare_corpus, train
+from finetune_assets.automation.retrain import ACTIVE, enrolled, is_training, refresh_request, was_asked
 from finetune_assets.errors import FinetuneError
-from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
+from finetune_assets.resources.claims import MAX_ATTEMPTS
 from finetune_assets.resources.tags import REASON
 from finetune_assets.serving import control
 from finetune_assets.serving.health import health_file
@@ -34,9 +35,14 @@ class MoveConfig(dg.Config):
 
 
 @dg.op
-def decide(context: dg.OpExecutionContext, config: MoveConfig, store: StoreResource) -> None:
+def decide(
+    context: dg.OpExecutionContext,
+    config: MoveConfig,
+    store: StoreResource,
+    assistants: AssistantsResource,
+    ledger: LedgerResource,
+) -> None:
     """`advance`, `hold`, `release` or `rollback`, with who and why, as `finetune rollout` does."""
-    assistants, ledger = AssistantsResource(), LedgerResource()
     settings = assistants.load(config.assistant, store.tenants()).rollout
     with ledger.open() as book:
         if config.action == "advance":
@@ -111,20 +117,42 @@ def _observed(event: dict[str, Any]) -> dg.AssetObservation:
     return dg.AssetObservation("rollout", partition=event["assistant"], metadata=metadata)
 
 
-@dg.sensor(job=train, minimum_interval_seconds=3600, default_status=dg.DefaultSensorStatus.STOPPED)
-def drifted(context: dg.SensorEvaluationContext, store: StoreResource) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Trains an assistant whose users have drifted, by its newest `serving_health`: once a week at most, with the reason."""
-    week = f"{datetime.datetime.now(datetime.UTC):%G-W%V}"
-    asked = False
+@dg.sensor(jobs=[prepare_corpus, train], minimum_interval_seconds=600, default_status=dg.DefaultSensorStatus.STOPPED)
+def drifted(
+    context: dg.SensorEvaluationContext, source: SourceResource, store: StoreResource, ledger: LedgerResource
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Trains an assistant whose users have drifted, by its newest `serving_health`: once a week at most, with the reason.
+
+    What the users said has to be in the corpus first: once a week it is read before.
+    """
+    week = f"drift:{datetime.datetime.now(datetime.UTC):%G-W%V}"
+    due: dict[str, str] = {}
     for name in enrolled(context.instance):
         file = health_file(store.store, name)
         measures = read_json(file)["drifted"] if file.exists() else []
-        if measures and not is_training(context.instance, name):
-            asked = True
-            reason = f"drift:{'+'.join(measures)}"
-            yield dg.RunRequest(run_key=f"{name}:{reason}:{week}", partition_key=name, tags={REASON: reason})
-    if not asked:
-        yield dg.SkipReason("Nobody's users have drifted.")
+        reason = f"drift:{'+'.join(measures)}"
+        if measures and not is_training(context.instance, name) and not was_asked(context.instance, f"{name}:{reason}:{week}"):
+            due[name] = reason
+    if not due:
+        yield dg.SkipReason("Nobody's users have drifted, or the training was asked for.")
+        return
+    readings = context.instance.get_runs(dg.RunsFilter(job_name=prepare_corpus.name, tags={REASON: week}))
+    if any(run.status in ACTIVE for run in readings):
+        yield dg.SkipReason("The corpus is being read first.")
+        return
+    if not any(run.status == dg.DagsterRunStatus.SUCCESS for run in readings):
+        attempt = len(readings) + 1
+        refresh = refresh_request(context.instance, source, store, ledger) if attempt <= MAX_ATTEMPTS else None
+        if refresh is not None:
+            yield refresh.with_replaced_attrs(run_key=f"{week}:corpus:{attempt}", tags={**refresh.tags, REASON: week})
+            return
+        if readings:
+            yield dg.SkipReason(
+                "The corpus cannot be read: what the users said is not in it, and a training would change nothing."
+            )
+            return
+    for name, reason in due.items():
+        yield dg.RunRequest(run_key=f"{name}:{reason}:{week}", job_name=train.name, partition_key=name, tags={REASON: reason})
 
 
 @dg.schedule(

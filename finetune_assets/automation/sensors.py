@@ -13,7 +13,14 @@ from finetune_assets.assets.remote import observation
 from finetune_assets.automation.failures import explain_failure
 from finetune_assets.automation.jobs import JOBS, distil, migrate, prepare_corpus, release, train
 from finetune_assets.automation.rented import dying, ending_observation, migration_of, migrations, poll_due, report_polled
-from finetune_assets.automation.retrain import due_assistants, enough_examples, enrolled, next_attempt, refresh_request
+from finetune_assets.automation.retrain import (
+    due_assistants,
+    enough_examples,
+    enrolled,
+    next_attempt,
+    refresh_request,
+    was_asked,
+)
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import waiting_jobs
 from finetune_assets.resources.tags import FEEDBACK, HOST, JOB, MIGRATE_TO, REASON, TRAIN_AFTERWARDS
@@ -55,21 +62,22 @@ def feedback_volume(
 
     Also when a person was erased from what it was last trained on, once.
 
-    Weeks that are missing or changed are read first, and counted at the next tick. The run key holds the fingerprint of the last
-    trained data set and how often the threshold was reached since: the same feedback never starts two trainings, whatever
-    happens to the daemon; and while a training is queued or running nothing more is asked for.
+    Where nothing is due, weeks that are missing or changed are read, and counted at the next tick: not before, since a source
+    that never rests, such as the router's own tables, always has one. The run key holds the fingerprint of the last trained data
+    set and how often the threshold was reached since: the same feedback never starts two trainings, whatever happens to the
+    daemon; and while a training is queued or running nothing more is asked for.
     """
-    refresh = refresh_request(context.instance, source, store, ledger)
-    if refresh is not None:
-        yield refresh
-        return
     with ledger.open() as book:
         due = due_assistants(context.instance, store, assistants, book)
+    asked = False
     for name, reason, count in due[:MAX_REQUESTS]:
-        yield dg.RunRequest(
-            run_key=f"{name}:{reason}", job_name=train.name, partition_key=name, tags={REASON: reason, FEEDBACK: str(count)}
-        )
-    if not due:
+        key = f"{name}:{reason}"
+        asked |= not was_asked(context.instance, key)
+        yield dg.RunRequest(run_key=key, job_name=train.name, partition_key=name, tags={REASON: reason, FEEDBACK: str(count)})
+    refresh = None if asked else refresh_request(context.instance, source, store, ledger)
+    if refresh is not None:
+        yield refresh
+    elif not due:
         yield dg.SkipReason("No assistant has as much new feedback as its threshold, and none was trained on erased rows.")
 
 

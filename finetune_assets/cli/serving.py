@@ -311,7 +311,7 @@ def keys_revoke(key_hash: str) -> None:
 @click.command()
 @click.option("--assistant", required=True)
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="A router started with --simulation.")
-@click.option("--users", default=4000, show_default=True, type=click.IntRange(1))
+@click.option("--users", default=6000, show_default=True, type=click.IntRange(1))
 @click.option("--days", default=7.0, show_default=True, help="Simulated time that the traffic is spread over.")
 @click.option("--concurrency", default=32, show_default=True, type=click.IntRange(1, 512))
 @click.option("--feedback", "feedback_share", default=0.8, show_default=True, help="Share of the replies that are judged.")

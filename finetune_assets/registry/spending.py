@@ -118,6 +118,13 @@ def month(ledger: Ledger, moment: datetime.datetime | None = None) -> list[dict[
         return [dict(row) for row in connection.execute(_month(moment or now())).mappings()]
 
 
+def between(ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime) -> float | None:
+    """Dollars of an assistant between two times (UTC, naive), unsettled estimates included; null: nothing was bought."""
+    mine = (spending.c.assistant == assistant) & (spending.c.created_at >= since) & (spending.c.created_at < until)
+    with ledger.engine.connect() as connection:
+        return connection.execute(sa.select(sa.func.sum(spending.c.usd)).where(mine)).scalar()
+
+
 def _month(moment: datetime.datetime) -> sa.Select[Any]:
     start = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     end = (start + datetime.timedelta(days=32)).replace(day=1)

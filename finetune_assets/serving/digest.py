@@ -9,12 +9,24 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_assets.registry import Ledger, Version
+from finetune_assets.registry import Ledger, Version, spending
 from finetune_assets.registry.tables import now
 from finetune_assets.serving.observed import slowest, totals
 
 WEEK = datetime.timedelta(days=7)
-NUMBERS = ("requests", "users", "exposed", "failed", "usd", "seconds", "slowest_seconds", "feedback", "negatives")
+NUMBERS = (
+    "requests",
+    "users",
+    "exposed",
+    "failed",
+    "usd",
+    "shadow_usd",
+    "spent_usd",
+    "seconds",
+    "slowest_seconds",
+    "feedback",
+    "negatives",
+)
 COLUMNS = tuple(f"{name}{suffix}" for name in ("verdict", *NUMBERS) for suffix in ("", "_before"))
 """Of a row, beside its assistant, live version and candidate: this week's, and those of the week before."""
 
@@ -39,6 +51,7 @@ def _row(ledger: Ledger, assistant: str, until: datetime.datetime) -> dict[str, 
     for suffix, end in (("", until), ("_before", until - WEEK)):
         seen = totals(ledger, assistant, end - WEEK, end)
         seen["slowest_seconds"] = slowest(ledger, assistant, end - WEEK, end)
+        seen["spent_usd"] = spending.between(ledger, assistant, end - WEEK, end)
         row |= {f"{name}{suffix}": seen[name] for name in NUMBERS}
         row[f"verdict{suffix}"] = _verdict(versions, end)
     return row
@@ -56,14 +69,15 @@ def _texts(row: dict[str, Any]) -> list[str]:
     texts = [
         f"Live: {row['live']}" + (f"; candidate: {row['candidate']}" if row["candidate"] else ""),
         f"Verdict: {verdict}" + ("" if row["verdict"] == before else f" (the week before {before or 'none'})"),
+    ]
+    if not row["requests"] and not row["requests_before"]:
+        return [*texts, *_costs(row), "Nobody asked anything, in either week"]
+    texts += [
         f"Met a candidate: {_people(row['exposed'])}{_change(row, 'exposed')}",
         f"Requests: {row['requests']}{_change(row, 'requests')} of {_people(row['users'])}{_change(row, 'users')}; "
         f"{row['failed']} failed{_change(row, 'failed')}",
     ]
-    if row["usd"] is None and row["usd_before"] is None:
-        texts.append("Cost: not known (set `budget.usd_per_hour`)")
-    else:
-        texts.append(f"Cost: {_usd(row['usd'])} ({_difference(row['usd'], row['usd_before'], '$ {:.2f}', '{:+.2f}')})")
+    texts += _costs(row) or ["Cost: not known (set `budget.usd_per_hour`)"]
     if row["seconds"] is not None or row["seconds_before"] is not None:
         mean = _difference(row["seconds"], row["seconds_before"], "{:.2f} s", "{:+.2f} s")
         slow = _difference(row["slowest_seconds"], row["slowest_seconds_before"], "{:.2f} s", "{:+.2f} s")
@@ -72,6 +86,14 @@ def _texts(row: dict[str, Any]) -> list[str]:
         was = f"{row['negatives_before']} of {row['feedback_before']}"
         texts.append(f"Negative feedback: {row['negatives']} of {row['feedback']} (the week before {was})")
     return texts
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    named = (("usd", "Cost of replies"), ("shadow_usd", "Cost of unseen replies"), ("spent_usd", "Training and rented replies"))
+    known = [(key, name) for key, name in named if row[key] is not None or row[f"{key}_before"] is not None]
+    return [
+        f"{name}: {_usd(row[key])} ({_difference(row[key], row[f'{key}_before'], '$ {:.2f}', '{:+.2f}')})" for key, name in known
+    ]
 
 
 def _people(count: int) -> str:

@@ -6,6 +6,7 @@ in the history, as the evidence of the event.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -20,8 +21,10 @@ from finetune_assets.registry.rollouts import BASE
 from finetune_assets.registry.tables import now, rollout_events, rollouts
 from finetune_assets.serving.guards import percentile
 from finetune_assets.serving.judge import Judgement, weigh
+from finetune_assets.serving.notify import notify
 from finetune_assets.serving.observed import Arm, observe
 
+log = logging.getLogger(__name__)
 STEP = "a/b"
 
 
@@ -128,7 +131,9 @@ def _store(
     }
     if state.generation and current(ledger, assistant):
         raise RolloutRefused(f"{assistant} has an experiment already; end it first with `finetune experiment end {assistant}`.")
-    _write(ledger, state, value, ("experiment_began", f"{first} against {second} at {share:.0%}: {why[0]}", why[1]))
+    reason = f"{first} against {second} at {share:.0%}: {why[0]}"
+    _write(ledger, state, value, ("experiment_began", reason, why[1]))
+    _tell(assistant, "experiment_began", f"an experiment begins, {reason} ({why[1]})")
 
 
 def end(ledger: Ledger, assistant: str, settings: RolloutSettings, why: tuple[str, str]) -> Result:
@@ -139,7 +144,13 @@ def end(ledger: Ledger, assistant: str, settings: RolloutSettings, why: tuple[st
     if not why[0].strip():
         raise RolloutRefused("Say why: the reason stays in the history (--reason).")
     _write(ledger, ledger.rollout(assistant), None, ("experiment_ended", why[0], why[1]), found.as_dict())
+    _tell(assistant, "experiment_ended", f"the experiment is over. {found.text} {why[0]} ({why[1]})")
     return found
+
+
+def _tell(assistant: str, event: str, text: str) -> None:
+    for problem in notify(f"{assistant}: {text}", {"assistant": assistant, "event": event}):
+        log.warning(problem)
 
 
 def ended(ledger: Ledger, assistant: str) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ def slowest(
     ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime, share: float = 0.95
 ) -> float | None:
     """Seconds within which `share` of the live replies came between two times (UTC, naive); null where there was none."""
-    where = _live(assistant, since, until) & (requests.c.outcome == "ok") & requests.c.seconds.is_not(None)
+    where = _of(assistant, "live", since, until) & (requests.c.outcome == "ok") & requests.c.seconds.is_not(None)
     with ledger.engine.connect() as connection:
         count = int(connection.execute(sa.select(sa.func.count()).select_from(requests).where(where)).scalar_one())
         place = max(math.ceil(count * share) - 1, 0)
@@ -160,10 +160,10 @@ def slowest(
         ).scalar()
 
 
-def _live(assistant: str, since: datetime.datetime, until: datetime.datetime) -> sa.ColumnElement[bool]:
+def _of(assistant: str, kind: str, since: datetime.datetime, until: datetime.datetime) -> sa.ColumnElement[bool]:
     return (
         (requests.c.assistant == assistant)
-        & (requests.c.kind == "live")
+        & (requests.c.kind == kind)
         & (requests.c.created_at >= since)
         & (requests.c.created_at < until)
     )
@@ -172,9 +172,10 @@ def _live(assistant: str, since: datetime.datetime, until: datetime.datetime) ->
 def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: datetime.datetime) -> dict[str, Any]:
     """Live traffic of an assistant between two times (UTC, naive): requests, users, outcomes, seconds, cost, feedback.
 
-    `exposed`: people whom a candidate answered, of rollouts that are over too.
+    `exposed`: people whom a candidate answered, of rollouts that are over too. `shadow_usd`: cost of what nobody saw.
     """
-    where = _live(assistant, since, until)
+    where = _of(assistant, "live", since, until)
+    unseen = _of(assistant, "shadow", since, until)
     with ledger.engine.connect() as connection:
         head = connection.execute(
             sa.select(
@@ -189,6 +190,7 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
                 sa.func.avg(requests.c.reply_chars),
             ).where(where)
         ).one()
+        shadow_usd = connection.execute(sa.select(sa.func.sum(requests.c.usd)).where(unseen)).scalar()
         said = connection.execute(
             sa.select(feedback.c.feedback_type, sa.func.count(), sa.func.avg(feedback.c.rating))
             .select_from(feedback.join(requests, requests.c.message_id == feedback.c.message_id))
@@ -209,6 +211,7 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
         "fallbacks": int(head[4] or 0),
         "seconds": head[5],
         "usd": head[6],
+        "shadow_usd": shadow_usd,
         "user_chars": head[7],
         "reply_chars": head[8],
         "feedback": given,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import polars as pl
 import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-from finetune_assets.automation import schedules, sensors
+from finetune_assets.automation import rollouts, schedules, sensors
 from finetune_assets.automation.failures import explain_failure
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger, erasures
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource, TrainerResource
 from finetune_assets.resources.tags import JOB, RANGE_END, RANGE_START, REASON, TRAIN_AFTERWARDS
+from finetune_assets.serving.health import health_file
 from finetune_assets_tests.code_location import DEFINITIONS
 
 SAMPLE = ROOT / "data" / "sample"
@@ -88,6 +90,56 @@ def test_feedback_starts_one_training(world: World) -> None:
     run = dg.DagsterRun(job_name="train", status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": "dental"})
     world.instance.add_run(run)
     assert world.tick(sensors.feedback_volume, *names) == []  # one is under way
+
+
+def test_a_source_that_never_rests_starts_trainings_too(world: World) -> None:
+    """The router writes all the time, so a week is always behind; what has been read is enough to begin."""
+    names = ("source", "store", "assistants", "ledger")
+
+    def write(text: str) -> None:
+        file = world.source_folder / "messages.parquet"
+        newest = pl.col("created_at") == pl.col("created_at").max()
+        frame = pl.read_parquet(file)
+        frame.with_columns(content=pl.when(newest).then(pl.lit(text)).otherwise("content")).write_parquet(file)
+
+    [first] = world.tick(sensors.feedback_volume, *names)
+    world.prepare(first)
+    write("¿Tienen hora mañana a primera hora?")
+    [due] = world.tick(sensors.feedback_volume, *names)
+    assert (due.job_name, due.partition_key) == ("train", "dental")
+    tags = {"dagster/run_key": due.run_key or "", "dagster/partition": "dental"}
+    world.instance.add_run(dg.DagsterRun(job_name="train", status=dg.DagsterRunStatus.FAILURE, tags=tags))
+    write("¿Y el jueves?")
+    assert "prepare_corpus" in [
+        one.job_name for one in world.tick(sensors.feedback_volume, *names)
+    ]  # it failed: on to new feedback
+
+
+def test_drift_is_trained_on_what_the_users_said(world: World) -> None:
+    """The corpus is read before, once a week; then each assistant that drifted is trained, once, with its own reason."""
+    names = ("source", "store", "ledger")
+    assert world.tick(rollouts.drifted, *names) == []
+    for assistant, measures in (("dental", ["intents"]), ("resting", ["lengths", "unknown_words"])):
+        file = health_file(world.resources["store"].store, assistant)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"drifted": measures}))
+    [reading] = world.tick(rollouts.drifted, *names)
+    assert reading.job_name == "prepare_corpus"
+    assert reading.tags[RANGE_START] <= reading.tags[RANGE_END]
+    run = dg.DagsterRun(job_name="prepare_corpus", status=dg.DagsterRunStatus.STARTED, tags=dict(reading.tags))
+    world.instance.add_run(run)
+    assert world.tick(rollouts.drifted, *names) == []  # it waits
+    world.instance.report_run_failed(run)
+    [again] = world.tick(rollouts.drifted, *names)
+    assert (again.job_name, again.run_key == reading.run_key) == ("prepare_corpus", False)
+    run = dg.DagsterRun(job_name="prepare_corpus", status=dg.DagsterRunStatus.SUCCESS, tags=dict(again.tags))
+    world.instance.add_run(run)  # rows that have come since are no reason to wait again
+    asked = world.tick(rollouts.drifted, *names)
+    told = [(one.job_name, one.partition_key, one.tags[REASON]) for one in asked]
+    assert told == [("train", "dental", "drift:intents"), ("train", "resting", "drift:lengths+unknown_words")]
+    tags = {"dagster/run_key": asked[0].run_key or "", "dagster/partition": "dental"}
+    world.instance.add_run(dg.DagsterRun(job_name="train", status=dg.DagsterRunStatus.SUCCESS, tags=tags))
+    assert [one.partition_key for one in world.tick(rollouts.drifted, *names)] == ["resting"]
 
 
 def test_feedback_is_counted_since_the_last_training(world: World) -> None:

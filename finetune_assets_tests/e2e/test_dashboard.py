@@ -55,6 +55,9 @@ def readable(browser: Any, served: Served, path: str, name: str) -> None:
     page = context.new_page()
     page.goto(served.url + path)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.history td')].every((td) => td.getBoundingClientRect().right <= innerWidth)"
+    )
     if os.environ.get("FINETUNE_AXE"):
         page.add_script_tag(path=os.environ["FINETUNE_AXE"])
         assert page.evaluate("async () => (await axe.run()).violations.map((v) => `${v.id}: ${v.nodes[0].html}`)") == []

@@ -52,13 +52,16 @@ class Store:
         process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         try:
+            reader = threading.Thread(target=process.stderr.read, daemon=True)
             place = next((found for line in process.stderr if (found := re.search(r"Serving on (http://\S+)", line))), None)
             assert place is not None
-            threading.Thread(target=process.stderr.read, daemon=True).start()
+            reader.start()
             yield place[1]
         finally:
             process.terminate()
             process.wait(60)
+            reader.join(10)
+            process.stderr.close()
 
 
 def test_the_demo_goes_to_everybody_and_a_bad_candidate_goes_back(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_the_demo_goes_to_everybody_and_a_bad_candidate_goes_back(tmp_path: Path
         again = ["simulate", "--assistant", "dental", "--url", url, "--bad", "0.2", "--seed", "1", "--json"]
         bad = json.loads(store.finetune(*again))
         assert (bad["champion"], bad["events"]) == (None, ["rolled_back"]), bad
-        page.get_by_text("too many errors").first.wait_for(timeout=20_000)
+        page.locator("#dental td", has_text="too many errors").first.wait_for(timeout=20_000)
         picture(page, "demo-back")
 
         with running(store.home, {**store.environment}) as dagster:

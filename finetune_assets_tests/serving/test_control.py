@@ -358,7 +358,11 @@ def test_people_are_told_of_each_change(shop: Shop, hook: Hook, monkeypatch: pyt
     with shop.ledger() as book:
         control.start(book, "aurora", version, "verdict serve", "run 1")
         control.rollback(book, "aurora", "patients complained", "ana")
-    assert [message["facts"]["event"] for message in hook.got] == ["started", "rolled_back"]
+        experiments.begin(book, "aurora", ("base", version), 0.5, {"tenants": ["staging"], "users": []}, ("try it", "ana"))
+        experiments.end(book, "aurora", QUICK, ("tried", "ana"))
+    events = ["started", "rolled_back", "experiment_began", "experiment_ended"]
+    assert [message["facts"]["event"] for message in hook.got] == events
+    assert hook.got[2]["text"] == f"aurora: an experiment begins, base against {version} at 50%: try it (ana)"
     assert hook.got[1]["text"] == f"aurora: {version} is rolled back. patients complained (ana; live: the base model)"
 
 

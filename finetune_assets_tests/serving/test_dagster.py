@@ -15,7 +15,8 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 
 from finetune_assets.assets import deployment
 from finetune_assets.automation import rollouts
-from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource
+from finetune_assets.registry import rollouts as states
+from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.tags import JOB, REASON
 from finetune_assets.serving import control
 from finetune_assets.serving.writer import store
@@ -98,6 +99,37 @@ def test_from_the_asset_into_shadow_and_back_by_the_sensor(tmp_path: Path, insta
     assert f"rolled back: {version}" in digest
 
 
+def test_a_person_decides_in_dagster(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    """The job `move_rollout`: an approval that is waited for, a hold and its end, the way back, and what is refused."""
+    shop = Shop(tmp_path)
+    version = shop.version("a")
+    shop.roll_out(version)
+    with shop.ledger() as book:
+        before = book.rollout("aurora")
+        book.move(before, states.advance(before, "passed", [10, 100], person=False, approval=True), "asked", ("ok", "router"))
+    resources: dict[str, Any] = {
+        "store": StoreResource(home=str(shop.home)),
+        "assistants": AssistantsResource(folder=str(shop.assistants)),
+        "ledger": LedgerResource(url=shop.url),
+    }
+
+    def decided(action: str, reason: str) -> bool:
+        config: dict[str, Any] = {"assistant": "aurora", "action": action, "reason": reason, "who": "ana"}
+        config = {"ops": {"decide": {"config": config}}, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        job = rollouts.move_rollout
+        return job.execute_in_process(config, instance=instance, resources=resources, raise_on_error=False).success
+
+    for action in ("advance", "hold", "release", "rollback"):
+        assert decided(action, f"{action}, since Monday went well")
+    assert not decided("advance", "nothing is rolled out")
+    assert not decided("rollback", " ")
+    assert not decided("promote", "no such action")
+    with shop.ledger() as book:
+        told = [(event["event"], event["actor"]) for event in book.events("aurora")][3:]
+        assert told == [(event, "ana") for event in ("advanced", "held", "released", "rolled_back")]
+        assert book.events("aurora")[-1]["reason"] == "rollback, since Monday went well"
+
+
 def test_rows_go_every_day_where_an_assistant_states_how_long_they_are_kept(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     shop = Shop(tmp_path)
     chat(shop, "old", 40)
@@ -157,7 +189,8 @@ def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, ins
     }
 
     def tick() -> list[dg.RunRequest | dg.SkipReason]:
-        context = dg.build_sensor_context(instance=instance, resources={"store": resources["store"]}, definitions=DEFINITIONS)
+        chosen = {"source": SourceResource(urls=["data/sample"]), "store": resources["store"], "ledger": resources["ledger"]}
+        context = dg.build_sensor_context(instance=instance, resources=chosen, definitions=DEFINITIONS)
         return list(rollouts.drifted(context))  # type: ignore[call-overload]
 
     assert [type(answer) for answer in tick()] == [dg.SkipReason]  # nothing was measured yet
@@ -171,6 +204,9 @@ def test_drift_starts_a_training_with_the_reason_in_its_tags(tmp_path: Path, ins
     [check] = made.get_asset_check_evaluations()
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "prices 25% → 100%" in (check.description or "")
+    [reading] = tick()
+    assert isinstance(reading, dg.RunRequest)  # what they said comes into the corpus first
+    instance.add_run(dg.DagsterRun(job_name="prepare_corpus", status=dg.DagsterRunStatus.SUCCESS, tags=dict(reading.tags)))
     [request] = tick()
     assert isinstance(request, dg.RunRequest)
     assert (request.partition_key, request.tags[REASON]) == ("aurora", "drift:unknown_words+lengths+intents")

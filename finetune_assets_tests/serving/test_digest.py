@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from finetune_assets.registry.tables import now, versions
+from finetune_assets.registry.tables import now, spending, versions
 from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving import control
 from finetune_assets.serving.digest import COLUMNS, digest
@@ -39,6 +39,13 @@ def test_the_week_beside_the_week_before(tmp_path: Path) -> None:
     asked(shop, 10, week_before, [1.0, 3.0], 0.5)
     asked(shop, 3, this_week, [1.0, 1.0, 1.0, 1.0, 6.0], 0.3)
     with shop.ledger() as book:
+        bought = {"reference": "job", "assistant": "aurora", "provider": "openai", "kind": "training", "usd": 4.0, "final": True}
+        unseen = requests.c.request_id == "unseen"
+        with book.engine.begin() as connection:
+            connection.execute(sa.insert(spending).values(**bought, created_at=now()))
+            row = dict(connection.execute(sa.select(requests).limit(1)).mappings().one())
+            connection.execute(sa.insert(requests).values(row | {"request_id": "unseen", "kind": "shadow", "usd": 0.25}))
+            connection.execute(sa.update(requests).where(unseen).values(created_at=now()))
         control.rollback(book, "aurora", "patients complain", "ana")  # it is over: whom it met is told all the same
         with book.engine.begin() as connection:
             before = now() - datetime.timedelta(days=9)
@@ -47,7 +54,7 @@ def test_the_week_beside_the_week_before(tmp_path: Path) -> None:
     lines = text.splitlines()
     assert "- Met a candidate: 3 people (+2)" in lines
     assert "- Requests: 5 (+3) of 4 people (+2); 0 failed (+0)" in lines
-    assert "- Cost: $ 1.50 (the week before $ 1.00, +0.50)" in lines
+    assert "- Cost of replies: $ 1.50 (the week before $ 1.00, +0.50)" in lines
     seconds = "2.00 s on average (the week before 2.00 s, +0.00 s), 95 % within 6.00 s (the week before 3.00 s, +3.00 s)"
     assert f"- Reply: {seconds}" in lines
     assert "- Negative feedback: 1 of 1 (the week before 1 of 1)" in lines
@@ -56,7 +63,16 @@ def test_the_week_beside_the_week_before(tmp_path: Path) -> None:
     assert (row["exposed"], row["exposed_before"], row["usd"], row["usd_before"]) == (3, 1, 1.5, 1.0)
     assert set(row) == {"assistant", "live", "candidate", *COLUMNS}
     assert (other["requests"], other["verdict"], other["seconds"]) == (0, None, None)
-    assert "- Cost: not known (set `budget.usd_per_hour`)" in lines
+    assert "- Cost of unseen replies: $ 0.25 (the week before –)" in lines
+    assert "- Training and rented replies: $ 4.00 (the week before –)" in lines
+    assert lines[-1] == "- Nobody asked anything, in either week"
+
+
+def test_a_cost_that_nobody_knows_is_not_made_up(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    asked(shop, 1, [("ana", "champion")], [0.25], None)
+    with shop.ledger() as book:
+        assert "- Cost: not known (set `budget.usd_per_hour`)" in digest(book, ["aurora"])[0]
 
 
 def test_without_a_week_before_nothing_is_compared(tmp_path: Path) -> None:
@@ -65,5 +81,5 @@ def test_without_a_week_before_nothing_is_compared(tmp_path: Path) -> None:
     with shop.ledger() as book:
         text, _ = digest(book, ["aurora"])
     assert "- Met a candidate: 0 people (+0)" in text
-    assert "- Cost: $ 0.01 (the week before –)" in text
+    assert "- Cost of replies: $ 0.01 (the week before –)" in text
     assert "- Reply: 0.25 s on average (the week before –), 95 % within 0.25 s (the week before –)" in text
