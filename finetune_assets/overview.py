@@ -12,9 +12,9 @@ from finetune_assets.assistants import assistant_names, load_assistant
 from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError, LedgerError
 from finetune_assets.registry import Job, Ledger
-from finetune_assets.registry.remote_jobs import LedgerJournal, RemoteJob, open_remote, remote_job
+from finetune_assets.registry.remote_jobs import LedgerJournal, RemoteJob, open_remote, record, remote_job
 from finetune_assets.registry.spending import month, settle, spent
-from finetune_assets.registry.tables import OPEN_STATUSES
+from finetune_assets.registry.tables import OPEN_STATUSES, now
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.local import cancel
 from finetune_assets.training.remote import Connection, RemoteTrainer
@@ -151,7 +151,12 @@ def hold_job(environment: Environment, job_id: str, pause: bool) -> JobState:
                 f"{job_id} runs on this machine; cancel it, and it goes on from its last checkpoint when started again."
             )
         trainer, handle = _at_provider(environment, ledger, remote)
-        return trainer.pause(handle) if pause else trainer.resume(handle)
+        state = trainer.pause(handle) if pause else trainer.resume(handle)
+        # From here on the time does not count for its deadline; that it does again is the next tick's to see.
+        asked = remote.polled_at.replace(tzinfo=None) if remote.polled_at else None
+        held = {"progress": {**remote.progress, "paused": True}} if pause else {"polled_at": asked}
+        record(ledger, job_id, now(), provider_status=state.provider_status, **held)
+        return state
 
 
 def _at_provider(environment: Environment, ledger: Ledger, remote: RemoteJob) -> tuple[RemoteTrainer, JobHandle]:

@@ -22,7 +22,16 @@ from finetune_assets.dataset.selection import common_regions, own_contacts
 from finetune_assets.environment import Environment, variable
 from finetune_assets.errors import DataError, FinetuneError, ProviderError, ProviderUnsettled, TrainingError
 from finetune_assets.storage import Store, write_json, write_text
-from finetune_assets.training import lifecycle, prices, provider_formats, remote, screening, wire_checkpoints, wire_states
+from finetune_assets.training import (
+    lifecycle,
+    prices,
+    provider_formats,
+    remote,
+    screening,
+    wire_checkpoints,
+    wire_request,
+    wire_states,
+)
 from finetune_assets.training.provider_formats import Prepared
 from finetune_assets.training.remote import Connection, Journal, RemoteModel
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
@@ -57,7 +66,7 @@ class OpenAIWire:
         """Hyper-parameters, files and personal data here; then key, model and its last day at the provider. Spends nothing."""
         self.parameters(request)
         screening.check_files(
-            (path for path in self._sources(request).values() if path.exists()),
+            (path for path in wire_request.sources(request).values() if path.exists()),
             own_contacts(self._store),
             common_regions(self._store),
         )
@@ -85,7 +94,7 @@ class OpenAIWire:
             if not self._journal.load().get("provider_job_id"):
                 prefix = str(self.connection.options.get("suffix", "finetune"))
                 suffix = remote.slug(prefix, request.assistant, request.number, dots=self.provider != "azure")
-                self._submission().run(request, suffix, lambda: self._files(request), lambda state: self._body(request, state))
+                self._submission().run(request, suffix, lambda: self._files(request))
         shutil.rmtree(folder / "upload", ignore_errors=True)
         return self._handle(request.run_key, request.fingerprint)
 
@@ -284,54 +293,7 @@ class OpenAIWire:
 
     def parameters(self, request: TrainingRequest) -> dict[str, Any]:
         """The hyper-parameters as this provider takes them. Raises TrainingError for what it does not."""
-        values = request.hyperparameters
-        if request.objective not in (("sft",), ("dpo",)) or (request.objective == ("dpo",) and not self.profile.dpo):
-            can = "[sft] or [dpo]" if self.profile.dpo else "[sft]"
-            raise TrainingError(
-                f"{self.provider} trains the objective {can}, not {list(request.objective)}; train a chain locally."
-            )
-        if values.epochs != int(values.epochs) or not 1 <= values.epochs <= 50:
-            raise TrainingError(f"{self.provider} takes 1 to 50 whole epochs, hyperparameters.epochs is {values.epochs:g}.")
-        batch = request.overrides.get("batch_size")
-        if batch is not None and not 1 <= batch <= 256:
-            raise TrainingError(f"{self.provider} takes a batch of 1 to 256, hyperparameters.batch_size is {batch}.")
-        sent: dict[str, Any] = {"n_epochs": int(values.epochs)}
-        if self.profile.absolute_rate:
-            sent |= {
-                "batch_size": values.batch_size,
-                "learning_rate": values.learning_rate,
-                "context_length": _context(values.max_length),
-            }
-            sent |= {"lora": True, "lora_r": 8, "lora_alpha": 32} if request.adapter == "lora" else {"lora": False}
-            return sent
-        rate = self.connection.options.get("learning_rate_multiplier", 1.0)
-        sent |= {"batch_size": batch or "auto", "learning_rate_multiplier": rate}
-        return sent
-
-    def _body(self, request: TrainingRequest, state: Mapping[str, Any]) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": request.base_model,
-            "training_file": state["training_file"],
-            "suffix": state["suffix"],
-            "seed": request.seed,
-        }
-        if state.get("validation_file"):
-            body["validation_file"] = state["validation_file"]
-        parameters = self.parameters(request)
-        if self.profile.absolute_rate:
-            body["extra_body"] = {"hyperparameters": parameters}
-        else:
-            method = "dpo" if request.objective == ("dpo",) else "supervised"
-            body["method"] = {"type": method, method: {"hyperparameters": parameters}}
-        if self.profile.metadata:
-            body["metadata"] = {"run_key": request.run_key, "fingerprint": request.fingerprint, "assistant": request.assistant}
-        if self.provider == "azure" and self.connection.options.get("training_type"):
-            body["extra_body"] = {"trainingType": self.connection.options["training_type"]}
-        return body
-
-    def _sources(self, request: TrainingRequest) -> dict[str, Path]:
-        names = ("preferences", "preferences_heldout") if request.objective == ("dpo",) else ("train", "validation")
-        return {role: request.dataset / f"{name}.jsonl" for role, name in zip(("training", "validation"), names, strict=True)}
+        return wire_request.parameters(self.connection, request)
 
     def _files(self, request: TrainingRequest) -> dict[str, Prepared]:
         """The provider's files, made and checked once. A validation set that is too small to send is left out."""
@@ -341,7 +303,7 @@ class OpenAIWire:
             return self._prepared[key]
         shape: provider_formats.Shape = "dpo" if request.objective == ("dpo",) else self.profile.shape
         made: dict[str, Prepared] = {}
-        for role, source in self._sources(request).items():
+        for role, source in wire_request.sources(request).items():
             if not source.exists() or (source.stat().st_size == 0 and role == "training"):
                 raise DataError(f"{source} is missing or empty: there is nothing to train on. Materialise jsonl_splits again.")
             if role == "validation" and sum(1 for _ in read_lines(source)) < provider_formats.LEAST_ROWS:
@@ -400,11 +362,3 @@ class OpenAIWire:
 
     def _errors(self, doing: str) -> AbstractContextManager[None]:
         return translated(self.provider, doing, self._key())
-
-
-def _context(max_length: int) -> int:
-    """Nebius takes 8192 tokens of context or a larger power of two."""
-    length = 8192
-    while length < max_length:
-        length *= 2
-    return length

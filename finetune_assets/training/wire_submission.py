@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled
+from finetune_assets.training import wire_request
 from finetune_assets.training.provider_formats import Prepared
 from finetune_assets.training.remote import Connection, Journal, without_secrets
 from finetune_assets.training.trainer import TrainingRequest
@@ -43,13 +44,7 @@ class Submission:
         self.provider, self.profile = connection.provider, PROFILES[connection.provider]
         self.key, self.settle_seconds = key, settle_seconds
 
-    def run(
-        self,
-        request: TrainingRequest,
-        suffix: str,
-        files: Callable[[], dict[str, Prepared]],
-        body: Callable[[Mapping[str, Any]], dict[str, Any]],
-    ) -> None:
+    def run(self, request: TrainingRequest, suffix: str, files: Callable[[], dict[str, Prepared]]) -> None:
         """Does what the journal does not have yet; at the end it has `provider_job_id`."""
         state = self.journal.load()
         if not state.get("suffix"):
@@ -71,7 +66,7 @@ class Submission:
                 self.await_file(state.get(f"{role}_file"))
         state["create_started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.journal.save(create_started=state["create_started"])
-        self.journal.save(provider_job_id=self.create(body(state), state))
+        self.journal.save(provider_job_id=self.create(wire_request.body(self.connection, request, state), state))
 
     def upload(self, file: Prepared, name: str) -> str:
         """Uploads a file as a stream, or finds the one that an earlier try of the same job uploaded; its id."""

@@ -15,7 +15,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import LedgerError, SettingsError
 from finetune_assets.overview import cancel_job
 from finetune_assets.registry import Job, Ledger
-from finetune_assets.registry.remote_jobs import open_journal
+from finetune_assets.registry.remote_jobs import open_journal, remote_job
 from finetune_assets.serving.cron import SECRET, cron_routes
 from finetune_assets.storage import Store
 from finetune_assets.training.openai_wire import OpenAIWire
@@ -65,6 +65,9 @@ def test_a_hand_on_a_job(fake: FakeProvider, book: Ledger, tmp_path: Path) -> No
     assert do("list") == "1 jobs"
     assert do("pause", job.id) == f"{job.id}: paused"
     assert fake.jobs[0]["status"] == "paused"
+    held = remote_job(book, job.id)
+    assert held is not None
+    assert (held.provider_status, held.progress["paused"]) == ("paused", True)  # shown at once, and its time counts no more
     assert do("resume", job.id) == f"{job.id}: validating_files"
     assert do("events", job.id) == "1 events"
     assert "is cancelled at openai" in do("cancel", job.id)

@@ -57,13 +57,17 @@ def fake() -> Iterator[FakeProvider]:
 
 def test_from_submission_to_the_way_out(fake: FakeProvider, tmp_path: Path) -> None:
     machine = Machine(tmp_path, fake.url)
-    code, submitted, errors = machine.finetune("run", "--assistant", "aurora")
+    yaml = machine.assistants / "aurora.yaml"
+    shipped = (ROOT / "finetune_assets" / "assistants" / "dental.yaml").read_text()
+    own = "".join(line for line in SETTINGS.strip().splitlines(True) if not line.startswith(("select", "language", "benchmark")))
+    yaml.rename(machine.assistants / "dental.yaml").write_text(shipped.replace("benchmark:", "benchmark:\n  max_rows: 24") + own)
+    code, submitted, errors = machine.finetune("run", "--assistant", "dental")
     assert (code, submitted["state"]) == (0, "submitted"), errors
     assert submitted["provider_job"] == fake.jobs[0]["id"]
-    code, again, errors = machine.finetune("run", "--assistant", "aurora")
+    code, again, errors = machine.finetune("run", "--assistant", "dental")
     assert (code, again["job"], len(fake.jobs)) == (0, submitted["job"], 1), errors
 
-    code, reported, errors = machine.finetune("run", "--assistant", "aurora", "--wait")
+    code, reported, errors = machine.finetune("run", "--assistant", "dental", "--wait")
     assert (code, reported["state"]) == (0, "reported"), errors
     assert len(fake.jobs) == 1
     report = json.loads(Path(reported["report"]).with_suffix(".json").read_text())
@@ -80,15 +84,15 @@ def test_from_submission_to_the_way_out(fake: FakeProvider, tmp_path: Path) -> N
     assert code == 1
     assert {one["level"] for one in dying} == {"problem"}
     assert any(reported["version"] in one["text"] for one in dying)
-    assert all("finetune migrate aurora --to local/data/base_model" in one["text"] for one in dying)
+    assert all("finetune migrate dental --to local/data/base_model" in one["text"] for one in dying)
 
-    small = make_tiny_model(tmp_path / "small")
-    code, migrated, errors = machine.finetune("migrate", "aurora", "--to", f"local/{small}")
+    code, migrated, errors = machine.finetune("migrate", "dental", "--to", "local/data/base_model")
     assert (code, migrated["state"]) == (0, "reported"), errors
     assert migrated["fingerprint"] == submitted["fingerprint"]
     both = json.loads(Path(migrated["report"]).with_suffix(".json").read_text())
     assert both["candidates"]["tuned"]["bits_per_byte"]["value"] is not None
     assert both["candidates"]["champion"]["chrf"]["value"] == pytest.approx(tuned["chrf"]["value"])
+    assert both["candidates"]["tuned"]["bits_per_byte"]["high"] < both["candidates"]["base"]["bits_per_byte"]["low"]
     assert "tuned_vs_champion" in both["differences"]
     assert len(fake.jobs) == 1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +210,20 @@ def test_a_job_that_is_gone_is_told_from_one_that_may_not_be_seen(
         stub.add_client_error(operation, "AccessDeniedException", "no", 403)
         with pytest.raises(ProviderError, match="AccessDenied"):  # it may be there: nobody says that it is not
             trainer.attach()
+
+
+@pytest.mark.parametrize("provider", ["bedrock", "sagemaker"])
+def test_a_tick_waits_for_no_service_that_hangs(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        trainer = make(provider, tmp_path, NOVA)[0].hurried(0.5)
+        client, begun = trainer.client(provider), time.monotonic()
+        with pytest.raises(ProviderUnsettled):
+            trainer.poll(JobHandle(provider, "j", "j", "f"))
+        assert time.monotonic() - begun < 2  # tried once
+        assert client.meta.config.connect_timeout == 0.5
 
 
 def test_a_container_costs_its_billed_seconds_and_at_most_its_longest_run(aws: Any, tmp_path: Path) -> None:

@@ -79,11 +79,14 @@ def test_from_estimate_to_model(fake: FakeProvider, frozen: Path, tmp_path: Path
 def test_preferences_go_out_as_dpo(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    settings = assistant()
+    settings = assistant(hyperparameters={"beta": 0.3})
     asked = replace(request(frozen, settings), objective=("dpo",))
     wire(settings, tmp_path).submit(asked)
     [job] = fake.jobs
     assert job["method"]["type"] == "dpo"
+    assert job["method"]["dpo"]["hyperparameters"]["beta"] == 0.3
+    with pytest.raises(TrainingError, match=r"hyperparameters\.beta is 3"):
+        wire(settings, tmp_path).parameters(replace(asked, overrides={"beta": 3.0}))
     content = fake.state(contents=True)["contents"][job["training_file"]]
     assert set(json.loads(content.splitlines()[0])) == {"input", "preferred_output", "non_preferred_output"}
 

@@ -23,7 +23,7 @@ from finetune_assets.training.openai_wire import OpenAIWire
 from finetune_assets.training.polling import Polled, poll
 from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
 from finetune_assets.training.submission import bill, submit
-from finetune_assets.training.trainer import Estimate
+from finetune_assets.training.trainer import Estimate, JobHandle
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.remote_request import assistant, dataset, request
 
@@ -217,6 +217,22 @@ def test_a_job_that_the_provider_does_not_know_any_more(fake: FakeProvider, worl
     assert "knows the job no more" in (world.ledger.job(job.id).error or "")
     assert world.cost(job) == (0.5, True)
     assert fake.state()["files"] == []
+
+
+def test_a_deployment_that_never_answers_is_given_up_and_the_model_comes_home(fake: FakeProvider, world: World) -> None:
+    made = world.folder / "made"
+    made.mkdir()
+    (made / "adapter_config.json").write_text("{}")
+    fake.set(checkpoint=str(made), never_active=True, progress=["running", "succeeded"])
+    world.settings = assistant("nebius", remote={"base_url": fake.url, "deploy": True})
+    job = world.submit()
+    assert [world.poll()[0].provider_status for _ in range(3)] == ["running", *["Deploying (validating)"] * 2]
+    world.past_deadline()
+    [ended] = world.poll()
+    assert (ended.job.status, "given up while it was validating" in (ended.note or "")) == ("succeeded", True)
+    trainer = world.connect(Connection.of(world.settings), LedgerJournal(world.ledger, job.id))
+    trainer.keep(JobHandle("nebius", fake.jobs[0]["id"], job.id, "f1"), world.folder / "kept", {"base_model": "b"})
+    assert (world.folder / "kept" / "model" / "adapter_config.json").exists()
 
 
 def test_404_counts_only_in_a_row(fake: FakeProvider, world: World) -> None:

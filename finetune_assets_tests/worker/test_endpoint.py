@@ -179,6 +179,8 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     assert found["judge"]["first_place"]["value"] == 1.0  # its bias is told,
     assert found["judge"]["win_rate"]["value"] == 0.5  # and decides nothing
     assert found["judge"]["agreement"] is None
+    bought = read_json(folder / "out" / "result.json")["judge_bought"]
+    assert bought["prompt_tokens"] > bought["reply_tokens"] > 0  # what the month is held against
     page = report.html(found)
     assert "Costo" in page or "cuestan" in page
     assert "2 de 10 filas sin respuesta" in page

@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.state.served:
             raise Refusal(404, f"no model {name}")
         told = dict(self.state.served[name])
-        self.state.served[name]["status"] = "active"
+        self.state.served[name]["status"] = "validating" if self.state.never_active else "active"
         return told
 
     def job_route(self, method: str, job_id: str, what: str, query: dict[str, list[str]]) -> Any:

@@ -38,6 +38,8 @@ class State:
     """Seconds after which the list of jobs comes to show a new one."""
     checkpoint: str | None = None
     """Folder of a model: jobs end like Nebius', without a model's name, and their checkpoints have these files."""
+    never_active: bool = False
+    """Custom models are validated for ever."""
     served: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     contents: dict[str, bytes] = field(default_factory=dict[str, bytes])
