@@ -49,7 +49,7 @@ class Room(DynamicLayer):
 
     def back(self, tokens: int) -> None:
         """Forgets all but the first `tokens`; their room stays."""
-        self.keys, self.values = self.keys[:, :, :tokens], self.values[:, :, :tokens]
+        self.keys, self.values = self.keys[:, :, :tokens], self.values[:, :, :tokens]  # pyright: ignore[reportOptionalSubscript]
 
     def _grown(self, old: Any, new: torch.Tensor, end: int) -> torch.Tensor:
         made = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])
