@@ -537,9 +537,9 @@ def test_what_was_answered_is_logged_though_the_worker_is_killed(tmp_path: Path,
             time.sleep(0.5)
             os.kill(served.children("worker")[0], signal.SIGKILL)
         time.sleep(1.5)
+        assert wait_for(lambda: len(acknowledged) > 50, 60)
         stop.set()
     stored = {row["request_id"] for row in rows(shop, requests)}
-    assert len(acknowledged) > 50
     assert set(acknowledged) <= stored
     assert {row["conversation_id"] for row in rows(shop, messages)} == {
         row["conversation_id"] for row in rows(shop, conversations)
