@@ -218,7 +218,10 @@ def _served(
         if tenants > 1:
             third, people = shop.version("c", assistant=assistant), [f"u{n}" for n in range(200)]
             with shop.ledger() as book:
-                experiments.begin(book, assistant, ("base", third), 0.5, {"tenants": [], "users": people}, ("benchmark", "bench"))
+                champion = book.rollout(assistant).champion or "base"
+                experiments.begin(
+                    book, assistant, (champion, third), 0.5, {"tenants": [], "users": people}, ("benchmark", "bench")
+                )
     with shop.served("--no-judge", *options) as served:
         for pid in [*served.children("worker"), *served.children("writer")]:
             if shutil.which("taskset") and (os.cpu_count() or 1) > 1:

@@ -320,5 +320,6 @@ def _connect(url: str) -> sa.Engine:
         raise LedgerError(f"FINETUNE_DATABASE_URL={shown} needs {error.name}: pip install 'finetune-assets[postgres]'.") from None
     except (SQLAlchemyError, OSError) as error:
         raise LedgerError(
-            f"FINETUNE_DATABASE_URL={shown} cannot be used: {error}. Check that it exists and is writable."
+            f"FINETUNE_DATABASE_URL={shown} cannot be used: {getattr(error, 'orig', None) or error}. Check that it exists, is "
+            "writable, and that its disk has room."
         ) from None

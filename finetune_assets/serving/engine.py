@@ -196,7 +196,9 @@ class _Reply:
         messages = [{"role": str(m["role"]), "content": _text(m.get("content"))} for m in body["messages"]]
         prompt, _ = encode_prompt(self.tokenizer, messages, context - most)
         shared = engine.lanes[base].shared(prompt, messages)
-        loop, stream = asyncio.get_running_loop(), bool(body.get("stream"))
+        self.stops = _texts(body.get("stop"))
+        self.reason = "stop"
+        loop, stream = asyncio.get_running_loop(), bool(body.get("stream") or self.stops)
         self.queue: asyncio.Queue[tuple[int | None, str | None]] = asyncio.Queue()
         self.ids: list[int] = []
 
@@ -228,15 +230,19 @@ class _Reply:
     async def whole(self, request: Request) -> Response:
         watcher = asyncio.ensure_future(self._cancel_when_gone(request))
         try:
-            _, reason = await self.queue.get()
+            if self.stops:
+                text = "".join([piece async for piece in self._pieces()])
+            else:
+                self.reason = (await self.queue.get())[1] or "stop"
+                text = self._text()
         finally:
             watcher.cancel()
-        reason = reason or "stop"
+        reason = self.reason
         if reason.startswith("error"):
             return _error(500, reason)
         if reason == "busy":
             return _error(429, "too many chats wait", {"Retry-After": "1"})
-        message = {"role": "assistant", "content": self._text().strip()}
+        message = {"role": "assistant", "content": text.strip()}
         choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
         return JSONResponse({**self._head("chat.completion"), "choices": [choice], "usage": self._usage()})
 
@@ -247,30 +253,43 @@ class _Reply:
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events of `chat.completion.chunk`."""
-        sent = ""
         ended = False
         try:
             yield self._event({"role": "assistant", "content": ""}, None)
-            while True:
-                token, reason = await self.queue.get()
-                if token is not None:
-                    self.ids.append(token)
-                text = self._text()
-                if token is not None and text.endswith("\ufffd"):
-                    continue  # half of a character
-                if len(text) > len(sent):
-                    yield self._event({"content": text[len(sent) :]}, None)
-                    sent = text
-                if token is None:
-                    break
+            async for piece in self._pieces():
+                yield self._event({"content": piece}, None)
             ended = True
-            if (reason or "").startswith("error"):
-                yield f"data: {json.dumps({'error': {'message': reason, 'type': 'server_error'}})}\n\n"
+            if self.reason.startswith("error"):
+                yield f"data: {json.dumps({'error': {'message': self.reason, 'type': 'server_error'}})}\n\n"
                 return
-            yield self._event({}, reason or "stop", self._usage())
+            yield self._event({}, self.reason, self._usage())
             yield "data: [DONE]\n\n"
         finally:
-            self.chat.cancelled = not ended
+            self.chat.cancelled = self.chat.cancelled or not ended
+
+    async def _pieces(self) -> AsyncIterator[str]:
+        """The text as it is made, up to one of the request's `stop` texts; what may be the beginning of one is held back."""
+        sent = 0
+        while True:
+            token, reason = await self.queue.get()
+            if token is not None:
+                self.ids.append(token)
+            text = self._text()
+            found = min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=-1)
+            if found >= 0:
+                self.chat.cancelled = True
+                yield text[sent:found]
+                return
+            if token is None:
+                self.reason = reason or "stop"
+                yield text[sent:]
+                return
+            if text.endswith("\ufffd"):
+                continue  # half of a character
+            end = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+            if end > sent:
+                yield text[sent:end]
+                sent = end
 
     def _text(self) -> str:
         return str(self.tokenizer.decode(self.ids, skip_special_tokens=True)).lstrip()
@@ -293,6 +312,17 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))  # pyright: ignore
     return "" if content is None else str(content)
+
+
+def _texts(value: Any) -> list[str]:
+    """OpenAI's `stop`: a text, several, or null."""
+    given: list[Any] = value if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownVariableType]
+    return [text for text in given if isinstance(text, str) and text]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of a text with which a stop text may begin."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -205,6 +205,10 @@ def openai_ask(
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high):
             raise Refused(400, f"`{name}` must be a number from {low} to {high}.")
+    stop = settings.get("stop")
+    stops = cast("list[Any]", stop) if isinstance(stop, list) else [stop]
+    if stop is not None and not (len(stops) <= 4 and all(isinstance(text, str) for text in stops)):
+        raise Refused(400, "`stop` must be a text, or up to four.")
     if body.get("n") not in (None, 1):
         raise Refused(400, "`n` must be 1: a user gets one reply.")
     conversation = metadata.get("conversation_id") or request.headers.get("x-conversation-id")

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -82,7 +83,7 @@ class Router:
             *rating_routes(self.store, self.ledger.engine, key),
             *cron_routes(environment, self.ledger),
         ]
-        self.app = Starlette(routes=routes, lifespan=self._lifespan)
+        self.app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _unknown})
         self.chats_at = {"/v1/chat/completions": self._guarded(self.completions), "/chat": self._guarded(self.chat)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -265,3 +266,12 @@ class Router:
 
     def _vertical(self, vertical: str | None, tenant: str) -> str:
         return self.directory.tenants.get(tenant) or vertical or "unknown"
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """404 and 405 of what no route takes, in OpenAI's error shape."""
+    assert isinstance(error, HTTPException)
+    told = Refused(
+        error.status_code, f"{request.method} {request.url.path}: {error.detail}. See /openapi.json for what there is."
+    )
+    return JSONResponse({"error": told.error}, status_code=error.status_code, headers=error.headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,9 +197,29 @@ def test_a_streamed_reply_is_the_whole_one_with_its_usage(engine: tuple[str, Any
     assert inside.pending == 0
 
 
-def test_a_stream_that_its_reader_leaves_makes_room(engine: tuple[str, Any]) -> None:
+@pytest.mark.parametrize("stop", ["a", ["zzz", "reserv"], "ué te gust", "Claro", []])
+def test_a_reply_ends_before_a_stop_text_whole_and_streamed(engine: tuple[str, Any], stop: Any) -> None:
+    import openai
+
+    url, inside = engine
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    with client:
+        plain = client.chat.completions.create(**_asked()).choices[0].message.content or ""
+        whole = client.chat.completions.create(**_asked(stop=stop))
+        chunks = list(client.chat.completions.create(**_asked(stop=stop), stream=True))
+    texts = [stop] if isinstance(stop, str) else stop
+    end = min((at for text in texts if (at := plain.find(text)) >= 0), default=len(plain))
+    assert whole.choices[0].message.content == plain[:end].strip()
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices).strip() == plain[:end].strip()
+    assert whole.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+    assert wait_for(lambda: inside.pending == 0, 5)
+
+
+def test_a_stream_that_its_reader_leaves_makes_room(engine: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     url, inside = engine
     lane = next(iter(inside.lanes.values()))
+    step = lane.step
+    monkeypatch.setattr(lane, "step", lambda: (time.sleep(0.02), step()))  # the reader leaves first
     body = _asked(most=200, stream=True)
     with httpx.Client(trust_env=False, timeout=20) as client:
         ends = set(lane.ends)

@@ -426,6 +426,7 @@ def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(tmp_path: Pat
         (b'{"model": "aurora", "messages": [{"role": "boss", "content": "x"}]}', 400),
         (b'{"model": "aurora", "messages": [{"role": "user", "content": 7}]}', 400),
         (b'{"model": "aurora", "messages": [{"role": "user", "content": "x"}], "temperature": "hot"}', 400),
+        (b'{"model": "aurora", "messages": [{"role": "user", "content": "x"}], "stop": [1]}', 400),
         (b'{"model": ["aurora"], "messages": [{"role": "user", "content": "x"}], "assistant": "nobody"}', 404),
         (b'{"model": "aurora", "user": {"a": 1}, "messages": [{"role": "user", "content": "x"}]}', 400),
         (b"x" * (10 << 20), 413),
@@ -439,6 +440,15 @@ def test_bad_bodies_are_refused_with_a_reason(served: Served, body: bytes, statu
         return
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/chat", 405), ("POST", "/v1/models", 405)]
+)
+def test_what_there_is_not_is_said_in_openais_shape(served: Served, method: str, path: str, status: int) -> None:
+    answer = served.client.request(method, path)
+    assert answer.status_code == status
+    assert f"{method} {path}" in answer.json()["error"]["message"]
 
 
 def test_control_characters_reach_neither_model_nor_store(served: Served, shop: Shop, upstream: Upstream) -> None:
@@ -527,9 +537,9 @@ def test_what_was_answered_is_logged_though_the_worker_is_killed(tmp_path: Path,
             time.sleep(0.5)
             os.kill(served.children("worker")[0], signal.SIGKILL)
         time.sleep(1.5)
+        assert wait_for(lambda: len(acknowledged) > 50, 60)
         stop.set()
     stored = {row["request_id"] for row in rows(shop, requests)}
-    assert len(acknowledged) > 50
     assert set(acknowledged) <= stored
     assert {row["conversation_id"] for row in rows(shop, messages)} == {
         row["conversation_id"] for row in rows(shop, conversations)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -137,6 +141,52 @@ def test_a_stream_that_has_said_its_end_gets_a_moment_for_the_last_bytes() -> No
         return connections[0]
 
     assert asyncio.run(ask()) == 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
+@pytest.mark.parametrize("trusted", [True, False])
+def test_tls_is_spoken_with_those_whose_certificate_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    certificate, key = str(tmp_path / "certificate"), str(tmp_path / "key")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(command, check=True, capture_output=True)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+
+    async def ask() -> tuple[list[bytes], int]:
+        connections = [0]
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections[0] += 1
+            for _ in range(2):
+                await reader.readuntil(b"\r\n\r\n{}")
+                writer.write(CHUNKED)
+            writer.close()
+            await writer.wait_closed()
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server = await asyncio.start_server(serve, "localhost", 0, ssl=context)
+        url, pool, bodies = f"https://localhost:{server.sockets[0].getsockname()[1]}/v1", Pool(), list[bytes]()
+        try:
+            for _ in range(2):
+                connection = await pool.post(url, "k", b"{}")
+                bodies.append(await connection.read())
+                pool.release(connection)
+        finally:
+            await pool.close()
+            await asyncio.sleep(0.05)
+            server.close()
+            await server.wait_closed()
+        return bodies, connections[0]
+
+    if trusted:
+        assert asyncio.run(ask()) == ([TEXT, TEXT], 1)
+    else:
+        with pytest.raises(OSError, match="self-signed certificate"):
+            asyncio.run(ask())
 
 
 @pytest.mark.parametrize("url", ["ftp://host/", "http:///v1", "host:80/v1"])
