@@ -65,16 +65,13 @@ def prepare(
     """
     bench = assistant.benchmark
     rows = test_rows(dataset, bench.max_rows)
-    asked: list[dict[str, Any]] = []
-    for candidate in candidates:
-        path = output / "prompts" / f"{candidate.name}.jsonl"
-        _write_lines(path, [_line(row, candidate.prompt(row.messages)) for row in rows])
-        asked.append({"name": candidate.name, "prompts": str(path), **candidate.spec()})
+    asked = [_asked(candidate, rows, output) for candidate in candidates]
     cases = suite_of(assistant)
     shots = max((len(c.shots) for c in candidates if isinstance(c, FewShot)), default=0)
     total = int(pl.read_parquet(dataset / "lineage.parquet").filter(pl.col("split") == "test").height)
     known = {"shots": shots, "test_rows_in_dataset": total, "cases": [case.model_dump(by_alias=True) for case in cases]}
     write_json(output / "rows.json", {"rows": [asdict(row) for row in rows], **known})
+    _write_lines(output / "general.jsonl", _everyday(_general(assistant)))
     spec: dict[str, Any] = {
         "task": "benchmark",
         "output": str(output),
@@ -87,24 +84,37 @@ def prepare(
         "language": assistant.language,
         "cache": str(cache or output.parent / "cache"),
         "canaries": [{**canary.model_dump(), "system": assistant.system_prompt} for canary in bench.canaries],
+        "general": str(output / "general.jsonl"),
+        **_shown(assistant, dataset, asked, output),
     }
-    if any(one.get("retrieve") for one in asked):
-        spec["passages"] = str(output / "passages.jsonl")
-        _write_lines(output / "passages.jsonl", [asdict(passage) for passage in passages(assistant, dataset)])
-    if any(one.get("retrieve") or one.get("shots") for one in asked):
-        spec["validation"] = str(output / "validation.jsonl")
-        chosen = by_hash(split_rows(dataset, "validation"))[:VALIDATION_ROWS]
-        _write_lines(output / "validation.jsonl", [_line(row, row.messages) for row in chosen])
     if cases:
         spec["checks"] = str(output / "checks.jsonl")
         _write_lines(output / "checks.jsonl", [_check(assistant, case) for case in cases])
     if bench.judge is not None:
         where = bench.judge.model_dump(include={"url", "model", "api_key_env", "timeout"})
         spec["judge"] = {"endpoint": where, "first": TUNED, "second": bench.judge.against, "rows": bench.judge.rows}
-    spec["general"] = str(output / "general.jsonl")
-    _write_lines(output / "general.jsonl", _everyday(_general(assistant)))
     write_json(output / "spec.json", spec)
     return spec
+
+
+def _asked(candidate: Candidate, rows: Sequence[TestRow], output: Path) -> dict[str, Any]:
+    """What the worker is told of a candidate, whose prompts are written."""
+    path = output / "prompts" / f"{candidate.name}.jsonl"
+    _write_lines(path, [_line(row, candidate.prompt(row.messages)) for row in rows])
+    return {"name": candidate.name, "prompts": str(path), **candidate.spec()}
+
+
+def _shown(assistant: Assistant, dataset: Path, asked: Sequence[Mapping[str, Any]], output: Path) -> dict[str, str]:
+    """Files of what retrieval can find, and of the validation rows on which it and few-shot are chosen, where they are wanted."""
+    made: dict[str, str] = {}
+    if any(one.get("retrieve") for one in asked):
+        made["passages"] = str(output / "passages.jsonl")
+        _write_lines(output / "passages.jsonl", [asdict(passage) for passage in passages(assistant, dataset)])
+    if any(one.get("retrieve") or one.get("shots") for one in asked):
+        made["validation"] = str(output / "validation.jsonl")
+        chosen = by_hash(split_rows(dataset, "validation"))[:VALIDATION_ROWS]
+        _write_lines(output / "validation.jsonl", [_line(row, row.messages) for row in chosen])
+    return made
 
 
 def passages(assistant: Assistant, dataset: Path) -> list[retrieval.Passage]:

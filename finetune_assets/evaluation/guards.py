@@ -13,6 +13,7 @@ from finetune_assets.evaluation.suite import Case, Outcome, judge_case
 
 PARITY = ("same_alone", "same_adapter", "same_rendering")
 """Lists of the worker: alone as in a batch, with the adapter beside its base as merged, prompt ids as by the own template."""
+MOST_DROPPED = 0.1
 BY_CHANCE = 0.01
 """Canaries count as learnt where so many of them are likeliest of all less often than this by chance."""
 
@@ -45,9 +46,12 @@ def _rise(sums: Floats) -> Floats:
 
 def overfitting(loss: Interval, training: Mapping[str, Any]) -> Interval:
     """Nats a token by which replies that nobody trained on surprise the model more than its training's did at the end: `loss` of
-    the test rows less `train_loss`. Null where the last objective was another than those rows' likelihood."""
-    seen, objectives = training.get("train_loss"), training.get("objective") or [""]
+    the test rows less `train_loss`. Null where the last objective was another than those rows' likelihood, and where the training
+    had to leave out more than MOST_DROPPED of its rows as too long: those that remain are easier than the test's."""
+    seen, objectives, rows = training.get("train_loss"), training.get("objective") or [""], training.get("rows") or {}
     if seen is None or loss.value is None or loss.low is None or loss.high is None or objectives[-1] not in ("sft", "tools"):
+        return NOTHING
+    if rows.get("dropped", 0) > MOST_DROPPED * (rows.get("train", 0) + rows.get("dropped", 0)):
         return NOTHING
     return Interval(loss.value - seen, loss.low - seen, loss.high - seen)
 

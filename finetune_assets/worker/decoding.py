@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache
@@ -49,7 +49,8 @@ class Room(DynamicLayer):
 
     def back(self, tokens: int) -> None:
         """Forgets all but the first `tokens`; their room stays."""
-        self.keys, self.values = self.keys[:, :, :tokens], self.values[:, :, :tokens]  # pyright: ignore[reportOptionalSubscript]
+        keys, values = cast("tuple[torch.Tensor, torch.Tensor]", (self.keys, self.values))
+        self.keys, self.values = keys[:, :, :tokens], values[:, :, :tokens]
 
     def _grown(self, old: Any, new: torch.Tensor, end: int) -> torch.Tensor:
         made = new.new_empty(*new.shape[:2], end + self.room, new.shape[-1])

@@ -47,9 +47,14 @@ def test_cases_pass_and_fail(home: Path):
         + "\n"
         + json.dumps({"name": "says this", "prompt": "hola", "contains": "quetzalcóatl"})
         + "\n"
+        + json.dumps({"name": "calls nothing", "prompt": "hola", "tools": {"name": "book"}, "calls": []})
+        + "\n"
+        + json.dumps({"name": "books", "prompt": "hola", "tools": {"name": "book"}, "calls": {"name": "book"}})
+        + "\n"
     )
     found = CliRunner().invoke(main, ["check", "--assistant", "dental", "--suite", str(suite), "--json"])
     assert found.exit_code == 1
     told = json.loads(found.stdout)
-    assert told["failed"] == 1
-    assert [case["passed"] for case in told["cases"]] == [True, False]
+    assert told["failed"] == 2
+    assert [case["passed"] for case in told["cases"]] == [True, False, True, False]
+    assert told["cases"][3]["why"] == "calls: nothing, not book({})"

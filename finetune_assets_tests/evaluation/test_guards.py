@@ -44,6 +44,9 @@ def test_overfitting_is_the_gap_between_unseen_and_seen():
     assert overfitting(loss, {"train_loss": 0.5, "objective": ["sft"]}) == Interval(2.5, 2.0, 3.0)
     assert overfitting(loss, {"train_loss": 0.5, "objective": ["sft", "dpo"]}).value is None  # a loss of another kind
     assert overfitting(loss, {"train_loss": 0.5}).value is None
+    sound = {"train_loss": 0.5, "objective": ["sft"], "rows": {"train": 95, "dropped": 5}}
+    assert overfitting(loss, sound).value == 2.5
+    assert overfitting(loss, {**sound, "rows": {"train": 60, "dropped": 40}}).value is None  # the short ones are easier
     assert overfitting(Interval(None, None, None), {"train_loss": 0.5, "objective": ["tools"]}).value is None
 
 

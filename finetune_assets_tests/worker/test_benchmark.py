@@ -258,6 +258,26 @@ def test_the_page_says_whether_the_model_learns_from_its_prompt(made: Path, data
     assert "demasiado pequeño" not in report.html(content)
 
 
+def test_the_page_tells_what_preferences_taught(made: Path, dataset: Path):
+    content = summary(made, dataset)
+    held = {
+        "rows": 66,
+        "reward_accuracy": {"value": 0.665, "low": 0.503, "high": 0.813},
+        "good_nats_per_token": {"before": 5.96, "after": 6.2},
+        "likelihood_fell": False,
+    }
+    for fell in (False, True):
+        stage = {"objective": "kto", "heldout": {**held, "likelihood_fell": fell}}
+        content["training"]["result"] = {"stages": [{"objective": "sft"}, stage]}
+        page = report.html(content)
+        assert "KTO en 66 filas apartadas: acierto de la recompensa 0,67 (intervalo del 95 %: de 0,50 a 0,81" in page
+        assert "5,96 antes, 6,20 después" in page
+        assert ("se volvieron menos probables" in page) is fell
+    held["reward_accuracy"] = dict.fromkeys(("value", "low", "high"))  # too few rows to tell
+    content["training"]["result"] = {"stages": [{"objective": "dpo", "heldout": held}]}
+    assert "acierto de la recompensa" not in report.html(content)
+
+
 def test_texts_are_escaped(made: Path, dataset: Path):
     content = summary(made, dataset)
     content["samples"]["best"][0]["reference"] = "<script>alert(1)</script>"
