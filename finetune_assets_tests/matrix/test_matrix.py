@@ -38,6 +38,51 @@ CHAINS = (
 SHORT = {"epochs": 0.1, "by_objective": {"dpo": {"epochs": 1}, "kto": {"epochs": 1}, "continued_pretraining": {"epochs": 1}}}
 
 
+REASONS = {
+    "es": (
+        "Me duele una muela desde ayer.",
+        "Mi hija necesita su primera revisión antes de las vacaciones.",
+        "Se me cayó un empaste comiendo turrón.",
+        "Quisiera blanquear los dientes para mi boda.",
+        "Hace dos años que nadie me hace una limpieza.",
+        "El aparato de mi hijo le roza la mejilla y no puede dormir.",
+        "Me sangran las encías cuando me cepillo.",
+        "Necesito un presupuesto para dos implantes.",
+        "Perdí el recibo de la visita pasada y quiero otro.",
+        "Mi madre, de ochenta años, busca una dentadura nueva.",
+        "Me partí un diente jugando al fútbol.",
+        "¿Atienden urgencias? Tengo la cara hinchada.",
+    ),
+    "en": (
+        "It is our anniversary, so a quiet corner would be lovely.",
+        "Ten colleagues and I want pizza after work.",
+        "My grandmother cannot climb stairs.",
+        "Do you have a high chair? We bring twins.",
+        "I am allergic to peanuts and a little afraid.",
+        "We would love the terrace if it does not rain.",
+        "Somebody told me that your ramen is the best in town.",
+        "A birthday cake will come with us, please keep it cold.",
+        "Just me and a book, near a window.",
+        "Our dog is small and sleeps all evening.",
+        "Half of us eat no meat, the other half nothing else.",
+        "The concert begins early, so we must be quick.",
+    ),
+}
+ASKS = {
+    "es": {
+        "lunes": "Quiero venir el {day} a las {hour}.",
+        "martes": "¿Les queda algún hueco el {day}, digamos sobre las {hour} en punto?",
+        "jueves": "Apúntenme por favor para este {day}; puedo desde las {hour}.",
+    },
+    "en": {
+        "Monday": "I would come on {day} at {hour}.",
+        "Tuesday": "Is there anything left on {day}, let us say around {hour} o'clock?",
+        "Thursday": "Please put me down for this {day}; any time from {hour} will do.",
+    },
+}
+"""Why somebody books and how they ask: sentences that are no near-duplicates of each other."""
+
+
 @dataclass
 class Store:
     """A store that the combinations of one export share: its corpus is read once."""
@@ -85,15 +130,15 @@ def made(folder: Path, export: str) -> Store:
 
 def with_tools(store: Store) -> Store:
     """The store with an export of tool calls beside its own."""
-    days = ["lunes", "martes", "jueves"] if store.settings["language"] == "es" else ["Monday", "Tuesday", "Thursday"]
+    language = store.settings["language"]
     rows = [
         {
-            "instruction": f"Quiero una cita el {day} a las {hour}" if "lunes" in days else f"Book a table on {day} at {hour}",
-            "output": {"name": "book", "arguments": {"day": day, "hour": hour}},
-            "user_id": f"person{hour}{day}",
+            "instruction": f"{reason} {ask.format(day=day, hour=9 + at)}",
+            "output": {"name": "book", "arguments": {"day": day, "hour": 9 + at}},
+            "user_id": f"person{at}{day}",
         }
-        for day in days
-        for hour in range(9, 23)
+        for at, reason in enumerate(REASONS[language])
+        for day, ask in ASKS[language].items()
     ]
     file = store.folder / "tools.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

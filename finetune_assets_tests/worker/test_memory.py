@@ -69,7 +69,7 @@ def test_the_plan_knows_what_a_training_and_its_checkpoints_take(tmp_path: Path,
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_what_measures_a_gpu_runs(tmp_path: Path, adapter: str):
     """The benchmark of a GPU in miniature, on whatever this machine has: its own parts, TRL's, and the estimate."""
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 2048}
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}
     config = {**gpu.QWEN, **small, "max_position_embeddings": 256}
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "one.md").write_text("Una frase de prueba, ni corta ni larga. " * 2000, encoding="utf-8")
