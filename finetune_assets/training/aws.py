@@ -59,6 +59,11 @@ class AwsTrainer(ABC):
         other._seconds = seconds
         return other
 
+    def close(self) -> None:
+        """Closes the connections."""
+        for client in self._clients.values():
+            client.close()
+
     # the protocol
 
     def spec_hash(self, request: TrainingRequest) -> str:

@@ -89,6 +89,7 @@ def poll(
         pass
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        asker.close()
     for future, remote in list(waiting.items()):
         if not future.cancelled() and not (future.done() and future.result() is None):  # it is being asked for, without an answer
             answer = future.result() if future.done() else None
@@ -141,6 +142,12 @@ class _Asker:
             return _ask(self.ledger, remote, own, self.tables)
         except FinetuneError as error:
             return _unanswered(self.ledger, remote, own, error)
+
+    def close(self) -> None:
+        """Ends what is still being asked, too."""
+        for trainer in self.trainers.values():
+            if not isinstance(trainer, FinetuneError):
+                trainer.close()
 
     def unreached(self, remote: RemoteJob) -> Polled:
         """A job that was not asked for. Where its provider is left alone it waits, too."""
