@@ -130,8 +130,8 @@ def remote_metadata(book: Ledger, job: Job) -> dict[str, Any]:
             metadata["difference_usd"] = round(float(cost["usd"]) - float(job.plan["usd"]), 4)
     if job.trained_tokens:
         metadata["trained_tokens"] = job.trained_tokens
-    numbers = {key: value for key, value in (remote.progress if remote else {}).items() if isinstance(value, int | float)}
-    metadata |= {f"progress/{key}": value for key, value in numbers.items() if not isinstance(value, bool)}
+    told = {key: value for key, value in (remote.progress if remote else {}).items() if isinstance(value, int | float | str)}
+    metadata |= {f"progress/{key}": value for key, value in told.items() if not isinstance(value, bool) and key != "warning"}
     if remote and remote.note:
         metadata["note"] = remote.note
     return metadata
