@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError, LedgerError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, RemoteJob, open_remote, record, remote_job
-from finetune_assets.registry.spending import month, settle, spent
+from finetune_assets.registry.spending import month, release, settle, spent
 from finetune_assets.registry.tables import OPEN_STATUSES, now
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.local import cancel
@@ -106,8 +106,8 @@ def job_events(environment: Environment, job_id: str) -> list[dict[str, Any]]:
         job, remote = ledger.job(job_id), remote_job(ledger, job_id)
         if remote is None:
             return _events(environment, job)
-        trainer, handle = _at_provider(environment, ledger, remote)
-        return trainer.events(handle)
+        with _at_provider(environment, ledger, remote) as (trainer, handle):
+            return trainer.events(handle)
 
 
 def cancel_job(environment: Environment, job_id: str) -> str:
@@ -115,43 +115,52 @@ def cancel_job(environment: Environment, job_id: str) -> str:
     with _ledger(environment) as ledger:
         job = ledger.job(job_id)
         if job.status not in OPEN_STATUSES:
-            return f"{job_id} has already {job.status}; nothing to cancel."
+            return f"{job_id} is {job.status} already; nothing to cancel."
         remote = remote_job(ledger, job_id)
         if remote is not None:
             if job.provider_job_id is None and not remote.state.get("create_started"):
+                with closing(
+                    connect(Connection(**remote.connection), Store(environment.home), LedgerJournal(ledger, job_id))
+                ) as at:
+                    notes = at.clean_up(JobHandle(job.provider, "", job_id, job.dataset_fingerprint))
+                release(ledger, job_id)
                 ledger.set_job(job_id, "cancelled", error="cancelled before it was submitted")
-                return f"{job_id} is cancelled; it had not been submitted."
-            trainer, handle = _at_provider(environment, ledger, remote)
-            trainer.cancel(handle)
-            state = trainer.poll(handle)
-            if state.status in ("succeeded", "failed"):
-                how = f" {state.progress['warning']}." if "warning" in state.progress else ""
-                where = f"at {job.provider} ({handle.id})"
-                return f"{job_id} has already {state.status} {where}; nothing to cancel, the next tick takes it.{how}"
-            if state.status != "cancelled":
-                return (
-                    f"{job_id} is being stopped at {job.provider} ({handle.id}); the next tick writes down its end and its cost."
-                )
-            notes = trainer.clean_up(handle)
-            usd = trainer.cost(state, job.base_model, job.status == "running", environment.tables)
-            settle(ledger, job_id, usd, state.progress.get("trained_tokens"))
-            ledger.set_job(job_id, "cancelled", error="cancelled by a person")
-            return f"{job_id} is cancelled at {job.provider} ({handle.id}). " + " ".join(notes)
+                return " ".join([f"{job_id} is cancelled; it had not been submitted.", *notes])
+            with _at_provider(environment, ledger, remote) as (trainer, handle):
+                return _cancel_there(environment, ledger, job, trainer, handle)
         stopped = cancel(Store(environment.home).job(job.spec_hash))
         ledger.set_job(job_id, "cancelled", error="cancelled by a person")
     return f"{job_id} is cancelled" + ("." if stopped else "; no process was running it.")
 
 
+def _cancel_there(environment: Environment, ledger: Ledger, job: Job, trainer: RemoteTrainer, handle: JobHandle) -> str:
+    trainer.cancel(handle)
+    state = trainer.poll(handle)
+    if state.status in ("succeeded", "failed"):
+        how = f" {state.progress['warning']}." if "warning" in state.progress else ""
+        where = f"at {job.provider} ({handle.id})"
+        return f"{job.id} has already {state.status} {where}; nothing to cancel, the next tick takes it.{how}"
+    if state.status != "cancelled":
+        return f"{job.id} is being stopped at {job.provider} ({handle.id}); the next tick writes down its end and its cost."
+    notes = trainer.clean_up(handle)
+    usd = trainer.cost(state, job.base_model, job.status == "running", environment.tables)
+    settle(ledger, job.id, usd, state.progress.get("trained_tokens"))
+    ledger.set_job(job.id, "cancelled", error="cancelled by a person")
+    return " ".join([f"{job.id} is cancelled at {job.provider} ({handle.id}).", *notes])
+
+
 def hold_job(environment: Environment, job_id: str, pause: bool) -> JobState:
     """Pauses or resumes a remote job; its state afterwards. Raises LedgerError for one that runs here."""
     with _ledger(environment) as ledger:
-        remote = remote_job(ledger, job_id) if ledger.job(job_id) else None
+        job, remote = ledger.job(job_id), remote_job(ledger, job_id)
+        if job.status not in OPEN_STATUSES:
+            raise LedgerError(f"{job_id} is {job.status} already; there is nothing to {'pause' if pause else 'resume'}.")
         if remote is None:
             raise LedgerError(
                 f"{job_id} runs on this machine; cancel it, and it goes on from its last checkpoint when started again."
             )
-        trainer, handle = _at_provider(environment, ledger, remote)
-        state = trainer.pause(handle) if pause else trainer.resume(handle)
+        with _at_provider(environment, ledger, remote) as (trainer, handle):
+            state = trainer.pause(handle) if pause else trainer.resume(handle)
         # From here on the time does not count for its deadline; that it does again is the next tick's to see.
         asked = remote.polled_at.replace(tzinfo=None) if remote.polled_at else None
         held = {"progress": {**remote.progress, "paused": True}} if pause else {"polled_at": asked}
@@ -159,14 +168,18 @@ def hold_job(environment: Environment, job_id: str, pause: bool) -> JobState:
         return state
 
 
-def _at_provider(environment: Environment, ledger: Ledger, remote: RemoteJob) -> tuple[RemoteTrainer, JobHandle]:
+@contextmanager
+def _at_provider(environment: Environment, ledger: Ledger, remote: RemoteJob) -> Generator[tuple[RemoteTrainer, JobHandle]]:
     """The trainer of a remote job, and its handle. Raises LedgerError where the provider has no such job."""
     journal = LedgerJournal(ledger, remote.job.id)
     trainer = connect(Connection(**remote.connection), Store(environment.home), journal)
-    handle = trainer.attach()
-    if handle is None:
-        raise LedgerError(f"{remote.job.id} has not been submitted to {remote.job.provider}; start its training again.")
-    return trainer, handle
+    try:
+        handle = trainer.attach()
+        if handle is None:
+            raise LedgerError(f"{remote.job.id} has not been submitted to {remote.job.provider}; start its training again.")
+        yield trainer, handle
+    finally:
+        trainer.close()
 
 
 def _events(environment: Environment, job: Job) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What the training assets do where a provider trains: permission and money before, submission, and the finished model."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,9 @@ def submit_remote(
         return job
     connection = Connection.of(assistant)
     journal = open_journal(book, job.id, connection.to_dict(), assistant.remote.max_hours)
-    backend = trainer.rented(connection, store.store, journal)
     due = bill(assistant, request, estimate_of(job.plan), Environment.read().monthly_usd, job.id)
-    return submit(book, job, backend, request, due)
+    with closing(trainer.rented(connection, store.store, journal)) as backend:
+        return submit(book, job, backend, request, due)
 
 
 def remote_metadata(book: Ledger, job: Job) -> dict[str, Any]:
@@ -129,8 +130,8 @@ def remote_metadata(book: Ledger, job: Job) -> dict[str, Any]:
             metadata["difference_usd"] = round(float(cost["usd"]) - float(job.plan["usd"]), 4)
     if job.trained_tokens:
         metadata["trained_tokens"] = job.trained_tokens
-    numbers = {key: value for key, value in (remote.progress if remote else {}).items() if isinstance(value, int | float)}
-    metadata |= {f"progress/{key}": value for key, value in numbers.items() if not isinstance(value, bool)}
+    told = {key: value for key, value in (remote.progress if remote else {}).items() if isinstance(value, int | float | str)}
+    metadata |= {f"progress/{key}": value for key, value in told.items() if not isinstance(value, bool) and key != "warning"}
     if remote and remote.note:
         metadata["note"] = remote.note
     return metadata
@@ -141,12 +142,12 @@ def keep_remote(trainer: TrainerResource, store: StoreResource, book: Ledger, jo
     folder, remote = store.store.job(job.spec_hash), remote_job(book, job.id)
     if remote is None:
         return
-    backend = trainer.rented(Connection(**remote.connection), store.store, LedgerJournal(book, job.id))
     handle = JobHandle(job.provider, job.provider_job_id or "", job.id, job.dataset_fingerprint)
-    if not (folder / "result.json").exists():
-        known = {"usd": (spent(book, job.id) or {}).get("usd"), "hyperparameters": job.hyperparameters}
-        backend.keep(handle, folder, {**job.plan, **known, "base_model": job.base_model})
-    backend.clean_up(handle)  # where the sensor could not
+    with closing(trainer.rented(Connection(**remote.connection), store.store, LedgerJournal(book, job.id))) as backend:
+        if not (folder / "result.json").exists():
+            known = {"usd": (spent(book, job.id) or {}).get("usd"), "hyperparameters": job.hyperparameters}
+            backend.keep(handle, folder, {**job.plan, **known, "base_model": job.base_model})
+        backend.clean_up(handle)  # where the sensor could not
 
 
 def observation(book: Ledger, job: Job) -> dg.AssetObservation:

@@ -6,6 +6,7 @@ import datetime
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from itertools import takewhile
 
 import dagster as dg
@@ -81,7 +82,8 @@ def dying(
         models = sorted({use.model for use in uses.uses if use.provider == connection.provider})
         in_time = takewhile(lambda _: time.monotonic() < end, models)
         try:
-            said = trainer.rented(connection, store.store, Notes()).hurried(REQUEST_SECONDS).shutdown_dates(in_time)
+            with closing(trainer.rented(connection, store.store, Notes()).hurried(REQUEST_SECONDS)) as asked:
+                said = asked.shutdown_dates(in_time)
         except FinetuneError as error:
             log.info(f"{connection.provider} was not asked for last days, the dated table has to do: {error}")
             continue

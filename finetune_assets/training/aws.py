@@ -21,6 +21,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError, ProviderError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.storage import Store
 from finetune_assets.training import aws_calls, lifecycle, prices, provider_formats, remote, screening
+from finetune_assets.training.aws_files import Files
 from finetune_assets.training.remote import Connection, Journal
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Status, TrainedResult, TrainingRequest
 
@@ -58,6 +59,11 @@ class AwsTrainer(ABC):
         other = type(self)(self.connection, self._store, self._journal)
         other._seconds = seconds
         return other
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for client in self._clients.values():
+            client.close()
 
     # the protocol
 
@@ -230,12 +236,9 @@ class AwsTrainer(ABC):
         state = self._journal.load()
         if not self.options.get("delete_files", True) or state.get("files_deleted") or not state.get("run_key"):
             return []
-        prefix = self.prefix(str(state["run_key"]))
         try:
             for part in ("input", "base"):
-                with self.errors(f"deleting what was uploaded to {prefix}/{part}"):
-                    for bucket, key in self._listed(f"{prefix}/{part}"):
-                        self.client("s3").delete_object(Bucket=bucket, Key=key)
+                self.s3.delete(f"{self.prefix(str(state['run_key']))}/{part}")
         except FinetuneError as error:
             return [str(error)]
         self._journal.save(files_deleted=True)
@@ -365,35 +368,13 @@ class AwsTrainer(ABC):
 
     def _upload(self, role: str, path: Path, run_key: str) -> str:
         uri = f"{self.prefix(run_key)}/input/{role}.jsonl"
-        self.put(path, uri)
+        self.s3.put(path, uri)
         return uri
 
-    def put(self, path: Path, uri: str) -> None:
-        """Uploads a file, in parts where it is large."""
-        bucket, key = _parts(uri)
-        with self.errors(f"uploading {path.name}"):
-            self.client("s3").upload_file(str(path), bucket, key)
-
-    def fetch(self, uri: str, folder: Path, skip: str | None = None) -> list[Path]:
-        """Downloads everything below a prefix but what begins with `skip`; the files."""
-        prefix, made = _parts(uri.rstrip("/") + "/")[1], list[Path]()
-        with self.errors(f"downloading {uri}"):
-            for bucket, key in self._listed(uri):
-                if skip is not None and key.removeprefix(prefix).startswith(skip):
-                    continue
-                target = folder / key.removeprefix(prefix)
-                if not target.resolve().is_relative_to(folder.resolve()):
-                    raise TrainingError(f"{uri} holds a key that leads out of its folder: {key!r}.")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.client("s3").download_file(bucket, key, str(target))
-                made.append(target)
-        return made
-
-    def _listed(self, uri: str) -> list[tuple[str, str]]:
-        """Bucket and key of everything below a prefix."""
-        bucket, prefix = _parts(uri.rstrip("/") + "/")
-        pages = self.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return [(bucket, str(entry["Key"])) for page in pages for entry in page.get("Contents", [])]
+    @property
+    def s3(self) -> Files:
+        """The bucket's files."""
+        return Files(self.client("s3"), self.errors)
 
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
@@ -408,8 +389,3 @@ class AwsTrainer(ABC):
     def errors(self, doing: str) -> AbstractContextManager[None]:
         """Translates what botocore raises."""
         return aws_calls.translated(self.provider, doing)
-
-
-def _parts(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key

@@ -357,6 +357,11 @@ class OpenAIWire:
         other._open = self._client().with_options(timeout=seconds, max_retries=0)
         return other
 
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._open is not None:
+            self._open.close()
+
     def _submission(self) -> Submission:
         return Submission(self._client(), self.connection, self._journal, self._key(), self._settle_seconds)
 

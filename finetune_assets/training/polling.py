@@ -89,6 +89,7 @@ def poll(
         pass
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        asker.close()
     for future, remote in list(waiting.items()):
         if not future.cancelled() and not (future.done() and future.result() is None):  # it is being asked for, without an answer
             answer = future.result() if future.done() else None
@@ -120,14 +121,10 @@ class _Asker:
         key = _key(remote)
         trainer = self.trainers[key]
         if isinstance(trainer, FinetuneError):
-            return _Answer(remote, error=trainer)
+            return _unanswered(self.ledger, remote, None, trainer)
         if time.monotonic() > self.end or key in self.alone:
             return None
-        try:
-            answer = self._asked(remote, trainer.with_journal(LedgerJournal(self.ledger, remote.job.id)))
-        except Exception as error:
-            told = f"{remote.job.provider} gave an answer that nobody expected ({type(error).__name__}: {error})"
-            return _Answer(remote, error=ProviderUnsettled(told))
+        answer = self._asked(remote, trainer.with_journal(LedgerJournal(self.ledger, remote.job.id)))
         if not isinstance(answer.error, ProviderUnsettled):
             self.unanswered[key] = 0
             return answer
@@ -140,7 +137,17 @@ class _Asker:
         try:
             return _ask(self.ledger, remote, own, self.tables)
         except FinetuneError as error:
-            return _unanswered(self.ledger, remote, own, error)
+            told = error
+        except Exception as error:
+            what = f"{remote.job.provider} gave an answer that nobody expected ({type(error).__name__}: {error})"
+            told = ProviderUnsettled(what)
+        return _unanswered(self.ledger, remote, own, told)
+
+    def close(self) -> None:
+        """Ends what is still being asked, too."""
+        for trainer in self.trainers.values():
+            if not isinstance(trainer, FinetuneError):
+                trainer.close()
 
     def unreached(self, remote: RemoteJob) -> Polled:
         """A job that was not asked for. Where its provider is left alone it waits, too."""
@@ -189,8 +196,8 @@ def _unsubmitted(remote: RemoteJob, own: RemoteTrainer) -> _Answer:
     return _Answer(remote, JobState("failed", "not submitted", error), usd=None if begun else 0.0, notes=notes)
 
 
-def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, error: FinetuneError) -> _Answer:
-    """No answer, or a refusal: to be asked again, unless it has been so for long."""
+def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer | None, error: FinetuneError) -> _Answer:
+    """No answer, or a refusal: to be asked again, unless it has been so for long. `own`: null where nobody could be asked."""
     gone = isinstance(error, ProviderError) and error.status == 404
     missing = int(remote.state.get("missing") or 0) + 1 if gone else 0
     if missing != int(remote.state.get("missing") or 0):
@@ -205,7 +212,8 @@ def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, error: Fi
         )
     if why is None:
         return _Answer(remote, error=error)
-    return _Answer(remote, JobState("failed", "gone" if gone else "unknown", why), notes=tuple(own.clean_up(_handle(remote))))
+    notes = tuple(own.clean_up(_handle(remote))) if own is not None else ()
+    return _Answer(remote, JobState("failed", "gone" if gone else "unknown", why), notes=notes)
 
 
 def _stuck(remote: RemoteJob, word: str, *, cancelled: bool = True) -> str:

@@ -108,6 +108,10 @@ class RemoteTrainer(Trainer, Protocol):
         """The same provider, asked once for each answer and left after `seconds`: for whoever asks again soon anyway."""
         ...
 
+    def close(self) -> None:
+        """Gives its connections back; it and those that share them ask nothing more."""
+        ...
+
     def attach(self) -> JobHandle | None:
         """The provider's job of this journal, where it has one, although nobody may have written down its id.
 

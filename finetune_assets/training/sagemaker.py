@@ -125,12 +125,12 @@ class SageMakerTrainer(AwsTrainer):
         resolved = base_model.resolve(request.base_model)
         if Path(resolved).is_absolute():
             for file in sorted(path for path in Path(resolved).iterdir() if path.is_file()):
-                self.put(file, f"{prefix}/base/{file.name}")
+                self.s3.put(file, f"{prefix}/base/{file.name}")
             asked["InputDataConfig"].append(self._channel("base", f"{prefix}/base"))
             spec["base_model"] = f"{INPUT}/base"
         local = self._store.job(self.spec_hash(request)) / "upload" / "spec.json"
         write_json(local, spec)
-        self.put(local, f"{prefix}/input/spec.json")
+        self.s3.put(local, f"{prefix}/input/spec.json")
         asked["AlgorithmSpecification"] = {
             "TrainingImage": self.options["image"],
             "TrainingInputMode": "File",
@@ -250,7 +250,7 @@ class SageMakerTrainer(AwsTrainer):
         if self._serverless:
             return self._keep_address(handle, folder, request, uri)
         with replacing_folder(folder / "download") as draft:
-            self.fetch(uri, draft, skip=STAGES)
+            self.s3.fetch(uri, draft, skip=STAGES)
             if not (draft / "result.json").exists():
                 raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no result.json; look at the job's log.")
             result: dict[str, Any] = read_json(draft / "result.json")

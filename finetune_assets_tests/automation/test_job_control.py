@@ -12,10 +12,11 @@ from starlette.testclient import TestClient
 
 from finetune_assets.automation.job_control import control_jobs
 from finetune_assets.environment import Environment
-from finetune_assets.errors import LedgerError, SettingsError
+from finetune_assets.errors import LedgerError, ProviderUnsettled, SettingsError
 from finetune_assets.overview import cancel_job
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import open_journal, remote_job
+from finetune_assets.registry.spending import month
 from finetune_assets.serving.cron import SECRET, cron_routes
 from finetune_assets.storage import Store
 from finetune_assets.training.openai_wire import OpenAIWire
@@ -76,10 +77,21 @@ def test_a_hand_on_a_job(fake: FakeProvider, book: Ledger, tmp_path: Path) -> No
     for what, which, error, says in (
         ("stop", job.id, SettingsError, "none of list, events"),
         ("pause", "", SettingsError, "needs the id of a job"),
+        ("pause", job.id, LedgerError, "is cancelled already; there is nothing to pause"),
         ("events", "job-none-1", LedgerError, "job-none-1"),
     ):
         with pytest.raises(error, match=says):
             do(what, which)
+
+
+def test_a_job_that_was_not_submitted_yet_leaves_nothing(fake: FakeProvider, book: Ledger, tmp_path: Path) -> None:
+    fake.fault("GET /files/ID", "error", status=500, times=3)
+    with pytest.raises(ProviderUnsettled):
+        submitted(book, tmp_path / "home")
+    [job] = book.jobs()
+    assert (len(fake.state()["files"]), len(month(book))) == (2, 1)
+    assert cancel_job(Environment.read(), job.id) == f"{job.id} is cancelled; it had not been submitted."
+    assert (fake.state()["files"], month(book), book.job(job.id).status) == ([], [], "cancelled")
 
 
 def test_what_was_paid_for_is_not_thrown_away_by_a_late_cancel(fake: FakeProvider, book: Ledger, tmp_path: Path) -> None:

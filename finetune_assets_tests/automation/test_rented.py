@@ -99,7 +99,7 @@ def test_a_remote_job_is_observed_then_released_once(fake: FakeProvider, world: 
         data = world.tick(sensors.finished_jobs, "store", "ledger", "trainer")
         seen += [numbers(event) for event in data.asset_events]
     assert [one["provider_status"] for one in seen] == ["validating_files", "queued", "running", "succeeded"]
-    assert seen[2]["progress/train_loss"] == 0.4286
+    assert (seen[2]["progress/train_loss"], seen[2]["progress/message"]) == (0.4286, "The job has successfully completed")
     assert seen[3]["actual_usd"] == round(fake.jobs[0]["trained_tokens"] * 3 / 1e6, 4)
     assert seen[3]["difference_usd"] == pytest.approx(seen[3]["actual_usd"] - 0.02, abs=1e-4)
     [release] = data.run_requests or []

@@ -146,6 +146,16 @@ def test_a_provider_that_is_away_at_the_deadline(fake: FakeProvider, world: Worl
     assert fake.state()["files"] == []
 
 
+def test_a_key_that_is_gone_at_the_deadline(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = world.submit()
+    world.poll()
+    world.past_deadline()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert [world.poll()[0].ended for _ in range(3)] == [False, False, True]
+    assert "OPENAI_API_KEY" in (world.ledger.job(job.id).error or "")
+    assert world.cost(job) == (0.5, True)
+
+
 def test_a_job_that_was_never_submitted_ends_at_its_deadline(fake: FakeProvider, world: World) -> None:
     fake.fault("GET /files/ID", "error", status=500, times=3)  # both files are there, whether they are fit is not known
     with pytest.raises(ProviderUnsettled):

@@ -158,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
             if job["status"] in ("succeeded", "failed", "cancelled"):
                 raise Refusal(400, f"Job has already completed: {job_id}", "invalid_request_error")
             job |= {"status": "cancelled", "finished_at": state.now()}
+        elif what in ("pause", "resume") and job["status"] in ("succeeded", "failed", "cancelled"):
+            raise Refusal(400, f"Job has already completed: {job_id}", "invalid_request_error")
         elif what == "pause":
             job["_before"], job["status"] = job["status"], "paused"
         elif what == "resume":
