@@ -285,6 +285,22 @@ def test_a_button_pressed_on_an_old_page_does_nothing(shop: Shop) -> None:
         assert control.rollback(book, "aurora", "that one too", "eva", seen=newest.generation).after.champion is None
 
 
+def test_nobody_goes_back_to_a_version_whose_files_are_gone(shop: Shop) -> None:
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "done")
+    models = shop.home / "models" / "aurora"
+    (models / second).mkdir(parents=True)  # the store is here, the first one's folder was removed
+    with shop.ledger() as book:
+        for to in (None, first):
+            with pytest.raises(RolloutRefused, match="files of v1-aaaaaaaa are gone"):
+                control.rollback(book, "aurora", "complaints", "ana", to)
+        (models / first).mkdir()
+        assert control.rollback(book, "aurora", "complaints", "ana").after.champion == first
+        (models / second).rmdir()
+        assert control.rollback(book, "aurora", "all of them", "ana", "base").after.champion is None
+
+
 def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
     first = shop.version("a")
     shop.roll_out(first, "50")
