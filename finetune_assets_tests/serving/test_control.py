@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 from finetune_assets.assistants.settings.serving import RolloutSettings
+from finetune_assets.cli import main
 from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.tables import rollout_events
@@ -331,6 +334,23 @@ def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> 
         experiments.end(book, "aurora", QUICK, ("done", "ana"))
         assert experiments.result(book, "aurora", QUICK) is None
         assert book.rollout("aurora").champion == first
+
+
+def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the page and on the command line: a sentence, not an error 500 and not a traceback."""
+    shop.roll_out(shop.version("a"))
+    with shop.served("--no-judge") as served, shop.ledger() as book:
+        with book.engine.begin() as connection:  # the events are written in the same transaction as the state
+            connection.execute(sa.text("ALTER TABLE rollout_events RENAME TO hidden"))
+        answer = served.client.post("/dashboard/aurora/hold", data={"who": "ana", "reason": "wait"})
+        assert answer.status_code == 303
+        assert "nothing was changed, since the ledger cannot be written" in unquote_plus(answer.headers["location"])
+        for name, value in shop.environment.items():
+            monkeypatch.setenv(name, value)
+        refused = CliRunner().invoke(main, ["rollout", "hold", "aurora", "--reason", "wait"])
+        assert refused.exit_code == 1
+        assert "Nothing was changed, since the ledger did not answer" in refused.output
+        assert book.rollout("aurora").status == "running"
 
 
 class Hook:
