@@ -150,7 +150,7 @@ def serving_health(
         seen = health(book, store.store, settings)
         state = book.rollout(context.partition_key)
     write_json(health_file(store.store, context.partition_key), seen.as_dict())
-    numbers = {key: float(value) for key, value in seen.numbers.items() if value is not None}
+    numbers = {key: round(float(value), 4) for key, value in seen.numbers.items() if value is not None}
     return Result(
         metadata={
             **numbers,
@@ -197,7 +197,7 @@ def weekly_digest(store: StoreResource, assistants: AssistantsResource, ledger: 
             "requests": sum(row["requests"] for row in rows),
             "people": sum(row["users"] for row in rows),
             "met_a_candidate": sum(row["exposed"] for row in rows),
-            "usd": sum(row["usd"] or 0.0 for row in rows),
+            "usd": round(sum(row[name] or 0.0 for row in rows for name in ("usd", "shadow_usd", "spent_usd")), 4),
             "weeks": records_table(
                 rows, ["assistant", "live", "candidate", *(n + s for n in ("verdict", *COLUMNS) for s in ("", "_before"))]
             ),

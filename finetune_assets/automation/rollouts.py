@@ -7,9 +7,11 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets.assets.metadata import records_table
+from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.automation.jobs import prepare_corpus, train
 from finetune_assets.automation.retrain import ACTIVE, enrolled, is_training, refresh_request, was_asked
-from finetune_assets.errors import FinetuneError
+from finetune_assets.errors import FinetuneError, RolloutRefused
+from finetune_assets.registry import Ledger
 from finetune_assets.resources import AssistantsResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.claims import MAX_ATTEMPTS
 from finetune_assets.resources.tags import REASON
@@ -43,18 +45,24 @@ def decide(
     ledger: LedgerResource,
 ) -> None:
     """`advance`, `hold`, `release` or `rollback`, with who and why, as `finetune rollout` does."""
-    settings = assistants.load(config.assistant, store.tenants()).rollout
-    with ledger.open() as book:
-        if config.action == "advance":
-            move = control.advance(book, config.assistant, settings, config.reason, config.who)
-        elif config.action == "rollback":
-            move = control.rollback(book, config.assistant, config.reason, config.who, config.to)
-        elif config.action in ("hold", "release"):
-            act = control.hold if config.action == "hold" else control.release
-            move = act(book, config.assistant, config.reason, config.who)
-        else:
-            raise dg.Failure(f"action {config.action!r} is none of advance, hold, release, rollback.", allow_retries=False)
+    try:
+        settings = assistants.load(config.assistant, store.tenants()).rollout
+        with ledger.open() as book:
+            move = _decided(book, config, settings)
+    except FinetuneError as refused:
+        raise dg.Failure(str(refused), allow_retries=False) from None
     context.log.info(f"{config.assistant}: {move.event} by {config.who}: {move.reason}")
+
+
+def _decided(book: Ledger, config: MoveConfig, settings: RolloutSettings) -> control.Move:
+    if config.action == "advance":
+        return control.advance(book, config.assistant, settings, config.reason, config.who)
+    if config.action == "rollback":
+        return control.rollback(book, config.assistant, config.reason, config.who, config.to)
+    if config.action in ("hold", "release"):
+        act = control.hold if config.action == "hold" else control.release
+        return act(book, config.assistant, config.reason, config.who)
+    raise RolloutRefused(f"action {config.action!r} is none of advance, hold, release, rollback.")
 
 
 @dg.job(description="A person's hand on a rollout: action advance, hold, release or rollback, with who and why.")

@@ -40,8 +40,8 @@ def retention(assistant: str | None, days: int | None, dry_run: bool, yes: bool,
             limits = {name: limit for name, limit in limits.items() if name == assistant}
         if not limits:
             raise SettingsError(
-                f"{assistant or 'No assistant'} states no limit, so nothing is removed: set `serving.keep_days` in its file, or "
-                "give --assistant and --days."
+                f"{f'{assistant} states no limit' if assistant else 'No assistant states a limit'}, so nothing is removed: set "
+                "`serving.keep_days` in its file, or give --assistant and --days."
             )
         found = {name: expire(ledger, name, limit, apply=False) for name, limit in limits.items()}
         for name, rows in found.items():

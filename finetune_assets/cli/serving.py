@@ -31,11 +31,17 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _ledger() -> Generator[Ledger]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from finetune_assets.errors import LedgerError
     from finetune_assets.registry import Ledger
 
     ledger = Ledger(Environment.read().database_url)
     try:
         yield ledger
+    except SQLAlchemyError as error:
+        why = str(error).splitlines()[0]
+        raise LedgerError(f"Nothing was changed, since the ledger did not answer: {why}. Try again in a moment.") from None
     finally:
         ledger.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import LedgerError, RolloutRefused
@@ -169,12 +170,25 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
         before = ledger.rollout(assistant)
         if to is None:
             _refuse_a_second(ledger, before, first.generation if seen is None else seen, lately=seen is None)
-        move = Move("rolled_back", before, rollouts.rollback(before, to), None, reason)
+        after = rollouts.rollback(before, to)
+        if after.champion is not None and after.champion != before.champion:
+            _need_files(ledger, assistant, after.champion)
+        move = Move("rolled_back", before, after, None, reason)
         try:
             return _move(ledger, move, actor)
         except LedgerError:
             continue  # somebody else moved it: look again
     raise LedgerError(f"The rollout of {assistant} changes faster than it can be rolled back; who is changing it?")
+
+
+def _need_files(ledger: Ledger, assistant: str, version: str) -> None:
+    """A version whose folder is gone cannot serve. Where this machine has no store, only the router can tell."""
+    folder = Path(ledger.version(assistant, version).path)
+    if folder.parent.is_dir() and not folder.is_dir():
+        raise RolloutRefused(
+            f"The files of {version} are gone from {folder.parent}: it cannot serve {assistant}. Restore them from a backup, or "
+            f"name another version or the base model: finetune rollout rollback {assistant} --to base --reason …"
+        )
 
 
 def _refuse_a_second(ledger: Ledger, before: Rollout, seen: int, *, lately: bool) -> None:

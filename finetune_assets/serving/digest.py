@@ -39,7 +39,9 @@ def digest(ledger: Ledger, assistants: Sequence[str]) -> tuple[str, list[dict[st
         row = _row(ledger, assistant, until)
         rows.append(row)
         moves = [e for e in ledger.events(assistant) if e["created_at"] >= until - WEEK and e["event"] != "verdict"]
-        said = (f"{e['event'].replace('_', ' ')}: {e['version'] or ''} — {e['reason']} ({e['actor']})" for e in moves)
+        said = (
+            f"{e['event'].replace('_', ' ')} {e['version'] or ''}".rstrip() + f": {e['reason']} ({e['actor']})" for e in moves
+        )
         lines += [f"## {assistant}", "", *(f"- {text}" for text in (*_texts(row), *said)), ""]
     return "\n".join(lines), rows
 

@@ -125,6 +125,8 @@ class Dashboard:
                 return f"{name}: {done.event.replace('_', ' ')}"
             except FinetuneError as error:
                 return str(error)
+            except SQLAlchemyError as error:
+                return f"{name}: nothing was changed, since the ledger cannot be written ({type(error).__name__}). Try again."
 
         notice = await asyncio.get_running_loop().run_in_executor(None, move)
         page = f"/dashboard/{quote(name)}/experiment" if action == "end" else "/dashboard"

@@ -79,6 +79,7 @@ def test_the_demo_goes_to_everybody_and_a_bad_candidate_goes_back(tmp_path: Path
         )
         week.start()
         page.locator("#dental li.now", has_text="50 %").wait_for(timeout=600_000)
+        page.locator("#dental table.guards").first.locator(".scale").nth(1).wait_for(timeout=300_000)  # intervals are drawn
         picture(page, "demo-50")
         week.join()
         good: dict[str, Any] = json.loads(outcomes[0])

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 from finetune_assets.assistants.settings.serving import RolloutSettings
+from finetune_assets.cli import main
 from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.tables import rollout_events
@@ -285,6 +288,22 @@ def test_a_button_pressed_on_an_old_page_does_nothing(shop: Shop) -> None:
         assert control.rollback(book, "aurora", "that one too", "eva", seen=newest.generation).after.champion is None
 
 
+def test_nobody_goes_back_to_a_version_whose_files_are_gone(shop: Shop) -> None:
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "done")
+    models = shop.home / "models" / "aurora"
+    (models / second).mkdir(parents=True)  # the store is here, the first one's folder was removed
+    with shop.ledger() as book:
+        for to in (None, first):
+            with pytest.raises(RolloutRefused, match="files of v1-aaaaaaaa are gone"):
+                control.rollback(book, "aurora", "complaints", "ana", to)
+        (models / first).mkdir()
+        assert control.rollback(book, "aurora", "complaints", "ana").after.champion == first
+        (models / second).rmdir()
+        assert control.rollback(book, "aurora", "all of them", "ana", "base").after.champion is None
+
+
 def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
     first = shop.version("a")
     shop.roll_out(first, "50")
@@ -315,6 +334,23 @@ def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> 
         experiments.end(book, "aurora", QUICK, ("done", "ana"))
         assert experiments.result(book, "aurora", QUICK) is None
         assert book.rollout("aurora").champion == first
+
+
+def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the page and on the command line: a sentence, not an error 500 and not a traceback."""
+    shop.roll_out(shop.version("a"))
+    with shop.served("--no-judge") as served, shop.ledger() as book:
+        with book.engine.begin() as connection:  # the events are written in the same transaction as the state
+            connection.execute(sa.text("ALTER TABLE rollout_events RENAME TO hidden"))
+        answer = served.client.post("/dashboard/aurora/hold", data={"who": "ana", "reason": "wait"})
+        assert answer.status_code == 303
+        assert "nothing was changed, since the ledger cannot be written" in unquote_plus(answer.headers["location"])
+        for name, value in shop.environment.items():
+            monkeypatch.setenv(name, value)
+        refused = CliRunner().invoke(main, ["rollout", "hold", "aurora", "--reason", "wait"])
+        assert refused.exit_code == 1
+        assert "Nothing was changed, since the ledger did not answer" in refused.output
+        assert book.rollout("aurora").status == "running"
 
 
 class Hook:

@@ -96,7 +96,7 @@ def test_from_the_asset_into_shadow_and_back_by_the_sensor(tmp_path: Path, insta
     health = run(deployment.serving_health, None)
     assert health["champion"].value == "base model"
     digest = run(deployment.weekly_digest, None)["digest"].value
-    assert f"rolled back: {version}" in digest
+    assert f"rolled back {version}: errors" in digest
 
 
 def test_a_person_decides_in_dagster(tmp_path: Path, instance: dg.DagsterInstance) -> None:

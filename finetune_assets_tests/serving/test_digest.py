@@ -59,7 +59,7 @@ def test_the_week_beside_the_week_before(tmp_path: Path) -> None:
     assert f"- Reply: {seconds}" in lines
     assert "- Negative feedback: 1 of 1 (the week before 1 of 1)" in lines
     assert f"- Verdict: {new}: do not serve (the week before {old}: serve)" in lines
-    assert f"- rolled back: {old} — patients complain (ana)" in lines
+    assert f"- rolled back {old}: patients complain (ana)" in lines
     assert (row["exposed"], row["exposed_before"], row["usd"], row["usd_before"]) == (3, 1, 1.5, 1.0)
     assert set(row) == {"assistant", "live", "candidate", *COLUMNS}
     assert (other["requests"], other["verdict"], other["seconds"]) == (0, None, None)
