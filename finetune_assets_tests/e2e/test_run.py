@@ -187,6 +187,7 @@ def texts_of(file: Path) -> str:
     return file.read_bytes().decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 def test_a_real_export_is_trained_and_nothing_personal_is_left(tmp_path: Path) -> None:
     """One short training on real input, for a tenant that has no file of its own and a vertical given only by a YAML file."""
     if not SHARED.is_dir():
