@@ -144,7 +144,8 @@ def _minus(first: Estimate, a: Floats, second: Estimate, b: Floats) -> Floats:
 def _bca(point: float, draws: Floats, without: Floats) -> Interval:
     """Bias-corrected and accelerated percentile interval. `without`: the value without each conversation that it stands on.
 
-    Draws without spread say that a few conversations agree, not that all others would: then there are no ends.
+    Draws without spread say that a few conversations agree, not that all others would: then there are no ends, but
+    for candidates that are equal row by row.
     """
     if not math.isfinite(point):
         return NOTHING
@@ -152,8 +153,8 @@ def _bca(point: float, draws: Floats, without: Floats) -> Interval:
     draws, without = np.sort(draws[np.isfinite(draws)]), without[np.isfinite(without)]
     spread = 1e-9 * max(1.0, abs(point))
     if draws.size == 0 or draws[-1] - draws[0] <= spread:
-        ends_there = count >= MIN_CONVERSATIONS
-        return Interval(point, point if ends_there else None, point if ends_there else None, count)
+        end = point if count >= MIN_CONVERSATIONS or point == 0 else None
+        return Interval(point, end, end, count)
     below = (np.sum(draws < point - spread / 1e3) + np.sum(draws <= point + spread / 1e3)) / 2 / draws.size
     bias = _NORMAL.inv_cdf(min(max(float(below), 1e-4), 1 - 1e-4))
     away = without.mean() - without if without.size else np.zeros(1)
