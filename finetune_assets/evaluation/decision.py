@@ -1,7 +1,8 @@
 """Was it worth it? What each candidate costs, when it pays for itself, and which one to use: prompt, examples, retrieval, tuning.
 
 The recommendation climbs from the simplest option to the next only where that one is better by more than chance, and by at least
-a hundredth (WORTH), in the assistant's chosen measure, so it turns round when the numbers do. Prices are those of the settings,
+a hundredth (WORTH), in the assistant's chosen measure, so it turns round when the numbers do. Under `MIN_CONVERSATIONS` it
+waits, as the gates do: the step is null and the decision not settled. Prices are those of the settings,
 with their day; seconds are measured.
 """
 
@@ -56,12 +57,13 @@ def decide(
     for option in there[1:]:
         found, used = _gain(compare, option, pick, measure)
         before = values[pick][used].value
-        settled = _is_better(found, before)
-        steps.append({"from": pick, "to": option, "measure": used, "gain": found.as_dict(), "better": settled})
-        if settled:
+        better = _is_better(found, before)
+        steps.append({"from": pick, "to": option, "measure": used, "gain": found.as_dict(), "better": better})
+        if better:
             pick = option
     return {
         "recommendation": pick,
+        "settled": all(step["better"] is not None for step in steps),
         "ready": pick not in (TUNED, TUNED_RAG) or verdict == "serve",
         "measure": measure,
         "steps": steps,
@@ -109,12 +111,17 @@ def _gain_over(
 
 def _helps(gains: Sequence[tuple[Interval, float]]) -> bool | None:
     """Whether any of them is better by what is worth it; null where that is neither shown nor ruled out."""
+    if not all(gain.enough for gain, _worth in gains):
+        return None
     if any(gain.low is not None and gain.value is not None and gain.low > 0 and gain.value >= worth for gain, worth in gains):
         return True
     return False if all(gain.high is not None and gain.high < worth for gain, worth in gains) else None
 
 
-def _is_better(gain: Interval, before: float | None) -> bool:
+def _is_better(gain: Interval, before: float | None) -> bool | None:
+    """Null where too few conversations compare them."""
+    if not gain.enough:
+        return None
     if gain.low is None or gain.value is None:
         return False
     return gain.low > 0 and gain.value >= WORTH * abs(before or 0.0)

@@ -38,7 +38,8 @@ def reliability(rows: Sequence[TestRow], found: Measured, names: Sequence[str]) 
 
 
 def _compare(made: Sequence[dict[str, Any]], intents: NDArray[Any], found: Measured) -> None:
-    """Adds tuned minus base, with Holm's correction over the intents: with twenty of them one differs by chance."""
+    """Adds tuned minus base, with Holm's correction over the intents: with twenty of them one differs by chance. One of few
+    conversations has no p, and takes no part in it."""
     differences = {one["intent"]: found.compare(TUNED, BASE, MEASURE, intents == one["intent"]) for one in made}
     adjusted = holm({intent: p_value(difference) for intent, difference in differences.items()})
     for one in made:

@@ -22,13 +22,14 @@ INSTRUCTION = (
     "You compare two replies of an assistant to the same conversation. Judge whether they help the user, are true to what was "
     "said, and are polite. Length is no merit. Answer with one character: A if reply A is better, B if B is, T for a tie."
 )
-_VERDICT = re.compile(r"\b([ABT])\b")
+_VERDICT = (re.compile(r"^\W*(A|B|T)(?:IE)?\b(?! TIE\b)"), re.compile(r"\b(T)IE\b"), re.compile(r"\b([ABT])\b"))
+"""Tried in turn on capitals: the answer that comes first, a tie that is told in a sentence ("it's a tie": no A), a letter."""
 ANSWER_TOKENS = 8
 CASE = (
     "You check one reply of an assistant against one expectation. Answer with one character: Y if the reply does what is "
     "expected, N if it does not."
 )
-_HOLDS = re.compile(r"\b([YN])\b")
+_HOLDS = re.compile(r"\b(?:(Y|YES|S[IÍ])|N|NO)\b")
 
 
 def questions(rows: Sequence[TestRow], first: Replies, second: Replies, most: int) -> list[dict[str, Any]]:
@@ -44,8 +45,8 @@ def questions(rows: Sequence[TestRow], first: Replies, second: Replies, most: in
 
 def verdict(answer: str | None) -> str | None:
     """`A`, `B` or `T`; null for an answer that is none of them, or missing."""
-    found = _VERDICT.search((answer or "").strip().upper())
-    return found[1] if found else None
+    said = (answer or "").upper()
+    return next((found[1] for pattern in _VERDICT if (found := pattern.search(said))), None)
 
 
 def judged(rows: Sequence[TestRow], asked: Sequence[Mapping[str, Any]], answers: Sequence[Replies]) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def case_question(messages: Sequence[Mapping[str, Any]], reply: str, expected: s
 
 def holds(answer: str | None) -> bool | None:
     """Whether the judge says so; null for an answer that is neither Y nor N, or missing."""
-    found = _HOLDS.search((answer or "").strip().upper())
-    return found[1] == "Y" if found else None
+    found = _HOLDS.search((answer or "").upper())
+    return found[1] is not None if found else None
 
 
 def _bias(first_place: Sequence[bool]) -> Interval:

@@ -256,13 +256,15 @@ def _matrix(column: pl.Series, width: int) -> Floats:
 
 
 def _scaled(interval: Interval, factor: float | None) -> Interval:
-    if factor is None or interval.value is None or interval.low is None or interval.high is None:
+    if factor is None:
         return NOTHING
-    return Interval(interval.value * factor, interval.low * factor, interval.high * factor)
+    value, low, high = (None if n is None else n * factor for n in (interval.value, interval.low, interval.high))
+    return replace(interval, value=value, low=low, high=high)
 
 
 def improvement(name: str, difference: Interval) -> Interval:
     """A difference turned so that more is better."""
-    if MEASURES[name].better == "higher" or difference.value is None or difference.low is None or difference.high is None:
+    if MEASURES[name].better == "higher":
         return difference
-    return Interval(-difference.value, -difference.high, -difference.low)
+    value, low, high = (None if n is None else -n for n in (difference.value, difference.high, difference.low))
+    return replace(difference, value=value, low=low, high=high)

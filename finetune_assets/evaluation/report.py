@@ -70,7 +70,8 @@ def whole(report: Report) -> Report:
     candidates = {
         name: {measure: values.get(measure, unknown) for measure in MEASURES} for name, values in report["candidates"].items()
     }
-    return {"intents": [], "seeds": None, "accurate_similarity": None, **report, "candidates": candidates}
+    decision = {"settled": True, **report["decision"]}
+    return {"intents": [], "seeds": None, "accurate_similarity": None, **report, "candidates": candidates, "decision": decision}
 
 
 def html(report: Report) -> str:
@@ -96,6 +97,7 @@ def html(report: Report) -> str:
         cost=COST,
         seeded=SEEDED,
         settled=settled,
+        advice=_advice(report),
         bars=bars,
         rejected=flat(report["data"]["rejected"] or {}),
     )
@@ -117,11 +119,15 @@ def markdown(report: Report) -> str:
             shown = _difference(t, measure, difference) if difference else ""
             lines.append(f"| {t('measure.' + measure)} | {' | '.join(cells)} | {shown} |")
     lines += ["", t("text.measured", rows=report["test_rows"], conversations=report["test_conversations"]), ""]
-    lines += ["", t("decision.use", option=t("decision.option." + report["decision"]["recommendation"])), ""]
+    lines += ["", t(_advice(report), option=t("decision.option." + report["decision"]["recommendation"])), ""]
     text = "\n".join(lines)
     while len(text.encode()) > MOST_MARKDOWN:
         text = text[: len(text) - 200] + "…\n"
     return text
+
+
+def _advice(report: Report) -> str:
+    return "decision.use" if report["decision"]["settled"] else "decision.wait"
 
 
 def _difference(t: Texts, measure: str, difference: Mapping[str, float | None]) -> str:
@@ -132,10 +138,11 @@ def _difference(t: Texts, measure: str, difference: Mapping[str, float | None]) 
 
 
 def settled(measure: str, difference: Mapping[str, float | None]) -> str:
-    """`better` or `worse` where the whole interval says so, also after Holm's correction, else `open`."""
+    """`better` or `worse` where the whole interval says so, also after Holm's correction, else `open`. A `p` that is null: too
+    few conversations; one that is not there: a report of a version that knew none."""
     low, high, way = difference["low"], difference["high"], MEASURES[measure].better
-    p = difference.get("p")
-    if low is None or high is None or way == "neither" or low <= 0 <= high or (p is not None and p > ALPHA):
+    p = difference.get("p", 0.0)
+    if low is None or high is None or way == "neither" or low <= 0 <= high or p is None or p > ALPHA:
         return "open"
     return "better" if (low > 0) == (way == "higher") else "worse"
 

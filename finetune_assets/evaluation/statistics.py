@@ -10,14 +10,14 @@ ratios (nats per byte) and corpus scores (BLEU) are computed anew in every draw.
     Wilson (1927), with the effective sample size of Korn & Graubard (1998): shares, where a bootstrap of no event says [0, 0].
     Holm (1979), A simple sequentially rejective multiple test procedure: for tables of differences, where each is looked at.
     Cameron, Gelbach & Miller (2008): below some twenty clusters such intervals are too narrow; `MIN_CONVERSATIONS` makes the
-                gates wait.
+                gates, p-values and the recommendation wait.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -37,11 +37,18 @@ POWERED = 1 + _NORMAL.inv_cdf(0.8) / _NORMAL.inv_cdf((1 + LEVEL) / 2)
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its 95 % interval; all null where it cannot be told."""
+    """A value and its 95 % interval; all null where it cannot be told; its ends where a few conversations show no spread."""
 
     value: float | None
     low: float | None
     high: float | None
+    conversations: int | None = field(default=None, compare=False)
+    """That it was drawn from; null where it is no bootstrap's."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether something may be decided on it."""
+        return self.conversations is None or self.conversations >= MIN_CONVERSATIONS
 
     def as_dict(self) -> dict[str, float | None]:
         """For report.json, rounded to seven significant digits."""
@@ -107,17 +114,17 @@ class Bootstrap:
         sums = self.sums(estimate.columns)
         if estimate.share:
             return _wilson(sums)
-        total = sums.sum(axis=0)
-        return _bca(
-            float(estimate.function(total)), estimate.function(self.weights @ sums), estimate.function(total[None, :] - sums)
-        )
+        total, here = sums.sum(axis=0), sums.any(axis=1)
+        without = estimate.function(total[None, :] - sums[here])
+        return _bca(float(estimate.function(total)), estimate.function(self.weights @ sums), without)
 
     def difference(self, first: Estimate, second: Estimate) -> Interval:
         """First minus second, in the same draws."""
         a, b = self.sums(first.columns), self.sums(second.columns)
         point = _minus(first, a.sum(axis=0), second, b.sum(axis=0))
         draws = _minus(first, self.weights @ a, second, self.weights @ b)
-        without = _minus(first, a.sum(axis=0)[None, :] - a, second, b.sum(axis=0)[None, :] - b)
+        here = a.any(axis=1) & b.any(axis=1)
+        without = _minus(first, a.sum(axis=0)[None, :] - a[here], second, b.sum(axis=0)[None, :] - b[here])
         return _bca(float(point), draws, without)
 
     def median(self, values: Sequence[float | None], quantile: float = 0.5) -> Interval:
@@ -135,13 +142,19 @@ def _minus(first: Estimate, a: Floats, second: Estimate, b: Floats) -> Floats:
 
 
 def _bca(point: float, draws: Floats, without: Floats) -> Interval:
-    """Bias-corrected and accelerated percentile interval. `without`: the value without each conversation."""
+    """Bias-corrected and accelerated percentile interval. `without`: the value without each conversation that it stands on.
+
+    Draws without spread say that a few conversations agree, not that all others would: then there are no ends, but
+    for candidates that are equal row by row.
+    """
     if not math.isfinite(point):
         return NOTHING
+    count = without.size
     draws, without = np.sort(draws[np.isfinite(draws)]), without[np.isfinite(without)]
     spread = 1e-9 * max(1.0, abs(point))
     if draws.size == 0 or draws[-1] - draws[0] <= spread:
-        return Interval(point, point, point)
+        end = point if count >= MIN_CONVERSATIONS or point == 0 else None
+        return Interval(point, end, end, count)
     below = (np.sum(draws < point - spread / 1e3) + np.sum(draws <= point + spread / 1e3)) / 2 / draws.size
     bias = _NORMAL.inv_cdf(min(max(float(below), 1e-4), 1 - 1e-4))
     away = without.mean() - without if without.size else np.zeros(1)
@@ -153,7 +166,7 @@ def _bca(point: float, draws: Floats, without: Floats) -> Interval:
         z = bias + tail
         corrected = bias + z / max(1 - acceleration * z, 0.05)
         ends.append(float(np.quantile(draws, _NORMAL.cdf(corrected))))
-    return Interval(point, min(ends), max(ends))
+    return Interval(point, min(ends), max(ends), count)
 
 
 @lru_cache(maxsize=64)
@@ -204,7 +217,7 @@ def with_spread(interval: Interval, deviation: float, repeats: int) -> Interval:
         total = (half / z) ** 2 + deviation**2
         freedom = total**2 * (repeats - 1) / deviation**4 if deviation else math.inf
         ends.append(max(half, math.sqrt(total) * (z if freedom > 1e4 else _t(int(freedom)))))
-    return Interval(interval.value, interval.value - ends[0], interval.value + ends[1])
+    return replace(interval, low=interval.value - ends[0], high=interval.value + ends[1])
 
 
 def rows_needed(interval: Interval, limit: float, rows: int) -> int | None:
@@ -236,9 +249,9 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
 def p_value(difference: Interval) -> float | None:
     """Two-sided, of "no difference", read back from the interval: the normal whose tail the interval ends at.
 
-    1 where both candidates are equal row by row, null where there is no interval.
+    1 where both candidates are equal row by row, null where there is no interval, or one of fewer than MIN_CONVERSATIONS.
     """
-    if difference.value is None or difference.low is None or difference.high is None:
+    if difference.value is None or difference.low is None or difference.high is None or not difference.enough:
         return None
     width = difference.value - difference.low if difference.value > 0 else difference.high - difference.value
     if difference.value == 0:

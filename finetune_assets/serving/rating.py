@@ -123,7 +123,8 @@ class _Page:
         try:
             rater, found = self._open(token)
             started = form.get("started", [""])[0]
-            seconds = self.clock() - float(started) if started.replace(".", "", 1).isdigit() else None
+            number = started.replace(".", "", 1)
+            seconds = self.clock() - float(started) if number.isascii() and number.isdecimal() else None
             taken = round(seconds, 1) if seconds is not None and 0 <= seconds <= LONGEST else None
             item, choice = form.get("item", [""])[0], form.get("choice", [""])[0]
             rating = book.rating_of(found, rater.rater, item, choice, form.get("tag", []), taken)

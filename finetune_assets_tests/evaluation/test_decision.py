@@ -12,7 +12,9 @@ from finetune_assets.evaluation.statistics import NOTHING, Interval
 MONEY = Money(2.0, 10_000, "corpus")
 
 
-def decided(bits: dict[str, float], noise: float = 0.02, verdict: str = "serve", usd: dict[str, float] | None = None) -> dict:
+def decided(
+    bits: dict[str, float], noise: float = 0.02, verdict: str = "serve", usd: dict[str, float] | None = None, count: int = 60
+) -> dict:
     """Candidates with these bits per byte, whose differences have intervals of `noise` either way."""
 
     def value(name: str) -> dict[str, Interval]:
@@ -24,7 +26,7 @@ def decided(bits: dict[str, float], noise: float = 0.02, verdict: str = "serve",
         if measure != "bits_per_byte":
             return NOTHING
         gap = bits[first] - bits[second]
-        return Interval(gap, gap - noise, gap + noise)
+        return Interval(gap, gap - noise, gap + noise, count)
 
     return decide({name: value(name) for name in bits}, compare, "bits_per_byte", verdict, MONEY)
 
@@ -54,6 +56,16 @@ def test_a_sure_but_tiny_gain_is_not_worth_the_trouble():
 @pytest.mark.parametrize(("few_shot", "noise", "helps"), [(1.5, 0.01, True), (2.1, 0.01, False), (1.9, 0.5, None)])
 def test_whether_the_prompt_helps_may_be_open(few_shot: float, noise: float, helps: bool | None):
     assert decided({"base": 2.0, "few_shot": few_shot, "tuned": 1.0}, noise=noise)["prompting_helps"] is helps
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_a_few_conversations_decide_nothing(count: int):
+    bits = {"base": 2.0, "few_shot": 1.5, "rag": 1.4, "tuned": 0.5, "tuned_rag": 0.4}
+    found = decided(bits, count=count)
+    assert (found["recommendation"], found["settled"], found["prompting_helps"]) == ("base", False, None)
+    assert {step["better"] for step in found["steps"]} == {None}
+    assert set(found["retrieval_helps"].values()) == {None}
+    assert decided(bits)["settled"]
 
 
 def test_a_recommended_model_that_misses_its_gates_is_not_ready():

@@ -4,7 +4,7 @@ import pytest
 
 from finetune_assets.evaluation.candidates import TestRow as Row
 from finetune_assets.evaluation.human.statistics import agreement
-from finetune_assets.evaluation.judge import judged, questions, verdict
+from finetune_assets.evaluation.judge import holds, judged, questions, verdict
 
 ROWS = [Row([{"role": "user", "content": "hola"}], "r", f"c{n}", f"m{n}", "t", "other") for n in range(60)]
 GOOD, BAD = [f"bien {n}" for n in range(60)], [f"mal {n}" for n in range(60)]
@@ -43,7 +43,18 @@ def test_what_is_missing_is_counted():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("A", "A"), (" b. ", "B"), ("**T**", "T"), ("Answer: B", "B"), ("", None), (None, None), ("Both", None)],
+    [
+        *(("A", "A"), (" b. ", "B"), ("**T**", "T"), ("Answer: B", "B"), ("", None), (None, None), ("Both", None)),
+        *(("It's a tie.", "T"), ("A tie", "T"), ("Tie", "T"), ("A, though it is nearly a tie", "A"), ("B is a bit better", "B")),
+    ],
 )
 def test_verdicts(text: str | None, expected: str | None):
     assert verdict(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Y", True), ("Yes.", True), ("**N**", False), ("No", False), ("Sí", True), ("si", True), ("", None), ("maybe", None)],
+)
+def test_whether_a_case_holds(text: str, expected: bool | None):
+    assert holds(text) is expected

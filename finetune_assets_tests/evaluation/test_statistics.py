@@ -8,6 +8,7 @@ import sacrebleu
 
 from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.evaluation import gates, text_scores
+from finetune_assets.evaluation.report import settled
 from finetune_assets.evaluation.statistics import (
     Bootstrap,
     Estimate,
@@ -153,6 +154,28 @@ def test_p_values_read_the_interval():
     assert p_value(Interval(-3.0, -4.0, -2.0)) < 0.001
     assert p_value(Interval(0.0, 0.0, 0.0)) == 1
     assert p_value(Interval(None, None, None)) is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_a_few_conversations_that_all_agree_prove_nothing(count: int):
+    """Also when they are a part of many, as those of one intent are."""
+    won = [1.0 if n < count else None for n in range(60)]
+    lost = [0.0 if n < count else None for n in range(60)]
+    found = Bootstrap(clusters(60, 1)).difference(share(won), share(lost))
+    assert (found.value, found.low, found.high, found.conversations) == (1.0, None, None, count)
+    assert p_value(found) is None
+    assert settled("accuracy", {**found.as_dict(), "p": holm({"i": p_value(found)})["i"]}) == "open"
+
+
+def test_few_conversations_with_spread_have_an_interval_and_no_p():
+    values = [0.8 + n / 60 if n < 12 else None for n in range(60)]
+    found = Bootstrap(clusters(60, 1)).difference(mean(values), mean([0.0 if v else None for v in values]))
+    assert 0 < found.low < found.value < found.high
+    assert p_value(found) is None
+    assert settled("accuracy", {**found.as_dict(), "p": None}) == "open"
+    all_won = Bootstrap(clusters(60, 1)).difference(share([True] * 60), share([False] * 60))
+    assert p_value(all_won) == 0
+    assert settled("accuracy", {**all_won.as_dict(), "p": 0.0}) == "better"
 
 
 def test_coverage_of_a_rare_share_that_a_bootstrap_would_miss():

@@ -128,7 +128,16 @@ def test_what_is_refused(site: Site):
     assert httpx.post(f"{site.url}/rate", data={**other, "item": "i0", "choice": "best"}).status_code == 400
     assert httpx.post(f"{site.url}/rate", content=b"x" * (LARGEST + 1)).status_code == 413
     assert httpx.post(f"{site.url}/rate", content=b"\xff\x00=&;=").status_code == 403
+    assert httpx.get(f"{site.url}/rate", params={"link": token.partition(".")[0] + ".ñandú"}).status_code == 403
     assert site.rated() == []
+
+
+@pytest.mark.parametrize("started", ["²", "1.²", "٣", ".", "nan", "-1", ""])
+def test_a_time_that_is_none_is_left_out(site: Site, started: str):
+    token = httpx.URL(site.link("luis")).params["link"]
+    answer = {"link": token, "item": "i0", "choice": "left", "started": started}
+    assert httpx.post(f"{site.url}/rate", data=answer).status_code == 303
+    assert [rating.seconds for rating in site.rated()] == [None]
 
 
 def test_examples_are_accepted_or_rejected(site: Site):

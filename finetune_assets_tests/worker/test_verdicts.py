@@ -122,7 +122,8 @@ def test_a_good_model_is_served_and_recommended(shop: Workshop):
     assert found["decision"]["recommendation"] in ("tuned", "tuned_rag")
     assert found["decision"]["ready"]
     assert outcomes(found)["overfitting"] == "passed"
-    assert not found["decision"]["prompting_helps"] or found["candidates"]["tuned"]["bits_per_byte"]["value"] < 1
+    assert found["decision"]["settled"]
+    assert found["decision"]["prompting_helps"] is not True  # the shipped base is too small to learn from its prompt
 
 
 def test_a_second_report_costs_nothing(shop: Workshop):

@@ -37,7 +37,7 @@ def sign(rater: Rater, key: bytes) -> str:
 def read(token: str, key: bytes, now: float) -> Rater:
     """Who the link belongs to. Raises LinkRefused, which says no more than the holder may know."""
     body, _, mac = token.partition(".")
-    if not hmac.compare_digest(_mac(body.encode(), key), mac):
+    if not hmac.compare_digest(_mac(body.encode(), key).encode(), mac.encode()):  # of str it takes ASCII only
         raise LinkRefused("This link is not valid. Ask whoever sent it for a new one.")
     rater = Rater(**json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))))
     if now > rater.expires:
