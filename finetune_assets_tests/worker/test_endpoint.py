@@ -16,9 +16,10 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation import benchmark, candidates, report
+from finetune_assets.evaluation.suite import Case
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
-from finetune_assets.worker import endpoint
+from finetune_assets.worker import endpoint, measuring
 from finetune_assets.worker.progress import Progress
 from finetune_assets_tests.evaluation.frozen import benchmarked, make_dataset
 from finetune_assets_tests.loopback import Handler, served
@@ -116,7 +117,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     suite = folder / "suite"
     suite.mkdir()
     (suite / "cases.yaml").write_text(
-        "- {name: habla, prompt: hola, regex: '.'}\n- {name: clave, prompt: hola, not_contains: QX-1}\n"
+        "- {name: habla, prompt: hola, regex: '.', tenant: clinic_a}\n- {name: clave, prompt: hola, not_contains: QX-1}\n"
         "- {name: saluda, prompt: hola, judge: saluda}\n- {name: canta, prompt: hola, judge: canta}\n"
         "- {name: brinda, prompt: hola, judge: brinda}\n"
     )
@@ -201,6 +202,49 @@ def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]
     facts = read_json(folder / "out" / "result.json")["candidates"]["rag"]["retrieval"]
     assert facts["chosen_on"]["rows"] == 5
     assert len(facts["chosen_on"]["bits_per_byte"]) == 4
+
+
+def test_the_standing_suite_is_asked_as_the_test_rows_are(made: tuple[Path, Path, Assistant], monkeypatch: pytest.MonkeyPatch):
+    folder, dataset, assistant = made
+    output, asked, say = folder / "suite_asked", [], measuring._say
+
+    def listening(generator: Any, cases: list[dict[str, Any]]) -> list[str]:
+        asked.append(cases)
+        return say(generator, cases)
+
+    monkeypatch.setattr(measuring, "_say", listening)
+    spec = read_json(folder / "out" / "spec.json") | {"output": str(output), "cache": str(output / "cache"), "judge": None}
+    spec["candidates"] = [one for one in spec["candidates"] if one["name"] in ("base", "few_shot", "rag", "tuned_rag")]
+    facts = worker.run(spec, Progress.open(output))["candidates"]
+    assert {len(one["checks"]) for one in facts.values()} == {5}  # each case, by every candidate
+    base, few_shot, rag, tuned_rag = ([case["messages"] for case in cases] for cases in asked)
+    shown = facts["few_shot"]["shots"]["k"]
+    assert [len(case) for case in few_shot] == [len(case) + 2 * shown for case in base]
+    assert [case[-1] for case in few_shot] == [case[-1] for case in base]
+    passages = [json.loads(line) for line in (folder / "out" / "passages.jsonl").read_text().splitlines()]
+    for cases in (rag, tuned_rag):
+        text = json.dumps(cases[0], ensure_ascii=False)
+        found = [one for one in passages if one["text"] in text]
+        assert {one["tenant_id"] for one in found} == {"clinic_a"}  # its own, nobody else's
+        assert cases[1] == base[1]  # of no tenant, and no document is everybody's
+    page = report.html(benchmark.summarise(assistant, folder / "out", benchmark.Made("v2", dataset)))
+    shares = page.split('<table class="shares">')[1].split("</table>")[0]
+    assert shares.count("<tr>") == 1 + 8
+
+
+def test_a_rented_base_is_asked_the_suite_with_its_examples(made: tuple[Path, Path, Assistant], tmp_path: Path):
+    _, dataset, assistant = made
+    rented = assistant.benchmark.endpoints[0]
+    benchmark.prepare(assistant, dataset, [candidates.FewShot("few_shot", "m", (("hi", "hello"),), rented)], tmp_path)
+    first = json.loads((tmp_path / "checks" / "few_shot.jsonl").read_text().splitlines()[0])
+    assert [turn["content"] for turn in first["messages"]] == ["hi", "hello", "hola"]
+
+
+def test_a_case_is_of_the_only_tenant_where_it_names_none():
+    assistant = Assistant(name="dental", select={"vertical": "dental"})
+    cases = [Case(name="a", prompt="hola", contains="x"), Case(name="b", prompt="hola", contains="x", tenant="clinic_b")]
+    for tenants, found in (({"clinic_a"}, ["clinic_a", "clinic_b"]), ({"clinic_a", "clinic_b"}, [None, "clinic_b"])):
+        assert [one["tenant_id"] for one in benchmark.checks(assistant, tenants, cases)] == found
 
 
 def test_only_missing_rows_are_asked_for_again(made: tuple[Path, Path, Assistant]):
