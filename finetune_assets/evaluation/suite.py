@@ -190,7 +190,7 @@ def _json_faults(expected: bool | dict[str, Any] | None, reply: str) -> list[str
         return []
     try:
         value: Any = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ["json: not a JSON value"] if expected is not False else []
     if expected is False:
         return ["json: a JSON value"]
