@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation import benchmark, candidates, report
+from finetune_assets.evaluation.language import language_of
 from finetune_assets.evaluation.suite import Case
+from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
 from finetune_assets.worker import endpoint, measuring
@@ -85,6 +88,48 @@ def test_what_cannot_be_had_is_missing_never_empty(url: str):
     }
     assert SEEN["refused"] == 1
     assert SEEN["always busy"] == endpoint.TRIES
+
+
+class Counting(Handler):
+    """Answers when four wait, or in half a second; remembers how many waited together."""
+
+    together = threading.Barrier(4)
+    waiting = most = 0
+    lock = threading.Lock()
+
+    def answer(self, body: dict[str, Any]) -> None:
+        with Counting.lock:
+            Counting.waiting += 1
+            Counting.most = max(Counting.most, Counting.waiting)
+        with suppress(threading.BrokenBarrierError):
+            Counting.together.wait(0.5)
+        with Counting.lock:
+            Counting.waiting -= 1
+        self.say(200, json.dumps({"choices": [{"message": {"content": "hola"}}]}).encode())
+
+
+def test_four_are_asked_at_once_and_the_reader_is_told():
+    with served(Counting) as address:
+        ask(endpoint.Endpoint(address, "m"), *"abcdefgh")
+    assert Counting.most == 4
+    row = next(line for line in (ROOT / "docs" / "evaluation.md").read_text().splitlines() if line.startswith("| wait, "))
+    for told in (row, Texts("en")("help.seconds_p50"), Texts("en")("limit.machine")):
+        assert "four requests at once" in told
+    for told in ("help.seconds_p95", "limit.machine"):
+        assert "cuatro a la vez" in Texts("es")(told)
+
+
+@pytest.mark.parametrize(("language", "spoken"), [("es", "es"), ("en", "en"), ("pt", "es")])
+def test_everyday_talk_of_a_language_is_what_the_page_says(
+    language: str, spoken: str, made: tuple[Path, Path, Assistant], tmp_path: Path
+):
+    assistant = Assistant(name="dental", select={"vertical": "dental"}, language=language)
+    benchmark.prepare(assistant, made[1], [candidates.Plain("base", "m")], tmp_path)
+    chats = [json.loads(line)["messages"] for line in (tmp_path / "general.jsonl").read_text().splitlines()]
+    told = [language_of(turn["content"]) for chat in chats for turn in chat]
+    assert max(("es", "en", "pt"), key=told.count) == spoken
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert "English ones for `language: en`, else Spanish ones" in page
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch):

@@ -215,7 +215,8 @@ class Benchmark(Group):
         default_factory=list, description="Regular expressions of what a reply may state (services, dishes), one for each thing."
     )
     general: str | None = Field(
-        default=None, description="JSONL of everyday chats to measure forgetting on; default: the shipped ones of the language."
+        default=None,
+        description="JSONL of everyday chats to measure forgetting on; default: the shipped English ones for `en`, else Spanish.",
     )
     canaries: list[Canary] = Field(default_factory=list[Canary], description="Secrets that the model must not know.")
     checks: str | None = Field(default=None, description="Folder of the standing suite: YAML and JSONL cases.")
