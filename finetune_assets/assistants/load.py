@@ -201,4 +201,4 @@ def _keys(at: tuple[Any, ...]) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation
         model = group_of(annotation) or model
-    return [field for field in model.model_fields if not (model is Assistant and field == "name")]
+    return [about.alias or field for field, about in model.model_fields.items() if not (model is Assistant and field == "name")]

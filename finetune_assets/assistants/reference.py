@@ -58,7 +58,8 @@ def group_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    yield from ((name, field) for name, field in model.model_fields.items() if not (model is Assistant and name == FILE_NAME))
+    fields = ((field.alias or name, field) for name, field in model.model_fields.items())
+    yield from ((name, field) for name, field in fields if not (model is Assistant and name == FILE_NAME))
 
 
 def _groups(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:

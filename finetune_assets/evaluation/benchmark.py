@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,9 @@ def prepare(
     """
     bench = assistant.benchmark
     rows = test_rows(dataset, bench.max_rows)
-    asked = [_asked(candidate, rows, output) for candidate in candidates]
     cases = suite_of(assistant)
+    suite = checks(assistant, {row.tenant_id for row in split_rows(dataset, "train")}, cases) if cases else []
+    asked = [_asked(candidate, rows, suite, output) for candidate in candidates]
     shots = max((len(c.shots) for c in candidates if isinstance(c, FewShot)), default=0)
     total = int(pl.read_parquet(dataset / "lineage.parquet").filter(pl.col("split") == "test").height)
     known = {"shots": shots, "test_rows_in_dataset": total, "cases": [case.model_dump(by_alias=True) for case in cases]}
@@ -89,7 +90,7 @@ def prepare(
     }
     if cases:
         spec["checks"] = str(output / "checks.jsonl")
-        _write_lines(output / "checks.jsonl", [_check(assistant, case) for case in cases])
+        _write_lines(output / "checks.jsonl", suite)
     if bench.judge is not None:
         where = bench.judge.model_dump(include={"url", "model", "api_key_env", "timeout"})
         spec["judge"] = {"endpoint": where, "first": TUNED, "second": bench.judge.against, "rows": bench.judge.rows}
@@ -97,11 +98,15 @@ def prepare(
     return spec
 
 
-def _asked(candidate: Candidate, rows: Sequence[TestRow], output: Path) -> dict[str, Any]:
-    """What the worker is told of a candidate, whose prompts are written."""
+def _asked(candidate: Candidate, rows: Sequence[TestRow], suite: Sequence[dict[str, Any]], output: Path) -> dict[str, Any]:
+    """What the worker is told of a candidate, whose prompts and cases are written."""
     path = output / "prompts" / f"{candidate.name}.jsonl"
     _write_lines(path, [_line(row, candidate.prompt(row.messages)) for row in rows])
-    return {"name": candidate.name, "prompts": str(path), **candidate.spec()}
+    made = {"name": candidate.name, "prompts": str(path), **candidate.spec()}
+    if suite:
+        made["checks"] = str(output / "checks" / f"{candidate.name}.jsonl")
+        _write_lines(Path(made["checks"]), [{**case, "messages": candidate.prompt(case["messages"])} for case in suite])
+    return made
 
 
 def _shown(assistant: Assistant, dataset: Path, asked: Sequence[Mapping[str, Any]], output: Path) -> dict[str, str]:
@@ -259,9 +264,15 @@ def _provenance(assistant: Assistant, made: Made, manifest: Mapping[str, Any], r
     }
 
 
-def _check(assistant: Assistant, case: Case) -> dict[str, Any]:
-    tools = case.offered(assistant.tools)
-    return {"messages": case.chat(assistant.system_prompt), "judge": case.judge, **({"tools": tools} if tools else {})}
+def checks(assistant: Assistant, tenants: Collection[str], cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """The cases as the worker reads them. One that names no tenant is of the data set's only one, where `tenants` is one."""
+    only = next(iter(tenants)) if len(tenants) == 1 else None
+    made: list[dict[str, Any]] = []
+    for case in cases:
+        tools, tenant = case.offered(assistant.tools), case.tenant if case.tenant is not None else only
+        asked = {"messages": case.chat(assistant.system_prompt), "judge": case.judge, "tenant_id": tenant}
+        made.append(asked | ({"tools": tools} if tools else {}))
+    return made
 
 
 def _line(row: TestRow, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What the assistant's YAML says a reply must and must not hold, checked without regard to case.
 
 A rule applies to a row whose intent is the rule's and whose last user turn matches `when` (all rows where it names neither). It
-holds if one of `contains_any` matches, or there is none to match, and nothing of `not_contains` does.
+holds if one of `contains_any` matches, or there is none to match, nothing of `not_contains` does, and the reply has the form that
+is asked for: JSON, a length, a language (which a short reply may not tell; then it holds).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from finetune_assets.assistants.settings.evaluation import Rule
 from finetune_assets.evaluation.candidates import TestRow
+from finetune_assets.evaluation.language import language_of
 
 FIT = 0.5
 """A rule that fewer than this share of the references keep does not fit the data: it is shown, and left out of the measure."""
@@ -32,7 +35,35 @@ def holds(rule: Rule, reply: str) -> bool:
     """Whether a reply keeps the rule."""
     if rule.contains_any and not any(_found(pattern, reply) for pattern in rule.contains_any):
         return False
-    return not any(_found(pattern, reply) for pattern in rule.not_contains)
+    return not forbidden(rule, reply) and _formed(rule, reply)
+
+
+def forbidden(rule: Rule, reply: str) -> bool:
+    """Whether a reply says what the rule forbids."""
+    return any(_found(pattern, reply) for pattern in rule.not_contains)
+
+
+def is_json(text: str) -> bool:
+    """Whether the whole text is one JSON value (RFC 8259: no NaN or Infinity)."""
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _formed(rule: Rule, reply: str) -> bool:
+    length = len(reply.strip())
+    return (
+        length >= (rule.min_chars or 0)
+        and (rule.max_chars is None or length <= rule.max_chars)
+        and (not rule.json_ or is_json(reply))
+        and (rule.language is None or language_of(reply) in (rule.language, None))
+    )
 
 
 def verdicts(rules: Sequence[Rule], rows: Sequence[TestRow], replies: Sequence[str]) -> NDArray[np.float64]:

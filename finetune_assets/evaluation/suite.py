@@ -11,8 +11,10 @@
       prompt: Quiero una mesa para dos
       tools: [{name: book_table, …}]          # what it may call; default: the assistant's `tools`
       calls: {name: book_table, arguments: {people: 2}}   # exactly this, or a list, in any order; []: it calls nothing
+      tenant: clinic_a                        # whose examples and documents retrieval may find; default: the only tenant's
 
-`finetune check` runs them against a version; every report runs them against every candidate that has no retrieval.
+`finetune check` runs them against a version; every report runs them against every candidate, asked as for the test rows: with its
+examples or passages, where it has some.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class Case(BaseModel):
     judge: str | None = None
     tools: list[dict[str, Any]] | None = None
     calls: list[Call] | None = None
+    tenant: str | None = None
     file: str = ""
 
     @model_validator(mode="before")
@@ -187,7 +190,7 @@ def _json_faults(expected: bool | dict[str, Any] | None, reply: str) -> list[str
         return []
     try:
         value: Any = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ["json: not a JSON value"] if expected is not False else []
     if expected is False:
         return ["json: a JSON value"]

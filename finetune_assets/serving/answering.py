@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.corpus.personal_data import pseudonym
-from finetune_assets.evaluation.rules import holds
+from finetune_assets.evaluation.rules import forbidden
 from finetune_assets.registry import Rollout
 from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, assign, keep
@@ -192,7 +192,7 @@ class Answering:
         if not reply.text.strip() and not reply.message.get("tool_calls"):
             return True
         rules = [rule for rule in ask.assistant.rules if rule.intent is None and rule.when is None and rule.not_contains]
-        return not all(holds(rule, reply.text) for rule in rules if not rule.contains_any)
+        return any(forbidden(rule, reply.text) for rule in rules if not rule.contains_any)
 
     # to the upstream
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,16 @@ class Candidate:
     retrieve: bool
     shots: Sequence[Sequence[str]] = ()
     """Examples to choose from: user turn and reply of each."""
+    cases: Rows = field(default_factory=Rows)
+    """Cases of the standing suite: `messages`, `tools`, `tenant_id`."""
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> Candidate:
         """From the worker's spec."""
         where = endpoint.Endpoint(**spec["endpoint"]) if spec.get("endpoint") else None
         rows = list(read_lines(Path(spec["prompts"])))
-        return cls(spec["name"], spec.get("model"), where, rows, bool(spec.get("retrieve")), spec.get("shots") or ())
+        cases = list(read_lines(Path(spec["checks"]))) if spec.get("checks") else []
+        return cls(spec["name"], spec.get("model"), where, rows, bool(spec.get("retrieve")), spec.get("shots") or (), cases)
 
 
 class Asking:
@@ -65,26 +68,27 @@ class Asking:
             self._index = retrieve.Index(passages, lambda queries: self.encode(list(queries)), np.load(path))
         return self._index
 
-    def rows(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
-        """The candidate's rows with what it is shown, and how that was chosen, as `retrieval` or `shots`. `about`: what the
-        model is."""
+    def rows(self, candidate: Candidate, rows: Rows, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
+        """Rows (of the test set or the standing suite) with what the candidate is shown, and how that was chosen, as `retrieval`
+        or `shots`. `about`: what the model is."""
         if candidate.retrieve:
-            return self._retrieved(candidate, generator, about)
-        return self._shown(candidate, generator, about) if candidate.shots else (candidate.rows, {})
+            return self._retrieved(candidate, rows, generator, about)
+        return self._shown(candidate, rows, generator, about) if candidate.shots else (rows, {})
 
-    def _retrieved(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
+    def _retrieved(self, candidate: Candidate, rows: Rows, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
         validation, passages = self._validation(), digest(Path(self.spec["passages"]).read_text(encoding="utf-8"))
 
         def make() -> Any:
             self.progress.update(f"{candidate.name} retrieval", 0, 1)
             choice, numbers = retrieve.choose(self.index, validation, lambda ways: _bits(generator, ways), self.language)
-            return {**vars(choice), "chosen_on": numbers, "rows": self.index.ask(candidate.rows, choice, self.language)}
+            return {**vars(choice), "chosen_on": numbers}
 
-        key = [about, self.encoder, self.language, passages, validation, candidate.rows]
-        made = self.cache.get(make, "retrieval", *key)
-        return made.pop("rows"), {"retrieval": made}
+        made = self.cache.get(make, "retrieval", about, self.encoder, self.language, passages, validation)
+        choice = retrieve.Choice(made["retriever"], made["k"], made["template"])
+        key = [vars(choice), self.encoder, self.language, passages, rows]
+        return self.cache.get(lambda: self.index.ask(rows, choice, self.language), "retrieved", *key), {"retrieval": made}
 
-    def _shown(self, candidate: Candidate, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
+    def _shown(self, candidate: Candidate, rows: Rows, generator: Generator, about: list[Any]) -> tuple[Rows, dict[str, Any]]:
         validation, most = self._validation(), len(candidate.shots)
 
         def shown(rows: Rows, count: int) -> Rows:
@@ -99,7 +103,7 @@ class Asking:
             return {"k": count, "most": most, "chosen_on": numbers}
 
         made = self.cache.get(make, "shots", about, validation, candidate.shots)
-        return shown(candidate.rows, made["k"]), {"shots": made}
+        return shown(rows, made["k"]), {"shots": made}
 
     def _validation(self) -> Rows:
         return list(read_lines(Path(self.spec["validation"])))

@@ -1,11 +1,11 @@
 """Task `benchmark`: every candidate's reply to every prompt, how likely the references are to it, and how long one reply takes.
 
     spec: {"task": "benchmark", "output": dir, "candidates": [{"name", "model", "prompts": JSONL of {"messages", "reference",
-           "conversation_id", "tenant_id", "tools"?, "calls"?}, "retrieve": bool, "shots"?: [[user, reply]]} or {"name",
-           "endpoint": {…}, "prompts"}],
+           "conversation_id", "tenant_id", "tools"?, "calls"?}, "retrieve": bool, "shots"?: [[user, reply]],
+           "checks"?: JSONL of {"messages", "tools"?, "tenant_id"}} or {"name", "endpoint": {…}, "prompts", "checks"?}],
            "max_new_tokens": 96, "threads": 2, "seed": 0, "similarity_model": null, "toxicity_model": null, "language": "es",
            "cache": dir, "latency_rows": 24, "passages": JSONL, "validation": JSONL, "general": JSONL, "canaries": […],
-           "checks": JSONL}
+           "checks": JSONL of the standing suite's bare cases, which a judge is shown}
 
 Writes `<output>/<name>.parquet` (COLUMNS, one row a prompt). A batch is cached under a hash of the model's weights and
 tokenizer, the batch's prompts and the decoding settings: what was killed goes on from there with the same batches, and a second

@@ -67,7 +67,7 @@ class Bench:
         started = time.perf_counter()
         identity = content(candidate.model or "")
         about = [identity, generator.max_new_tokens, transformers.__version__, torch.__version__]
-        rows, chosen = self.asking.rows(candidate, generator, about)
+        rows, chosen = self.asking.rows(candidate, candidate.rows, generator, about)
         prompts, columns = _prompts(rows, generator)
         replies, likelihoods = self._answers(candidate.name, prompts, rows, generator, about)
         said = [as_said(r["text"]) if _calls_tools(row) else r["text"] for r, row in zip(replies, rows, strict=True)]
@@ -81,6 +81,9 @@ class Bench:
         columns["seconds"] = [one["seconds"] for one in alone] + [None] * (len(prompts) - len(alone))
         self.progress.update(f"{candidate.name} waiting time", len(measured), len(measured))
         facts = self.cache.get(lambda: _facts(generator), "facts", about) | self._guards(candidate, generator, about)
+        if candidate.cases:
+            cases, _chosen = self.asking.rows(candidate, candidate.cases, generator, about)
+            facts["checks"] = self.cache.get(lambda: _say(generator, cases), "checks", about, cases)
         facts |= {"context": generator.context, "max_new_tokens": generator.max_new_tokens, "model": candidate.model}
         facts |= {"same_alone": [one["text"] == reply["text"] for one, reply in zip(alone, replies, strict=False)]}
         beside = self.cache.get(lambda: generator.beside(measured[:BESIDE]), "beside", about, measured[:BESIDE])
@@ -109,8 +112,8 @@ class Bench:
             "identity": {"id": where.model, "url": where.url},
             "max_new_tokens": self.most,
         }
-        if self.spec.get("checks"):
-            cases = list(read_lines(Path(self.spec["checks"])))
+        if candidate.cases:
+            cases = candidate.cases
             asked = [case["messages"] for case in cases], self.most, [case.get("tools") or [] for case in cases]
             said, more = ask(self.cache, where, *asked)
             facts["checks"] = [answer["reply"] for answer in said]
@@ -119,7 +122,7 @@ class Bench:
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
 
     def _guards(self, candidate: Candidate, generator: Generator, about: list[Any]) -> dict[str, Any]:
-        """What is known of a model's everyday talk, secrets and standing suite; once a model."""
+        """What is known of a model's everyday talk and secrets; once a model."""
         model = str(candidate.model)
         if model not in self._guarded:
             found: dict[str, Any] = {}
@@ -130,11 +133,7 @@ class Bench:
                 planted = self.spec["canaries"]
                 found["canaries"] = self.cache.get(lambda: guards.canaries(generator, planted), "canaries", about, planted)
             self._guarded[model] = found
-        found = dict(self._guarded[model])
-        if self.spec.get("checks") and not candidate.retrieve:
-            cases = list(read_lines(Path(self.spec["checks"])))
-            found["checks"] = self.cache.get(lambda: _say(generator, cases), "checks", about, cases)
-        return found
+        return self._guarded[model]
 
     def _answers(
         self, name: str, prompts: list[list[int]], rows: Rows, generator: Generator, about: list[Any]

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation import benchmark, candidates, report
+from finetune_assets.evaluation.language import language_of
+from finetune_assets.evaluation.suite import Case
+from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
-from finetune_assets.worker import endpoint
+from finetune_assets.worker import endpoint, measuring
 from finetune_assets.worker.progress import Progress
 from finetune_assets_tests.evaluation.frozen import benchmarked, make_dataset
 from finetune_assets_tests.loopback import Handler, served
@@ -86,6 +90,48 @@ def test_what_cannot_be_had_is_missing_never_empty(url: str):
     assert SEEN["always busy"] == endpoint.TRIES
 
 
+class Counting(Handler):
+    """Answers when four wait, or in half a second; remembers how many waited together."""
+
+    together = threading.Barrier(4)
+    waiting = most = 0
+    lock = threading.Lock()
+
+    def answer(self, body: dict[str, Any]) -> None:
+        with Counting.lock:
+            Counting.waiting += 1
+            Counting.most = max(Counting.most, Counting.waiting)
+        with suppress(threading.BrokenBarrierError):
+            Counting.together.wait(0.5)
+        with Counting.lock:
+            Counting.waiting -= 1
+        self.say(200, json.dumps({"choices": [{"message": {"content": "hola"}}]}).encode())
+
+
+def test_four_are_asked_at_once_and_the_reader_is_told():
+    with served(Counting) as address:
+        ask(endpoint.Endpoint(address, "m"), *"abcdefgh")
+    assert Counting.most == 4
+    row = next(line for line in (ROOT / "docs" / "evaluation.md").read_text().splitlines() if line.startswith("| wait, "))
+    for told in (row, Texts("en")("help.seconds_p50"), Texts("en")("limit.machine")):
+        assert "four requests at once" in told
+    for told in ("help.seconds_p95", "limit.machine"):
+        assert "cuatro a la vez" in Texts("es")(told)
+
+
+@pytest.mark.parametrize(("language", "spoken"), [("es", "es"), ("en", "en"), ("pt", "es")])
+def test_everyday_talk_of_a_language_is_what_the_page_says(
+    language: str, spoken: str, made: tuple[Path, Path, Assistant], tmp_path: Path
+):
+    assistant = Assistant(name="dental", select={"vertical": "dental"}, language=language)
+    benchmark.prepare(assistant, made[1], [candidates.Plain("base", "m")], tmp_path)
+    chats = [json.loads(line)["messages"] for line in (tmp_path / "general.jsonl").read_text().splitlines()]
+    told = [language_of(turn["content"]) for chat in chats for turn in chat]
+    assert max(("es", "en", "pt"), key=told.count) == spoken
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert "English ones for `language: en`, else Spanish ones" in page
+
+
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(endpoint.time, "sleep", lambda _seconds: None)
     assert ask(endpoint.Endpoint("http://127.0.0.1:9/v1", "m"), "hola")[0]["missing"] == "ConnectError"
@@ -116,7 +162,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     suite = folder / "suite"
     suite.mkdir()
     (suite / "cases.yaml").write_text(
-        "- {name: habla, prompt: hola, regex: '.'}\n- {name: clave, prompt: hola, not_contains: QX-1}\n"
+        "- {name: habla, prompt: hola, regex: '.', tenant: clinic_a}\n- {name: clave, prompt: hola, not_contains: QX-1}\n"
         "- {name: saluda, prompt: hola, judge: saluda}\n- {name: canta, prompt: hola, judge: canta}\n"
         "- {name: brinda, prompt: hola, judge: brinda}\n"
     )
@@ -201,6 +247,49 @@ def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]
     facts = read_json(folder / "out" / "result.json")["candidates"]["rag"]["retrieval"]
     assert facts["chosen_on"]["rows"] == 5
     assert len(facts["chosen_on"]["bits_per_byte"]) == 4
+
+
+def test_the_standing_suite_is_asked_as_the_test_rows_are(made: tuple[Path, Path, Assistant], monkeypatch: pytest.MonkeyPatch):
+    folder, dataset, assistant = made
+    output, asked, say = folder / "suite_asked", [], measuring._say
+
+    def listening(generator: Any, cases: list[dict[str, Any]]) -> list[str]:
+        asked.append(cases)
+        return say(generator, cases)
+
+    monkeypatch.setattr(measuring, "_say", listening)
+    spec = read_json(folder / "out" / "spec.json") | {"output": str(output), "cache": str(output / "cache"), "judge": None}
+    spec["candidates"] = [one for one in spec["candidates"] if one["name"] in ("base", "few_shot", "rag", "tuned_rag")]
+    facts = worker.run(spec, Progress.open(output))["candidates"]
+    assert {len(one["checks"]) for one in facts.values()} == {5}  # each case, by every candidate
+    base, few_shot, rag, tuned_rag = ([case["messages"] for case in cases] for cases in asked)
+    shown = facts["few_shot"]["shots"]["k"]
+    assert [len(case) for case in few_shot] == [len(case) + 2 * shown for case in base]
+    assert [case[-1] for case in few_shot] == [case[-1] for case in base]
+    passages = [json.loads(line) for line in (folder / "out" / "passages.jsonl").read_text().splitlines()]
+    for cases in (rag, tuned_rag):
+        text = json.dumps(cases[0], ensure_ascii=False)
+        found = [one for one in passages if one["text"] in text]
+        assert {one["tenant_id"] for one in found} == {"clinic_a"}  # its own, nobody else's
+        assert cases[1] == base[1]  # of no tenant, and no document is everybody's
+    page = report.html(benchmark.summarise(assistant, folder / "out", benchmark.Made("v2", dataset)))
+    shares = page.split('<table class="shares">')[1].split("</table>")[0]
+    assert shares.count("<tr>") == 1 + 8
+
+
+def test_a_rented_base_is_asked_the_suite_with_its_examples(made: tuple[Path, Path, Assistant], tmp_path: Path):
+    _, dataset, assistant = made
+    rented = assistant.benchmark.endpoints[0]
+    benchmark.prepare(assistant, dataset, [candidates.FewShot("few_shot", "m", (("hi", "hello"),), rented)], tmp_path)
+    first = json.loads((tmp_path / "checks" / "few_shot.jsonl").read_text().splitlines()[0])
+    assert [turn["content"] for turn in first["messages"]] == ["hi", "hello", "hola"]
+
+
+def test_a_case_is_of_the_only_tenant_where_it_names_none():
+    assistant = Assistant(name="dental", select={"vertical": "dental"})
+    cases = [Case(name="a", prompt="hola", contains="x"), Case(name="b", prompt="hola", contains="x", tenant="clinic_b")]
+    for tenants, found in (({"clinic_a"}, ["clinic_a", "clinic_b"]), ({"clinic_a", "clinic_b"}, [None, "clinic_b"])):
+        assert [one["tenant_id"] for one in benchmark.checks(assistant, tenants, cases)] == found
 
 
 def test_only_missing_rows_are_asked_for_again(made: tuple[Path, Path, Assistant]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from finetune_assets.assistants.settings.group import Count, Group, Share, check_pattern
 
@@ -39,8 +39,13 @@ RESERVED = ("base", "few_shot", "rag", "champion", "tuned", "tuned_rag", "refere
 """Names of the report's own candidates."""
 
 
+Language = Literal["es", "en", "pt"]
+
+
 class Rule(Group):
-    """What a reply must or must not say. Matched without regard to case."""
+    """What a reply must or must not say, and in which form. Matched without regard to case; all that a rule names must hold."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     name: str = Field(description="Shown in the report.")
     intent: str | None = Field(default=None, description="Intent of the user's turn; default: every intent.")
@@ -49,11 +54,22 @@ class Rule(Group):
     )
     contains_any: list[str] = Field(default_factory=list, description="At least one of these regular expressions matches.")
     not_contains: list[str] = Field(default_factory=list, description="None of these regular expressions matches.")
+    json_: bool = Field(default=False, alias="json", description="The whole reply is one JSON value.")
+    min_chars: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Fewest characters of a reply, white space at its ends not counted."
+    )
+    max_chars: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Most characters, likewise.")
+    language: Language | None = Field(
+        default=None, description="Language of the reply, by its function words; a reply whose words do not tell keeps the rule."
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Rule:
-        if not self.contains_any and not self.not_contains:
-            raise ValueError("give `contains_any` or `not_contains`")
+        asked = (self.contains_any, self.not_contains, self.json_, self.min_chars, self.max_chars, self.language)
+        if not any(asked):
+            raise ValueError("give `contains_any`, `not_contains`, `json`, `min_chars`, `max_chars` or `language`")
+        if self.min_chars is not None and self.max_chars is not None and self.min_chars > self.max_chars:
+            raise ValueError(f"`min_chars` ({self.min_chars}) is more than `max_chars` ({self.max_chars}): no reply can hold it")
         for pattern in [*self.contains_any, *self.not_contains, *([self.when] if self.when else [])]:
             check_pattern(pattern)
         return self
@@ -199,7 +215,8 @@ class Benchmark(Group):
         default_factory=list, description="Regular expressions of what a reply may state (services, dishes), one for each thing."
     )
     general: str | None = Field(
-        default=None, description="JSONL of everyday chats to measure forgetting on; default: the shipped ones of the language."
+        default=None,
+        description="JSONL of everyday chats to measure forgetting on; default: the shipped English ones for `en`, else Spanish.",
     )
     canaries: list[Canary] = Field(default_factory=list[Canary], description="Secrets that the model must not know.")
     checks: str | None = Field(default=None, description="Folder of the standing suite: YAML and JSONL cases.")
