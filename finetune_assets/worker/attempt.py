@@ -8,7 +8,6 @@ the lowest validation loss, else the last ones.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.presets import PREFERENCES
 from finetune_assets.training.tokens import Rows
-from finetune_assets.worker import checkpoints, memory, preferences, ranks
+from finetune_assets.worker import checkpoints, curve, memory, preferences, ranks
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery
@@ -39,7 +38,7 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
     if ranks.same(result.exists() and checkpoints.is_whole(place.best)):
         return read_json(result)
     (place.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), 2 if stage.objective == "kto" else 1)
+    recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), stage.smallest)
     recovery.begin()
     while True:
         trouble: Diverged | None = None
@@ -59,7 +58,7 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
             if not memory.ran_out(error):
                 recovery.end()
                 raise
-            short = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            short = memory.in_short(error)
         # Outside of the handlers: a traceback would keep the model of the failed attempt in memory.
         memory.release()
         newest, _ = checkpoints.newest_whole(place.folder / "checkpoints")
@@ -67,9 +66,9 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
         if trouble is not None:
             recovery.diverged(trouble, float(stage.values["learning_rate"]), step)
         else:
-            recovery.out_of_memory(step, f"memory ran out ({short[:120]})")
+            recovery.out_of_memory(step, short)
             if ranks.count() > 1:
-                raise ranks.StartAgain(f"memory ran out in one of {ranks.count()} processes ({short[:120]})")
+                raise ranks.StartAgain(f"in one of {ranks.count()} processes {short}")
 
 
 def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress) -> dict[str, Any]:
@@ -137,8 +136,8 @@ def resume_point(place: Place, recovery: Recovery) -> tuple[Path | None, Totals]
 def summary(stage: Stage, totals: Totals, rows: tuple[Rows, Rows], max_length: int, ready: float) -> dict[str, Any]:
     """What the stage's result.json says."""
     train, heldout = rows
-    curve = [json.loads(line) for line in stage.place.log.read_text(encoding="utf-8").splitlines()]
-    losses = [(point["step"], point["loss"]) for point in curve if "loss" in point]
+    points = curve.read(stage.place.log)
+    losses = [(point["step"], point["loss"]) for point in points if "loss" in point]
     late = [loss for step, loss in losses if step > 0.9 * totals.steps] or [loss for _, loss in losses[-1:]]
     chosen = read_json(stage.place.best / "best.json")
     return {
@@ -146,7 +145,7 @@ def summary(stage: Stage, totals: Totals, rows: tuple[Rows, Rows], max_length: i
         "hyperparameters": stage.values,
         "train_loss": sum(late) / len(late) if late else None,  # mean of the last tenth of the steps
         "eval_loss": chosen["eval_loss"],
-        "eval_losses": [point["eval_loss"] for point in curve if "eval_loss" in point],
+        "eval_losses": [point["eval_loss"] for point in points if "eval_loss" in point],
         "steps": totals.steps,
         "best_step": chosen["step"],
         "tokens": totals.tokens,

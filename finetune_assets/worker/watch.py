@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
-from finetune_assets.worker import card, checkpoints, memory, ranks, shards
-from finetune_assets.worker.loops import Totals
+from finetune_assets.storage import read_json, replacing_folder, write_json
+from finetune_assets.worker import card, checkpoints, curve, memory, ranks, shards
+from finetune_assets.worker.loops import Totals, check_weights
 from finetune_assets.worker.progress import Progress
-from finetune_assets.worker.recovery import Recovery, disk_full
+from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_SHARE = 0.05
@@ -76,7 +77,7 @@ class Watch(TrainerCallback):
         """The clock starts, and the curve is cut where the checkpoint was taken."""
         self._began = self._saved = time.monotonic()
         if ranks.first():
-            truncate_log(self._place.log, state.global_step)
+            curve.truncate(self._place.log, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         """A checkpoint every few seconds, but not before the validation of an epoch that is just over: it would be lost."""
@@ -143,7 +144,7 @@ class Watch(TrainerCallback):
         entry |= {"tokens": self._totals.tokens, "tokens_per_second": round(self._rate(), 1), "memory_gib": _gib()}
         self._unwritten += json.dumps({**entry, "seconds": round(self._totals.seconds, 3)}) + "\n"
         try:
-            append(self._place.log, self._unwritten)
+            curve.append(self._place.log, self._unwritten)
             self._unwritten = ""
         except OSError as error:
             if not disk_full(error):
@@ -157,8 +158,10 @@ class Watch(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **named: Any,
     ) -> None:
-        """Keeps the weights of the lowest validation loss; ends the training when it gets no better."""
+        """Keeps the weights of the lowest validation loss; ends the training when it gets no better. Raises Diverged."""
         loss = (metrics or {})["eval_loss"]
+        if not math.isfinite(loss):
+            raise Diverged(state.global_step, f"the validation loss became {loss}")
         self._progress.update(f"{self._place.name}: validate", state.global_step, state.max_steps, eval_loss=loss)
         known = ranks.same(self._better(loss) if ranks.first() else None)
         if known is None:
@@ -192,7 +195,11 @@ def _gib() -> float:
 
 
 def keep_best(place: Place, model: PreTrainedModel, facts: dict[str, Any]) -> None:
-    """Makes a model's weights (an adapter's alone) the stage's best. Every process calls it, the first one writes."""
+    """Makes a model's weights (an adapter's alone) the stage's best. Every process calls it, the first one writes.
+
+    Raises Diverged where they are no numbers.
+    """
+    check_weights(model, int(facts["step"]))
     gathered = shards.trained(model)
     if not ranks.first():
         return
@@ -206,29 +213,3 @@ def forget_best(place: Place, step: int) -> None:
     """Removes best weights that belong to a later step than the checkpoint that is resumed, or are not whole."""
     if place.best.exists() and (not checkpoints.is_whole(place.best) or read_json(place.best / "best.json")["step"] > step):
         shutil.rmtree(place.best)
-
-
-def append(file: Path, text: str) -> None:
-    """Appends, wholly or not at all. Raises OSError."""
-    size = file.stat().st_size if file.exists() else 0
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError:
-        with file.open("r+b") as stream:
-            stream.truncate(size)
-        raise
-
-
-def truncate_log(file: Path, step: int) -> None:
-    """Drops points after `step`: they will be written again. Recoveries stay."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    kept: list[str] = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that was being written when the process was killed
-            continue
-        if entry["step"] <= step or "recovery" in entry:
-            kept.append(line)
-    write_text(file, "".join(line + "\n" for line in kept))
