@@ -187,9 +187,9 @@ def _event(data: bytes) -> dict[str, Any]:
 
 
 def says(event: dict[str, Any]) -> bool:
-    """Whether an event holds a piece of the reply: text, or of a tool call."""
+    """Whether an event holds a piece of the reply: text, thoughts, a refusal, or of a tool call; not the role alone."""
     deltas = [choice.get("delta") or {} for choice in event.get("choices") or []]
-    return any(delta.get("content") or delta.get("tool_calls") for delta in deltas)
+    return any(value for delta in deltas for name, value in delta.items() if name != "role")
 
 
 def _reply(value: Any) -> Reply:

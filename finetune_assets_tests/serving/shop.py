@@ -193,8 +193,9 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 
 class Upstream:
-    """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty,
-    busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE."""
+    """An OpenAI-compatible server, whose streams begin with the role alone; `faults`: model's name to what goes wrong: error,
+    hang, half, slow, empty, busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE; of a stream that has named its
+    role: begun:half, begun:hang, begun:error."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -241,29 +242,40 @@ class Upstream:
             message = None if fault == "shapeless" else {"role": "assistant", "content": text}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return self._send(handler, 200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
+        self._stream(handler, fault, text, usage)
+        return None
+
+    def _stream(self, handler: BaseHTTPRequestHandler, fault: str, text: str, usage: dict[str, int]) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.close_connection = True
+        delta = {"role": "assistant", "content": ""}
+        self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        if fault == "begun:hang":
+            time.sleep(4)
+        if fault == "begun:error":
+            handler.wfile.write(b'data: {"error": {"message": "out of memory"}}\n\n')
+        if fault.startswith("begun:"):
+            return
         if fault.startswith("tool"):  # in pieces, as OpenAI's stream has them; `toolcut`: broken off
             for piece in ({"id": "c1", "function": {"name": "book", "arguments": ""}}, {"function": {"arguments": "{}"}}):
                 delta = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **piece}]}
                 self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             if fault == "toolcut":
-                return None
+                return
         words = [] if fault.startswith("tool") else text.split(" ")
         if fault == "shapeless":
             handler.wfile.write(b"data: 5\n\n")
         for n, word in enumerate(words):
             if fault == "half" and n == len(words) // 2:
-                return None
+                return
             time.sleep(0.1 if fault == "slow" else 0)
             delta = {"content": word if n == 0 else f" {word}"}
             self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         self._event(handler, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage})
         handler.wfile.write(b"data: [DONE]\n\n")
-        return None
 
     def _event(self, handler: BaseHTTPRequestHandler, value: dict[str, Any]) -> None:
         value = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", **value}
