@@ -19,6 +19,8 @@ import httptools
 
 IDLE_SECONDS = 4.0
 """A connection that was idle for so long is not used again: servers close theirs after 5 s (uvicorn) or more."""
+STALE_SECONDS = 0.1
+"""A kept connection that is lost so soon after a request was sent had been given up by its server."""
 END_SECONDS = 0.05
 """For the last bytes of a stream whose events have ended."""
 MOST_HEAD = 65_536
@@ -196,17 +198,19 @@ class Pool:
     async def post(self, url: str, key: str | None, body: bytes) -> Connection:
         """A connection with the head of the answer; give it back with `release`. Raises Broken, OSError, ValueError.
 
-        A server that closes an idle connection may do so in the moment in which it is used again: then the request was never
-        read, nothing was answered, and it is sent again on a new one. One that failed on a new connection is not.
+        A server that closes an idle connection may do so in the moment in which it is used again: one that is lost within
+        STALE_SECONDS, before its first byte, is taken for such, and the request is sent again on a new connection. Later the
+        server may have worked on it (and be paid for it): then, and on a new connection, it is not sent twice.
         """
         place, head = _address(url, key)
         data = head + b"%d\r\n\r\n" % len(body) + body
         kept = self._kept(place)
         if kept is not None:
+            sent = kept.loop.time()
             try:
                 return await self._ask(kept, data)
             except Broken:
-                if kept.begun:
+                if kept.begun or kept.loop.time() - sent > STALE_SECONDS:
                     raise
         return await self._ask(await self._connect(place), data)
 
