@@ -42,6 +42,7 @@ def upstream() -> Iterator[Upstream]:
 @pytest.fixture(autouse=True)
 def healthy(upstream: Upstream) -> None:
     upstream.faults.clear()
+    upstream.shapes.clear()
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,41 @@ def test_a_stream_that_breaks_behind_its_role_has_not_begun(
         assert answer.status_code == (504 if fault == "hang" else 502)
         assert "could not answer" in answer.json()["error"]["message"]
     assert not any("Traceback" in line for line in served.lines)
+
+
+TAKEN = [
+    '{"choices": [{"message": {"content": "v2 says"}}], "usage": [5]}',
+    '{"choices": [{"message": {"content": "v2 says"}}], "usage": {"prompt_tokens": null, "completion_tokens": "many"}}',
+    '{"choices": [{"message": {"content": "v2 says"}}], "usage": {"prompt_tokens": 1.5, "completion_tokens": -1}}',
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}}]}',
+]
+NO_REPLY = [
+    '{"choices": [{"message": {"content": ' + "[" * 100_000 + "]" * 100_000 + "}}]}",
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": ["f"]}}]}',
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": [{"function": "f"}]}}]}',
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": {"f": 1}}}]}',
+]
+
+
+@pytest.mark.parametrize("way", ["whole", "stream", "chat"])
+@pytest.mark.parametrize("number", range(len(TAKEN) + len(NO_REPLY)))
+def test_a_reply_of_an_odd_shape_is_mended_or_is_none(
+    served: Served, shop: Shop, upstream: Upstream, number: int, way: str
+) -> None:
+    upstream.shapes["v2-"] = [*TAKEN, *NO_REPLY][number]
+    user = user_of(shop, "candidate")
+    if way == "chat":
+        answer = served.client.post("/chat", json={"user_id": user, "message": "Hola"})
+    else:
+        answer = served.ask(user=user, stream=way == "stream")
+    assert answer.status_code == 200
+    taken = number < len(TAKEN)
+    assert ("v2 says" in answer.text) is taken
+    row = logged(shop, answer.headers["x-request-id"])
+    assert (row["served_arm"], row["outcome"]) == (("candidate", "ok") if taken else ("champion", "error"))
+    assert not taken or (row["prompt_tokens"], row["completion_tokens"]) == (None, None)
+    if way == "chat" and "arguments" in upstream.shapes["v2-"]:
+        assert (answer.json()["action"], answer.json()["params"]) == ("f", {"a": 1})
 
 
 def test_an_empty_stream_is_passed_on_whole(served: Served, shop: Shop, upstream: Upstream) -> None:
