@@ -25,7 +25,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.tables import rollout_events
 from finetune_assets.registry.traffic import feedback, requests
-from finetune_assets.serving import control, experiments
+from finetune_assets.serving import control, experiments, keys
 from finetune_assets.serving import server as servers
 from finetune_assets.serving.judge import judge
 from finetune_assets.serving.notify import notify
@@ -356,6 +356,17 @@ def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Sh
         assert refused.exit_code == 1
         assert "Nothing was changed, since the ledger did not answer" in refused.output
         assert book.rollout("aurora").status == "running"
+
+
+def test_the_login_stays_in_the_history_whatever_is_typed(shop: Shop) -> None:
+    shop.roll_out(shop.version("a"))
+    with shop.ledger() as book:
+        key = keys.add(book, "*")
+    with shop.served("--no-judge") as served, shop.ledger() as book:
+        for action, typed in (("hold", "bob"), ("release", "ana")):
+            form = {"who": typed, "reason": "wait"}
+            assert served.client.post(f"/dashboard/aurora/{action}", data=form, auth=("ana", key)).status_code == 303
+        assert [event["actor"] for event in book.events("aurora")][-2:] == ["ana for bob (dashboard)", "ana (dashboard)"]
 
 
 class Hook:

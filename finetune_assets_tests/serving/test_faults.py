@@ -192,6 +192,7 @@ def test_a_row_that_the_ledger_refuses_is_set_aside_and_holds_up_nobody(tmp_path
     assert ids(shop, conversations, "conversation_id") == {"c1", "c2"}
     refused = [json.loads(line)[0] for file in (folder / "refused").iterdir() for line in file.read_text().splitlines()]
     assert refused == ["requests", "conversations"]
+    assert {file.stat().st_mode & 0o777 for file in (folder / "refused").iterdir()} == {0o600}  # it may hold texts
     assert not list(folder.glob("*.jsonl"))
 
 
