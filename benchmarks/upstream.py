@@ -32,7 +32,10 @@ def _event(delta: dict[str, str], reason: str | None = None) -> bytes:
 
 WHOLE = _whole()
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-EVENTS = [_event({"content": word if n == 0 else f" {word}"}) for n, word in enumerate(WORDS)]
+EVENTS = [
+    _event({"role": "assistant", "content": ""}),
+    *(_event({"content": word if n == 0 else f" {word}"}) for n, word in enumerate(WORDS)),
+]
 END = _event({}, "stop") + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 

@@ -124,20 +124,29 @@ class Answering:
     async def chunks(self, exchange: Exchange) -> AsyncGenerator[dict[str, Any]]:
         """The reply as it is made: the upstream's events. Raises Refused only before the first of them.
 
-        A stream that breaks later ends with an event {"error": …}, since the user has seen its beginning.
+        Streams begin with an event that names the role and says nothing: it waits for the first that does, since until then
+        another arm can answer. A stream that breaks later ends with an event {"error": …}: the user has seen its beginning.
         """
         for arm in self._arms(exchange):
-            exchange.served = arm
+            exchange.served, exchange.reply = arm, Reply()
+            waiting: list[dict[str, Any]] = []
             stream = self.upstream.chunks(self.target(exchange, arm), {**self.body(exchange.ask), **_USAGE})
             try:
                 _fail_if_told(exchange.ask, arm)
                 async with contextlib.aclosing(stream):
                     async for event in stream:
-                        if exchange.first_token is None and says(event):
-                            exchange.first_token = time.perf_counter() - exchange.started
                         _take(event, exchange.reply)
                         exchange.reply.usage = event.get("usage") or exchange.reply.usage
-                        yield event
+                        waiting.append(event)
+                        if exchange.first_token is None:
+                            if not says(event):
+                                continue
+                            exchange.first_token = time.perf_counter() - exchange.started
+                        for one in waiting:
+                            yield one
+                        waiting.clear()
+                for one in waiting:  # of a reply that says nothing
+                    yield one
             except UpstreamFailed as failed:
                 self._note(exchange, arm, failed)
                 if exchange.first_token is None:
@@ -146,7 +155,8 @@ class Answering:
                 yield {"error": {"message": "the reply was cut off", "type": "upstream_error"}}
                 return
             except (GeneratorExit, asyncio.CancelledError):
-                exchange.outcome = "gone"
+                if exchange.outcome == "ok":  # else the assigned arm has failed before
+                    exchange.outcome = "gone"
                 self._ended(exchange)
                 raise
             self._ended(exchange)

@@ -107,7 +107,9 @@ class Dashboard:
             return HTMLResponse("There is no such assistant or action.", status_code=404)
         form = parse_qs((await _small_body(request)).decode("utf-8", "replace"))
         reason = form.get("reason", [""])[0].strip()
-        who = f"{form.get('who', [''])[0].strip() or actor} (dashboard)"[:120]
+        typed = form.get("who", [""])[0].strip()
+        who = (typed or actor) if self._open or typed in ("", actor) else f"{actor} for {typed}"  # a login is not overwritten
+        who = f"{who[:100]} (dashboard)"
         told = form.get("seen", [""])[0]
         seen = int(told) if told.isascii() and told.isdigit() else None
         ledger, settings = self.ledger, assistant.rollout

@@ -101,12 +101,12 @@ def _tool_call(message: dict[str, Any], text: str) -> tuple[str | None, Any]:
         function = call.get("function") or {}
         try:
             return function.get("name"), json.loads(function.get("arguments") or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return function.get("name"), None
     if text.lstrip().startswith("{"):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None, None
         name = value.get("action") or value.get("name")
         if isinstance(name, str):

@@ -7,6 +7,7 @@ take nothing new and end their chats, then the engine goes.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.assistants import Assistant, assistant_names, load_assistant
 from finetune_assets.environment import Environment
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JUDGE = 2.0
 """Seconds between two judgements of all open rollouts."""
+LOAD_AGAIN = 30.0
+"""Seconds until a model that could not be loaded is tried again."""
 METRICS = "finetune-metrics"
 RESTART = 1.0
 """Least seconds between two starts of the same child."""
@@ -70,16 +73,23 @@ class Child:
         fds = [one.fileno() for one in self.sockets]
         return subprocess.Popen(self.command, pass_fds=fds, env=self.environment, stdin=subprocess.DEVNULL)
 
-    def look_after(self, say: Callable[[str], None]) -> None:
-        """Starts it again if it has ended."""
-        if self.process.poll() is not None and time.monotonic() - self.started > RESTART:
-            name, process = self.command[2].rpartition(".")[2], self.process
-            say(f"{name} {process.pid} ended with {process.returncode}; starting it again.")
-            self.process = self._start()
+    @property
+    def name(self) -> str:
+        """engine, writer or worker."""
+        return self.command[2].rpartition(".")[2]
+
+    def look_after(self, say: Callable[[str], None]) -> bool:
+        """Starts it again if it has ended; whether it had to."""
+        if self.process.poll() is None or time.monotonic() - self.started <= RESTART:
+            return False
+        say(f"{self.name} {self.process.pid} ended with {self.process.returncode}; starting it again.")
+        self.process = self._start()
+        return True
 
 
 class Server:
-    """Engine, writer, workers and judge of one store."""
+    """Engine, writer, workers and judge of one store. The main thread looks after the processes and waits for nothing else:
+    rollouts are judged (and people told) in a second thread, models loaded in a third."""
 
     def __init__(self, environment: Environment, settings: Settings, say: Callable[[str], None]) -> None:
         """Raises ServingError for an address that is taken, or open to others without an API key; LedgerError."""
@@ -98,7 +108,12 @@ class Server:
         self.port = int(self.socket.getsockname()[1])
         self.engine_url = f"http://127.0.0.1:{self.engine_socket.getsockname()[1]}"
         self.children: list[Child] = []
-        self.loaded: dict[str, str] = {}
+        self.loaded: set[str] = set()
+        self.not_loaded: dict[str, tuple[float, str]] = {}
+        """Models that could not be loaded: when it was tried, and why not."""
+        self.tried = threading.Event()
+        """Set when all models have been asked for once."""
+        self.threads: list[threading.Thread] = []
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
@@ -110,7 +125,9 @@ class Server:
             self.children.append(
                 Child([sys.executable, "-m", "finetune_assets.serving.engine", "--fd", fd], [self.engine_socket], environment)
             )
-            self._warm_up(wait=60.0)
+            self._in_thread(self._load_models, JUDGE)
+            while not self.stop and not self.tried.wait(0.1):
+                self._look_after()
         self.children.append(Child([sys.executable, "-m", "finetune_assets.serving.writer"], [], environment))
         worker = [sys.executable, "-m", "finetune_assets.serving.worker", "--fd", str(self.socket.fileno())]
         worker += ["--engine", f"{self.engine_url}/v1"]
@@ -122,42 +139,71 @@ class Server:
         self.say(
             f"Serving on http://{self.settings.host}:{self.port}  (dashboard: /dashboard, {self.settings.workers} worker(s))"
         )
-        judged = 0.0
+        if self.settings.judge:
+            self._in_thread(self._judge, JUDGE / 8 if self.settings.simulation else JUDGE)
         try:
             while not self.stop:
                 time.sleep(0.1)
-                for child in self.children:
-                    child.look_after(self.say)
-                if time.monotonic() - judged >= (JUDGE / 8 if self.settings.simulation else JUDGE):
-                    judged = time.monotonic()
-                    self._judge()
+                self._look_after()
         finally:
             self._shut_down()
 
-    def _judge(self) -> None:
-        try:
-            for name, assistant in self._assistants().items():
-                if self.settings.judge:
-                    move = control.step(self.ledger, name, assistant.rollout, "router")
-                    if move is not None:
-                        self.say(move.text)
-            self._warm_up(wait=0.0)
-        except (SQLAlchemyError, FinetuneError, OSError) as error:
-            log.warning("The rollouts could not be judged: %s", str(error).splitlines()[0])
+    def _look_after(self) -> None:
+        for child in self.children:
+            if child.look_after(self.say) and child.name == "engine":
+                self.loaded, self.not_loaded = set(), {}
 
-    def _warm_up(self, wait: float) -> None:
-        """Has the engine load what it will be asked for. One that cannot be loaded is told once; the router falls back."""
+    def _in_thread(self, work: Callable[[], None], seconds: float) -> None:
+        """Does it now and then every so many seconds, until the end."""
+
+        def repeat() -> None:
+            while not self.stop:
+                try:
+                    work()
+                except Exception as error:
+                    log.warning("%s failed, and is tried again: %s", work.__name__.strip("_"), _line(error))
+                end = time.monotonic() + seconds
+                while not self.stop and time.monotonic() < end:
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _judge(self) -> None:
+        """One look at every rollout. An assistant whose rollout cannot be judged holds up no other."""
+        for name, assistant in self._assistants().items():
+            try:
+                move = control.step(self.ledger, name, assistant.rollout, "router")
+            except Exception as error:
+                log.warning("The rollout of %s could not be judged: %s", name, _line(error))
+                continue
+            if move is not None:
+                self.say(move.text)
+
+    def _load_models(self) -> None:
+        """Has the engine load what it will be asked for. One that cannot be loaded is told, and tried again later; the router
+        falls back."""
+        loaded, failed = self.loaded, self.not_loaded  # of this engine: another begins with none
         names = {
             model_name(name, version)
             for name, assistant in self._assistants().items()
             if assistant.serving.upstream == "embedded"
-            for version in self.asked_for(name, at_start=wait > 0)
+            for version in self.asked_for(name, at_start=not loaded)
         }
-        for name in sorted(names - self.loaded.keys()):
-            problem = self._load(name, wait)
-            self.loaded[name] = problem or "loaded"
-            if problem:
+        for name in sorted(names - loaded):
+            at, before = failed.get(name, (-LOAD_AGAIN, ""))
+            if self.stop or (before and time.monotonic() - at < LOAD_AGAIN):
+                continue
+            problem = self._load(name, wait=0.0 if self.tried.is_set() else 60.0)
+            if problem is None:
+                loaded.add(name)
+                failed.pop(name, None)
+                continue
+            failed[name] = time.monotonic(), problem
+            if problem != before:
                 self.say(f"Model {name} is not served: {problem}")
+        self.tried.set()
 
     def asked_for(self, assistant: str, at_start: bool = False) -> set[str | None]:
         """Versions that users of an assistant, or of its experiment, get; null: the base model. At the start of all, later of
@@ -177,8 +223,8 @@ class Server:
                 return None
             except urllib.error.HTTPError as error:
                 return str(json.loads(error.read() or b"{}").get("error", {}).get("message", error))
-            except (urllib.error.URLError, OSError) as error:
-                if time.monotonic() >= end:
+            except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+                if self.stop or time.monotonic() >= end:
                     return f"the engine does not answer ({error})"
                 time.sleep(0.1)
 
@@ -238,6 +284,8 @@ class Server:
                     child.process.kill()
                     child.process.wait()
         self.children.clear()
+        for thread in self.threads:  # what they wait for has ended, or is a webhook
+            thread.join(5)
         self.close()
         shutil.rmtree(self.metrics, ignore_errors=True)
 
@@ -246,6 +294,11 @@ class Server:
         self.socket.close()
         self.engine_socket.close()
         self.ledger.close()
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says: a driver's others hold the statement."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _metrics_folder() -> Path:

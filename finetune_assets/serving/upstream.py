@@ -19,8 +19,10 @@ from finetune_assets.serving.wire import Broken, Connection, Pool
 from finetune_assets.training import aws_calls
 from finetune_assets.training.remote import without_secrets
 
-BROKEN = (Broken, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError)
+BROKEN = (Broken, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RecursionError)
 """A connection that broke, or an answer of another shape than OpenAI's."""
+MOST_TOKENS = 1 << 31
+"""A count from here on is none."""
 CLIENTS = (400, 413, 422)
 """Statuses that speak of the request itself; all others from 400 on are troubles of the upstream."""
 
@@ -181,19 +183,51 @@ def _event(data: bytes) -> dict[str, Any]:
     if not isinstance(event, dict):
         raise ValueError(f"an event of the stream is no object: {data[:80]!r}")
     for choice in event.get("choices") or []:
-        if not isinstance(choice.get("delta") or {}, dict):
+        delta = choice.get("delta") or {}
+        if not isinstance(delta, dict):
             raise ValueError(f"an event of the stream has no delta: {data[:80]!r}")
+        if delta.get("tool_calls"):
+            delta["tool_calls"] = _calls(delta["tool_calls"])
+    if event.get("usage") is not None:
+        event["usage"] = _usage(event["usage"])
     return event
 
 
+def _usage(value: Any) -> dict[str, Any]:
+    """Counts of tokens as far as they are numbers; empty where there are none."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        str(name): count
+        for name, count in value.items()
+        if (isinstance(count, dict) and str(name).endswith("_details"))
+        or (isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MOST_TOKENS)
+    }
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """Tool calls with their arguments as text, which is OpenAI's way. Raises ValueError where one is no call."""
+    if not isinstance(value, list):
+        raise ValueError(f"tool_calls is no list: {str(value)[:80]}")
+    for call in value:
+        function = call.get("function") if isinstance(call, dict) else 0
+        if not isinstance(function, dict | None):
+            raise ValueError(f"a tool call is no object with a function: {str(call)[:80]}")
+        if function and not isinstance(function.get("arguments", ""), str | None):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return value
+
+
 def says(event: dict[str, Any]) -> bool:
-    """Whether an event holds a piece of the reply: text, or of a tool call."""
+    """Whether an event holds a piece of the reply: text, thoughts, a refusal, or of a tool call; not the role alone."""
     deltas = [choice.get("delta") or {} for choice in event.get("choices") or []]
-    return any(delta.get("content") or delta.get("tool_calls") for delta in deltas)
+    return any(value for delta in deltas for name, value in delta.items() if name != "role")
 
 
 def _reply(value: Any) -> Reply:
     choice = value["choices"][0]
     message = choice["message"]
-    usage = value.get("usage") or {}
+    if message.get("tool_calls"):
+        message["tool_calls"] = _calls(message["tool_calls"])
+    usage = _usage(value.get("usage"))
     return Reply(str(message.get("content") or ""), str(choice.get("finish_reason") or "stop"), usage, message)

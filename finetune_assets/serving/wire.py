@@ -19,6 +19,8 @@ import httptools
 
 IDLE_SECONDS = 4.0
 """A connection that was idle for so long is not used again: servers close theirs after 5 s (uvicorn) or more."""
+STALE_SECONDS = 0.1
+"""A kept connection that is lost so soon after a request was sent had been given up by its server."""
 END_SECONDS = 0.05
 """For the last bytes of a stream whose events have ended."""
 MOST_HEAD = 65_536
@@ -29,6 +31,8 @@ MOST_LINE = 1 << 20
 """Of a stream's line."""
 MOST_BYTES = 1 << 24
 """Of a reply that is read at once."""
+MOST_STREAM = 1 << 26
+"""Of a streamed one: each token comes with some 200 bytes around it."""
 
 
 class Broken(Exception):
@@ -69,6 +73,10 @@ class Connection(asyncio.Protocol):
         self._begin()
         self.transport.write(data)
 
+    def forget(self) -> None:
+        """Lets go of the reply that was read."""
+        self.pieces, self.whole, self.rest = deque[bytes](), deque[bytes](), b""
+
     async def head(self) -> None:
         """Waits for status and headers. Raises Broken."""
         while not self.has_head:
@@ -93,6 +101,8 @@ class Connection(asyncio.Protocol):
                 self.whole.extend(whole)
                 if len(self.rest) > MOST_LINE:
                     raise Broken("a line without end")
+            elif self.taken > MOST_STREAM:
+                raise Broken(f"a stream of more than {MOST_STREAM} bytes")
             elif self.complete:
                 rest, self.rest = self.rest, b""
                 return rest or None
@@ -165,7 +175,9 @@ class Connection(asyncio.Protocol):
             raise Broken("the server spoke unasked")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header; those behind the body are nobody's."""
+        if self.has_head:
+            return
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -196,17 +208,19 @@ class Pool:
     async def post(self, url: str, key: str | None, body: bytes) -> Connection:
         """A connection with the head of the answer; give it back with `release`. Raises Broken, OSError, ValueError.
 
-        A server that closes an idle connection may do so in the moment in which it is used again: then the request was never
-        read, nothing was answered, and it is sent again on a new one. One that failed on a new connection is not.
+        A server that closes an idle connection may do so in the moment in which it is used again: one that is lost within
+        STALE_SECONDS, before its first byte, is taken for such, and the request is sent again on a new connection. Later the
+        server may have worked on it (and be paid for it): then, and on a new connection, it is not sent twice.
         """
         place, head = _address(url, key)
         data = head + b"%d\r\n\r\n" % len(body) + body
         kept = self._kept(place)
         if kept is not None:
+            sent = kept.loop.time()
             try:
                 return await self._ask(kept, data)
             except Broken:
-                if kept.begun:
+                if kept.begun or kept.loop.time() - sent > STALE_SECONDS:
                     raise
         return await self._ask(await self._connect(place), data)
 
@@ -215,11 +229,21 @@ class Pool:
         if connection.complete and connection.keeps and connection.lost is None:
             connection.idle_since = connection.loop.time()
             connection.resume()
+            connection.forget()
+            self._reap(connection.idle_since)
             self.idle.setdefault(connection.place, []).append(connection)
         elif ending and connection.lost is None:
             connection.loop.call_later(END_SECONDS, self.release, connection)
         else:
             connection.transport.abort()
+
+    def _reap(self, at: float) -> None:
+        """Lets go of connections that will not be used again, of any place: those at the front have waited longest."""
+        for place, kept in list(self.idle.items()):
+            while kept and (kept[0].lost is not None or at - kept[0].idle_since >= IDLE_SECONDS):
+                kept.pop(0).transport.abort()
+            if not kept:
+                del self.idle[place]
 
     async def close(self) -> None:
         """Closes what is idle."""
@@ -261,10 +285,10 @@ def _address(url: str, key: str | None) -> tuple[Place, bytes]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is no address of an upstream: http://… or https://…")
     tls = parts.scheme == "https"
-    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    if not all("!" <= letter <= "~" for text in (path, parts.netloc, key or "") for letter in text):
+        raise ValueError("the upstream's address or key holds a space, a line break or a character that is not ASCII")
     head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
     head += f"Authorization: Bearer {key}\r\n" if key else ""
     head += "Content-Type: application/json\r\nAccept: */*\r\nUser-Agent: finetune-assets\r\n"
-    if head.count("\n") != head.count("\r\n") or head.count("\n") != (6 if key else 5):
-        raise ValueError("the upstream's address or key holds a line break")
     return Place(parts.hostname, parts.port or (443 if tls else 80), tls), f"{head}Content-Length: ".encode("latin-1")

@@ -64,10 +64,14 @@ def _one_by_one(engine: sa.Engine, rows: list[Row], aside: Path) -> None:
         except (OperationalError, InterfaceError):
             raise
         except (DBAPIError, ValueError, TypeError, KeyError) as error:
-            aside.parent.mkdir(exist_ok=True)
-            with aside.open("a", encoding="utf-8") as file:
+            aside.parent.mkdir(mode=0o700, exist_ok=True)
+            with open(aside, "a", encoding="utf-8", opener=_for_us_alone) as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             log.error("The ledger refuses a row of %s (%s); it is in %s.", row[0], type(error).__name__, aside)
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _time(name: str, value: Any, table: str) -> Any:

@@ -193,11 +193,13 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
 
 
 class Upstream:
-    """An OpenAI-compatible server; `faults`: model's name to what goes wrong: error, hang, half, slow, empty,
-    busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE."""
+    """An OpenAI-compatible server, whose streams begin with the role alone; `faults`: model's name to what goes wrong: error,
+    hang, half, slow, empty, busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE; of a stream that has named its
+    role: begun:half, begun:hang, begun:error. `shapes`: model's name to an answer that is sent as it stands."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
+        self.shapes: dict[str, str] = {}
         self.seen: list[dict[str, Any]] = []
         outer = self
 
@@ -234,6 +236,9 @@ class Upstream:
             _, status, message = fault.split(":", 2)
             error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
             return self._send(handler, int(status), {"error": error})
+        shape = next((s for name, s in self.shapes.items() if name in body["model"]), None)
+        if shape is not None:
+            return self._shape(handler, shape, bool(body.get("stream")))
         said = body["messages"][-1]["content"]
         text = "" if fault == "empty" else fault[4:] if fault.startswith("say:") else f"{body['model']} oye: {said}"
         usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
@@ -241,29 +246,47 @@ class Upstream:
             message = None if fault == "shapeless" else {"role": "assistant", "content": text}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             return self._send(handler, 200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
+        return self._stream(handler, fault, text, usage)
+
+    def _shape(self, handler: BaseHTTPRequestHandler, shape: str, stream: bool) -> None:
+        event = shape.replace('"message"', '"delta"', 1)
+        data = (f"data: {event}\n\ndata: [DONE]\n\n" if stream else shape).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    def _stream(self, handler: BaseHTTPRequestHandler, fault: str, text: str, usage: dict[str, int]) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.close_connection = True
+        delta = {"role": "assistant", "content": ""}
+        self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        if fault == "begun:hang":
+            time.sleep(4)
+        if fault == "begun:error":
+            handler.wfile.write(b'data: {"error": {"message": "out of memory"}}\n\n')
+        if fault.startswith("begun:"):
+            return
         if fault.startswith("tool"):  # in pieces, as OpenAI's stream has them; `toolcut`: broken off
             for piece in ({"id": "c1", "function": {"name": "book", "arguments": ""}}, {"function": {"arguments": "{}"}}):
                 delta = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **piece}]}
                 self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             if fault == "toolcut":
-                return None
+                return
         words = [] if fault.startswith("tool") else text.split(" ")
         if fault == "shapeless":
             handler.wfile.write(b"data: 5\n\n")
         for n, word in enumerate(words):
             if fault == "half" and n == len(words) // 2:
-                return None
+                return
             time.sleep(0.1 if fault == "slow" else 0)
             delta = {"content": word if n == 0 else f" {word}"}
             self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         self._event(handler, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage})
         handler.wfile.write(b"data: [DONE]\n\n")
-        return None
 
     def _event(self, handler: BaseHTTPRequestHandler, value: dict[str, Any]) -> None:
         value = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", **value}

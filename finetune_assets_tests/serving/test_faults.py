@@ -192,6 +192,7 @@ def test_a_row_that_the_ledger_refuses_is_set_aside_and_holds_up_nobody(tmp_path
     assert ids(shop, conversations, "conversation_id") == {"c1", "c2"}
     refused = [json.loads(line)[0] for file in (folder / "refused").iterdir() for line in file.read_text().splitlines()]
     assert refused == ["requests", "conversations"]
+    assert {file.stat().st_mode & 0o777 for file in (folder / "refused").iterdir()} == {0o600}  # it may hold texts
     assert not list(folder.glob("*.jsonl"))
 
 
@@ -200,10 +201,10 @@ def test_a_row_that_the_ledger_refuses_is_set_aside_and_holds_up_nobody(tmp_path
 
 class Closing:
     """Answers each connection's first request and closes it when the second one comes: a server that gives up idle connections
-    in the very moment in which they are used again. `rude`: closes without ever answering."""
+    in the very moment in which they are used again. `rude`: closes without ever answering; `seconds`: that it takes for it."""
 
-    def __init__(self, rude: bool = False) -> None:
-        self.rude, self.connections, self.asked = rude, 0, 0
+    def __init__(self, rude: bool = False, seconds: float = 0.0) -> None:
+        self.rude, self.seconds, self.connections, self.asked = rude, seconds, 0, 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -215,6 +216,7 @@ class Closing:
                 await reader.readexactly(int(found[1]))
                 self.asked += 1
                 if self.rude or not first:
+                    await asyncio.sleep(self.seconds)
                     break
                 said = {"choices": [{"message": {"content": "Hola"}, "finish_reason": "stop"}]}
                 data = json.dumps(said).encode()
@@ -246,12 +248,13 @@ def test_no_row_is_lost_between_a_new_segment_and_its_lock(tmp_path: Path) -> No
     assert len(seen) == 1600
 
 
-@pytest.mark.parametrize("rude", [False, True])
-def test_a_connection_that_was_given_up_is_asked_again_and_a_new_one_is_not(rude: bool) -> None:
-    """The second chat of each pair meets a connection that is closed on it; nothing was answered, so a new one is asked."""
+@pytest.mark.parametrize(("rude", "seconds"), [(False, 0.0), (True, 0.0), (False, 0.5)])
+def test_a_connection_that_was_given_up_is_asked_again_and_a_new_one_is_not(rude: bool, seconds: float) -> None:
+    """The second chat of each pair meets a connection that is closed on it: at once, so that a new one is asked, or after half
+    a second, in which an upstream may have worked on it."""
 
     async def ask() -> tuple[Closing, list[str]]:
-        closing = Closing(rude)
+        closing = Closing(rude, seconds)
         server = await asyncio.start_server(closing, "127.0.0.1", 0)
         target = Target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "m", None, 5, 5)
         upstream = asking.Upstream()
@@ -271,6 +274,8 @@ def test_a_connection_that_was_given_up_is_asked_again_and_a_new_one_is_not(rude
     closing, said = asyncio.run(ask())
     if rude:
         assert (said, closing.asked) == (["error"] * 4, 4)
+    elif seconds:
+        assert (said, closing.asked) == (["Hola", "error"] * 2, 4)
     else:
         assert (said, closing.connections) == (["Hola"] * 4, 4)
 

@@ -42,6 +42,7 @@ def upstream() -> Iterator[Upstream]:
 @pytest.fixture(autouse=True)
 def healthy(upstream: Upstream) -> None:
     upstream.faults.clear()
+    upstream.shapes.clear()
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,84 @@ def test_the_champion_answers_where_the_candidate_fails(
         outcome,
         "v1-aaaaaaaa",
     )
+
+
+@pytest.mark.parametrize("fault", ["half", "hang", "error"])
+@pytest.mark.parametrize("failing", ["v2-", "aurora"])
+def test_a_stream_that_breaks_behind_its_role_has_not_begun(
+    served: Served, shop: Shop, upstream: Upstream, fault: str, failing: str
+) -> None:
+    """Headers and events are the champion's alone; where it fails too, or is the only arm, the client gets a status."""
+    upstream.faults[failing] = f"begun:{fault}"
+    if failing == "v2-":
+        answer = served.ask(user=user_of(shop, "candidate"), stream=True)
+        assert answer.status_code == 200
+        assert answer.headers["x-model-version"] == "aurora--v1-aaaaaaaa"
+        assert answer.text.count('"role"') == 1
+        assert "v2-" not in answer.text
+        assert "[DONE]" in answer.text
+        row = logged(shop, answer.headers["x-request-id"])
+        outcome = "timeout" if fault == "hang" else "error"
+        assert (row["served_arm"], row["outcome"]) == ("champion", outcome)
+        return
+    for user in (user_of(shop, "candidate"), user_of(shop, "champion")):
+        answer = served.ask(user=user, stream=True)
+        assert answer.status_code == (504 if fault == "hang" else 502)
+        assert "could not answer" in answer.json()["error"]["message"]
+    assert not any("Traceback" in line for line in served.lines)
+
+
+TAKEN = [
+    '{"choices": [{"message": {"content": "v2 says"}}], "usage": [5]}',
+    '{"choices": [{"message": {"content": "v2 says"}}], "usage": {"prompt_tokens": null, "completion_tokens": "many"}}',
+    '{"choices": [{"message": {"content": "v2 says"}}], "usage": {"prompt_tokens": 1.5, "completion_tokens": -1}}',
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}}]}',
+]
+NO_REPLY = [
+    '{"choices": [{"message": {"content": ' + "[" * 100_000 + "]" * 100_000 + "}}]}",
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": ["f"]}}]}',
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": [{"function": "f"}]}}]}',
+    '{"choices": [{"message": {"content": "v2 says", "tool_calls": {"f": 1}}}]}',
+]
+
+
+@pytest.mark.parametrize("way", ["whole", "stream", "chat"])
+@pytest.mark.parametrize("number", range(len(TAKEN) + len(NO_REPLY)))
+def test_a_reply_of_an_odd_shape_is_mended_or_is_none(
+    served: Served, shop: Shop, upstream: Upstream, number: int, way: str
+) -> None:
+    upstream.shapes["v2-"] = [*TAKEN, *NO_REPLY][number]
+    user = user_of(shop, "candidate")
+    if way == "chat":
+        answer = served.client.post("/chat", json={"user_id": user, "message": "Hola"})
+    else:
+        answer = served.ask(user=user, stream=way == "stream")
+    assert answer.status_code == 200
+    taken = number < len(TAKEN)
+    assert ("v2 says" in answer.text) is taken
+    row = logged(shop, answer.headers["x-request-id"])
+    assert (row["served_arm"], row["outcome"]) == (("candidate", "ok") if taken else ("champion", "error"))
+    assert not taken or (row["prompt_tokens"], row["completion_tokens"]) == (None, None)
+    if way == "chat" and "arguments" in upstream.shapes["v2-"]:
+        assert (answer.json()["action"], answer.json()["params"]) == ("f", {"a": 1})
+
+
+def test_an_empty_stream_is_passed_on_whole(served: Served, shop: Shop, upstream: Upstream) -> None:
+    upstream.faults["v1-"] = "empty"
+    answer = served.ask(user=user_of(shop, "champion"), stream=True)
+    assert answer.text.count('"role"') == 1
+    assert '"finish_reason":"stop"' in answer.text
+    assert logged(shop, answer.headers["x-request-id"])["outcome"] == "policy"
+
+
+def test_a_client_that_leaves_the_champion_does_not_excuse_the_candidate(served: Served, shop: Shop, upstream: Upstream) -> None:
+    upstream.faults |= {"v2-": "error", "v1-": "slow"}
+    body = {"model": "aurora", "stream": True, "user": user_of(shop, "candidate")}
+    body["messages"] = [{"role": "user", "content": " ".join(["hola"] * 15)}]
+    with served.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert next(answer.iter_lines()).startswith("data:")
+    row = logged(shop, answer.headers["x-request-id"])
+    assert (row["served_arm"], row["outcome"]) == ("champion", "error")
 
 
 def test_what_no_arm_can_answer_is_said_in_openais_shape(served: Served, shop: Shop, upstream: Upstream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_assets.serving import wire
 from finetune_assets.serving.wire import Broken, Pool
 
 TEXT = "data: ¡sí!\n\ndata: [DONE]\n\n".encode()
@@ -195,6 +197,51 @@ def test_an_address_that_is_none_is_named(url: str) -> None:
         asyncio.run(Pool().post(url, None, b""))
 
 
-def test_a_key_cannot_add_a_header() -> None:
+@pytest.mark.parametrize(
+    ("path", "key"), [("", "k\r\nX: y"), ("", "k\0"), ("", "ñ"), ("/v 1", "k"), ("/ví", "k"), ("/v\x7f", "k")]
+)
+def test_a_key_or_a_path_cannot_add_a_header(path: str, key: str) -> None:
     with pytest.raises(ValueError, match="line break"):
-        asyncio.run(Pool().post("http://127.0.0.1:1/", "k\r\nX: y", b""))
+        asyncio.run(Pool().post(f"http://127.0.0.1:1{path}", key, b""))
+
+
+def test_an_address_without_a_path_is_its_root() -> None:
+    assert wire._address("http://h", None)[1].startswith(b"POST / HTTP/1.1\r\nHost: h\r\n")
+    assert wire._address("http://h?a=1", None)[1].startswith(b"POST /?a=1 HTTP/1.1\r\n")
+
+
+def test_a_stream_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MOST_STREAM", 100_000)
+    with pytest.raises(Broken, match="a stream of more than 100000 bytes"):
+        asyncio.run(_ask([[b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"data: x\n" * 100_000]], close=True, lines=True))
+
+
+def test_trailers_are_nobodys_and_what_is_idle_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old connections are closed when another comes back, wherever it leads; of a reply that was read nothing stays."""
+
+    async def ask() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(CHUNKED[:-2] + b"Content-Type: x\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+
+        servers = [await asyncio.start_server(serve, "127.0.0.1", 0) for _ in range(2)]
+        pool, connections = Pool(), list[wire.Connection]()
+        for server in servers:
+            connections.append(await pool.post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", None, b"{}"))
+            assert await connections[-1].read() == TEXT
+            assert "content-type" not in connections[-1].headers
+            pool.release(connections[-1])
+            assert not connections[-1].pieces
+            monkeypatch.setattr(wire, "IDLE_SECONDS", 0.0)
+        assert [one.transport.is_closing() for one in connections] == [True, False]
+        assert [one.place for kept in pool.idle.values() for one in kept] == [connections[1].place]
+        await pool.close()
+        await asyncio.sleep(0.05)
+        for server in servers:
+            server.close()
+            await server.wait_closed()
+
+    asyncio.run(ask())
