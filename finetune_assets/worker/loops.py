@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import Trainer
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -86,6 +87,12 @@ class Totals:
             self.lowest = min(self.lowest, self.mean)
 
 
+def check_weights(model: Any, step: int) -> None:
+    """Raises Diverged where trained weights are NaN or infinite. Every process calls it."""
+    if not shards.is_finite(weight for weight in model.parameters() if weight.requires_grad):
+        raise Diverged(step, "weights became NaN or infinite")
+
+
 class Resumable(Trainer):
     """What the loops share; stands before a TRL trainer."""
 
@@ -136,6 +143,14 @@ class Resumable(Trainer):
             self.totals.end_step()
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called before the optimiser's step. Raises Diverged, so that the step is not made with a gradient that is no number."""
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not math.isfinite(float(norm)):
+            raise Diverged(self.totals.steps, f"the norm of the gradient became {float(norm)}")
+        return norm
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The checkpoint's state with this attempt's learning rate, which may be lower than the one it was saved with."""
         if checkpoint is not None and self.is_fsdp_enabled:
@@ -152,10 +167,14 @@ class Resumable(Trainer):
             group["initial_lr"], group["lr"] = self.args.learning_rate, rate
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Begins a whole checkpoint: not of weights that are about to diverge, and not while the one before is being written."""
+        """Begins a whole checkpoint: not of weights that are about to diverge, and not while the one before is being written.
+
+        Raises Diverged where the weights are no numbers any more.
+        """
         folder = Path(str(self.args.output_dir))
         if not ranks.same(ranks.first() and self._may_save(folder)):
             return
+        check_weights(self.model, self.state.global_step)
         self.settle()
         now = snapshot.Snapshot.of(self, self.totals)
         if not ranks.first():

@@ -5,8 +5,8 @@
 
 out_of_memory      (also when the kernel killed the process for it) the micro-batch is halved, accumulation doubled; at last
                    activations are recomputed; after that the training fails
-diverged           the loss is no number, or rises far above its lowest: back to the last good checkpoint with half the learning
-                   rate, at most 3 times
+diverged           loss, gradient or weights are no numbers, or the loss rises far above its lowest: back to the last good
+                   checkpoint with half the learning rate, at most 3 times
 disk_full          older checkpoints go and the checkpoint is written again, or left out; the model itself needs room
 broken_checkpoint  the one before it is used
 early_stop         validation gets no better: the best weights are the result
@@ -32,7 +32,7 @@ SLOWER = 0.5
 
 
 class Diverged(Exception):
-    """The loss is no number any more, or far above its lowest."""
+    """Loss, gradient or weights are no numbers any more, or the loss is far above its lowest."""
 
     def __init__(self, step: int, what: str):
         """`step`: of the optimiser, counted from 1; `what`: a sentence."""
@@ -106,9 +106,8 @@ class Recovery:
         done = sum(event["what"] == "diverged" for event in self.state.events)
         rate = self.state.rate * learning_rate
         if error.step <= 1 or done >= MOST_DIVERGENCES:
-            tried = (
-                "the weights that it starts from give no loss" if error.step <= 1 else f"{done} times a lower rate did not help"
-            )
+            start = "the weights that it starts from give no loss or gradient"
+            tried = start if error.step <= 1 else f"{done} times a lower rate did not help"
             raise TrainingError(
                 f"{error.what} at step {error.step} (learning rate {rate:.3g}), and {tried}. Lower "
                 "hyperparameters.learning_rate, take preset `conservative`, or check the base model and the data."

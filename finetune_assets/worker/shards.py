@@ -9,6 +9,7 @@ Every process calls these functions: a tensor is put together from all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def is_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether they hold neither NaN nor infinity, in all processes; each looks at its own part."""
+    parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    bad = sum((~torch.isfinite(part.detach()).all() for part in parts), start=torch.tensor(0, device=parts[0].device))
+    return ranks.summed([float(bad)])[0] == 0
 
 
 def trained(model: Any) -> dict[str, torch.Tensor] | None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
 from finetune_assets.worker import card, checkpoints, memory, ranks, shards
-from finetune_assets.worker.loops import Totals
+from finetune_assets.worker.loops import Totals, check_weights
 from finetune_assets.worker.progress import Progress
-from finetune_assets.worker.recovery import Recovery, disk_full
+from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
 
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_SHARE = 0.05
@@ -157,8 +158,10 @@ class Watch(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **named: Any,
     ) -> None:
-        """Keeps the weights of the lowest validation loss; ends the training when it gets no better."""
+        """Keeps the weights of the lowest validation loss; ends the training when it gets no better. Raises Diverged."""
         loss = (metrics or {})["eval_loss"]
+        if not math.isfinite(loss):
+            raise Diverged(state.global_step, f"the validation loss became {loss}")
         self._progress.update(f"{self._place.name}: validate", state.global_step, state.max_steps, eval_loss=loss)
         known = ranks.same(self._better(loss) if ranks.first() else None)
         if known is None:
@@ -192,7 +195,11 @@ def _gib() -> float:
 
 
 def keep_best(place: Place, model: PreTrainedModel, facts: dict[str, Any]) -> None:
-    """Makes a model's weights (an adapter's alone) the stage's best. Every process calls it, the first one writes."""
+    """Makes a model's weights (an adapter's alone) the stage's best. Every process calls it, the first one writes.
+
+    Raises Diverged where they are no numbers.
+    """
+    check_weights(model, int(facts["step"]))
     gathered = shards.trained(model)
     if not ranks.first():
         return

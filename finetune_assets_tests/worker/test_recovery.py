@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks import kills
 from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training import machine
-from finetune_assets.worker import checkpoints, loops, memory, recovery
+from finetune_assets.worker import checkpoints, loops, memory, recovery, watch
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
@@ -87,6 +89,76 @@ def test_a_loss_that_becomes_nan_goes_back_and_on_more_slowly(
     assert rates[20] < rates[10] / 2
     assert "recovery" in (tmp_path / "training_log.jsonl").read_text()
     assert read_json(tmp_path / "result.json")["eval_loss"] < 6.2
+
+
+@pytest.mark.parametrize(
+    ("what", "step"),
+    [
+        ("gradient", 15),
+        pytest.param("gradient", 24, marks=pytest.mark.slow),
+        pytest.param("weights", 12, marks=pytest.mark.slow),
+        pytest.param("weights", 15, marks=pytest.mark.slow),
+    ],
+)
+def test_no_number_in_gradient_or_weights_is_kept(
+    tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
+):
+    """The loss of the step is finite. Weights are spoilt before a validation (12), or a checkpoint (15); 24 is the last step."""
+    spoil_once(monkeypatch, what, step)
+    assert run_task(make_spec(tmp_path, base, data, checkpoint_seconds=0)) == 0
+    (event,) = events(tmp_path, "diverged")
+    assert event["step"] == step
+    assert event["did"].startswith(f"back to step {step - 1},")
+    assert re.search("norm of the gradient|NaN|nan", event["cause"])
+    assert math.isfinite(read_json(tmp_path / "result.json")["eval_loss"])
+    assert_finite(tmp_path / "model")
+
+
+def test_weights_that_the_last_step_spoils_are_not_the_model(
+    tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is validated, and nothing looks at the loss of the last weights."""
+    shutil.copytree(data, tmp_path / "data")
+    write_rows(tmp_path / "data" / "validation.jsonl", [])
+    spoil_once(monkeypatch, "weights", 24)
+    assert run_task(make_spec(tmp_path / "job", base, tmp_path / "data")) == 0
+    (event,) = events(tmp_path / "job", "diverged")
+    assert (event["step"], event["cause"]) == (24, "weights became NaN or infinite")
+    assert_finite(tmp_path / "job" / "model")
+
+
+def spoil_once(monkeypatch: pytest.MonkeyPatch, what: str, step: int) -> None:
+    """One NaN in the gradient before the optimiser's step, or in the weights after it."""
+    spoilt: list[int] = []
+    real_step, real_end = loops.Resumable.training_step, watch.Watch.on_step_end
+    real_save = loops.Resumable._may_save  # pyright: ignore[reportPrivateUsage]
+
+    def training_step(self: loops.Resumable, model: torch.nn.Module, *rest: Any, **named: Any) -> torch.Tensor:
+        loss = real_step(self, model, *rest, **named)
+        if what == "gradient" and self.totals.steps == step and not spoilt:
+            spoilt.append(step)
+            gradient = next(weight.grad for weight in model.parameters() if weight.grad is not None)
+            gradient.view(-1)[0] = math.nan
+        return loss
+
+    def on_step_end(self: watch.Watch, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if what == "weights" and state.global_step == step and not spoilt:
+            spoilt.append(step)
+            with torch.no_grad():
+                next(named["model"].parameters()).view(-1)[0] = math.nan
+        real_end(self, args, state, control, **named)
+
+    def may_save(self: loops.Resumable, folder: Path) -> bool:
+        self.settle()  # the checkpoint before is written: none is left out
+        return real_save(self, folder)
+
+    monkeypatch.setattr(loops.Resumable, "_may_save", may_save)
+    monkeypatch.setattr(loops.Resumable, "training_step", training_step)
+    monkeypatch.setattr(watch.Watch, "on_step_end", on_step_end)
+
+
+def assert_finite(model: Path) -> None:
+    assert all(bool(weight.isfinite().all()) for weight in load_file(model / "model.safetensors").values())
 
 
 def test_a_loss_that_explodes_is_seen_and_the_recoveries_are_bounded(tmp_path: Path, base: Path, data: Path):
