@@ -74,6 +74,8 @@ def training_plan(
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
     backend.validate(request)
     estimate = backend.estimate(request)
+    if estimate.note:
+        context.log.warning(estimate.note)
     if estimate.rows_shortened or estimate.rows_left_out:
         context.log.warning(
             f"{estimate.rows_shortened:,} rows are longer than hyperparameters.max_length or the model's context and lose their "

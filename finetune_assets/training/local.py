@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,10 @@ class LocalTrainer:
         estimated = plan.estimate(request, counts, shape, peers, machine)
         if not plan.worth_a_probe(estimated):
             return estimated
-        return plan.estimate(request, counts, shape, [self._probe(request)], machine)
+        try:
+            return plan.estimate(request, counts, shape, [self._probe(request)], machine)
+        except LaunchError as failed:
+            return replace(estimated, note=f"Ten steps could not be measured, the number of weights is what is left: {failed}")
 
     def submit(self, request: TrainingRequest) -> JobHandle:
         """Trains, or finds the finished job. Raises the worker's error, or LaunchError where it was killed."""
@@ -134,13 +137,19 @@ class LocalTrainer:
             raise
 
     def _probe(self, request: TrainingRequest) -> dict[str, Any]:
-        """Rate and memory of ten steps, measured once for each spec."""
+        """Rate and memory of ten steps, measured once for each spec. Raises LaunchError where the worker died, or its memory does
+        not suffice.
+        """
         spec = train_spec(request, self._store, self._workers)
         output = self._store.home / "plans" / f"probe-{spec['spec_hash']}"
         if not (output / "result.json").exists():
             write_json(output / "spec.json", {**spec, "task": "probe", "output": str(output)})
             self._run(output / "spec.json", output)
-        return read_json(output / "result.json")
+        result: dict[str, Any] = read_json(output / "result.json")
+        if "ran_out" in result:
+            (output / "result.json").unlink()  # another time there may be more memory
+            raise LaunchError(str(result["ran_out"]))
+        return result
 
     def _count(self, request: TrainingRequest, objective: str, values: Hyperparameters) -> plan.TokenCount:
         """One stage's rows, in this process where the tokenizer's files are here, else by the worker, which downloads them."""

@@ -81,6 +81,8 @@ class Estimate:
     """Rows that lose turns, or the beginning of their prompt, to fit; 0 where a provider cuts them itself."""
     rows_left_out: int = 0
     """Rows whose reply leaves no room for a prompt."""
+    note: str = ""
+    """What its reader should know of how it was made."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
     if ranks.same(result.exists() and checkpoints.is_whole(place.best)):
         return read_json(result)
     (place.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), 2 if stage.objective == "kto" else 1)
+    recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), stage.smallest)
     recovery.begin()
     while True:
         trouble: Diverged | None = None
@@ -59,7 +59,7 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
             if not memory.ran_out(error):
                 recovery.end()
                 raise
-            short = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            short = memory.in_short(error)
         # Outside of the handlers: a traceback would keep the model of the failed attempt in memory.
         memory.release()
         newest, _ = checkpoints.newest_whole(place.folder / "checkpoints")
@@ -67,9 +67,9 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
         if trouble is not None:
             recovery.diverged(trouble, float(stage.values["learning_rate"]), step)
         else:
-            recovery.out_of_memory(step, f"memory ran out ({short[:120]})")
+            recovery.out_of_memory(step, short)
             if ranks.count() > 1:
-                raise ranks.StartAgain(f"memory ran out in one of {ranks.count()} processes ({short[:120]})")
+                raise ranks.StartAgain(f"in one of {ranks.count()} processes {short}")
 
 
 def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress) -> dict[str, Any]:

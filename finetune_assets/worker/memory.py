@@ -70,3 +70,9 @@ def ran_out(error: BaseException) -> bool:
         return True
     texts = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc", "out of memory")
     return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in texts)
+
+
+def in_short(error: BaseException) -> str:
+    """That memory ran out, with the first line of what the error says."""
+    said = str(error).strip().splitlines()
+    return f"memory ran out ({(said[0] if said else type(error).__name__)[:120]})"

@@ -2,7 +2,8 @@
 
 The batches are taken at even distances from the shortest to the longest rows, the longest among them, so that their rate is the
 training's and their memory its peak, with the copy of a checkpoint held beside them. The first two steps warm up and do not
-count. Result: tokens_per_second, memory_bytes.
+count. Where memory runs out the micro-batch is halved, as the training would do. Result: tokens_per_second, memory_bytes,
+micro_batch.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from finetune_assets.errors import TrainingError
 from finetune_assets.training.tokens import Rows
 from finetune_assets.worker import memory, models, preferences, snapshot
 from finetune_assets.worker.loops import Resumable, Totals
@@ -31,34 +33,53 @@ WARM = 2
 
 
 def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Measures. Raises what the training would."""
+    """Measures. Raises what the training would, but for memory: `ran_out` says that it does not suffice for any micro-batch."""
     check(spec)
     spec = on_this_machine(spec)
     torch.set_num_threads(int(spec["threads"]))
     first = dict(spec["stages"][0])
     first["hyperparameters"] = {**first["hyperparameters"], "epochs": 1}
     stage = Stage({**spec, "stages": [first]}, 0, None)
-    size = int(stage.values["batch_size"])
     tokenizer = models.load_tokenizer(spec["base_model"], stage.revision)
     stage.place.folder.mkdir(parents=True, exist_ok=True)
+    recovery = Recovery(stage.place.folder, progress, int(stage.values["batch_size"]), stage.smallest)
     try:
-        with memory.limited():
-            model, max_length = ready_model(stage, tokenizer, progress)
-            rows, _ = read_rows(stage, tokenizer, max_length, progress)
-            some = evenly(rows, size * STEPS)
-            if stage.objective in ("dpo", "kto"):
-                file = stage.place.folder / "reference.json"
-                before = preferences.reference(file, model, {"train": (stage.objective, some)}, stage.bf16, progress)
-                some = preferences.with_reference(stage.objective, some, before["train"])
-            totals = Totals()
-            loop = make_loop(stage, model, tokenizer, (some, Rows()), totals, Recovery(stage.place.folder, progress, size))
-            clock = _Clock(loop, totals)
-            loop.add_callback(clock)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                loop.train()
+        while True:
+            try:
+                with memory.limited():
+                    return {**_measured(stage, tokenizer, recovery), "micro_batch": recovery.micro_batch}
+            except Exception as error:
+                if not memory.ran_out(error):
+                    raise
+                short = memory.in_short(error)
+            memory.release()  # outside of the handler: a traceback would keep the model of the failed attempt in memory
+            try:
+                recovery.out_of_memory(0, short)
+            except TrainingError as error:
+                return {"probe": 0, "ran_out": str(error)}
     finally:
         shutil.rmtree(Path(spec["output"]) / "stages", ignore_errors=True)
+
+
+def _measured(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery) -> dict[str, Any]:
+    """Ten steps with the recovery's micro-batch."""
+    progress = recovery.progress
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # what an attempt that failed took is not what the training takes
+    model, max_length = ready_model(stage, tokenizer, progress)
+    rows, _ = read_rows(stage, tokenizer, max_length, progress)
+    some = evenly(rows, int(stage.values["batch_size"]) * STEPS)
+    if stage.objective in ("dpo", "kto"):
+        file = stage.place.folder / "reference.json"
+        before = preferences.reference(file, model, {"train": (stage.objective, some)}, stage.bf16, progress)
+        some = preferences.with_reference(stage.objective, some, before["train"])
+    totals = Totals()
+    loop = make_loop(stage, model, tokenizer, (some, Rows()), totals, recovery)
+    clock = _Clock(loop, totals)
+    loop.add_callback(clock)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loop.train()
     peak = (
         torch.cuda.max_memory_allocated()
         if torch.cuda.is_available()

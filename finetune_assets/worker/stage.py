@@ -67,6 +67,11 @@ class Stage:
         """Hyper-parameters."""
         return self.spec["stages"][self.number]["hyperparameters"]
 
+    @property
+    def smallest(self) -> int:
+        """Least micro-batch: kto compares rows of one."""
+        return 2 if self.objective == "kto" else 1
+
     @cached_property
     def place(self) -> Place:
         """Folder and name."""

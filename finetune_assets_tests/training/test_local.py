@@ -19,6 +19,7 @@ from finetune_assets.training.checks import check_processes
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.spec import request_for
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
+from finetune_assets.worker import probe
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
@@ -253,3 +254,26 @@ def test_a_long_training_is_probed_once(request_: TrainingRequest, store: Store,
     assert estimate.memory_bytes is not None
     assert LocalTrainer(launch, store).estimate(request_) == estimate
     assert launched == ["probe"]
+
+
+def test_a_probe_without_enough_memory_leaves_the_formula_and_says_so(
+    request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Also when the kernel ended it: no word is left then."""
+    monkeypatch.setattr(plan, "PROBE_ABOVE_SECONDS", 1.0)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    def killed(spec_file: Path, output: Path) -> None:
+        raise LaunchError("ended from outside")
+
+    formula = LocalTrainer(killed, store).estimate(request_)
+    assert (formula.probed, formula.peers) == (False, 0)
+    assert "ended from outside" in formula.note
+    with monkeypatch.context() as short:
+        short.setattr(probe, "ready_model", no_memory)
+        estimate = LocalTrainer(launch, store).estimate(request_)
+    assert replace(estimate, note="") == replace(formula, note="")
+    assert "Memory ran out" in estimate.note
+    assert LocalTrainer(launch, store).estimate(request_).probed

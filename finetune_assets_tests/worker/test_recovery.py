@@ -247,6 +247,32 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path):
     assert losses(tmp_path / "limited") == pytest.approx(losses(tmp_path / "free"), abs=2e-3)
 
 
+@pytest.mark.parametrize(("fits", "tried"), [(2, [8, 4, 2]), pytest.param(0, [8, 4, 2, 1, 1], marks=pytest.mark.slow)])
+def test_a_probe_that_runs_out_of_memory_tries_less(
+    tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, fits: int, tried: list[int]
+):
+    """As the training would: a batch that does not fit says so the way torch does; the last one recomputes activations."""
+    real, sizes = loops.Resumable.training_step, list[int]()
+
+    def training_step(self: loops.Resumable, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+        rows = len(inputs["input_ids"])
+        if self.totals.steps == 0 and self.totals.tokens == 0:
+            sizes.append(rows)
+        if rows > fits:
+            torch.empty(2**60, dtype=torch.uint8)
+        return real(self, model, inputs, *rest, **named)
+
+    monkeypatch.setattr(loops.Resumable, "training_step", training_step)
+    assert run_task(make_spec(tmp_path, base, data, task="probe")) == 0
+    result = read_json(tmp_path / "result.json")
+    assert sizes == tried
+    if fits:
+        assert (result["probe"], result["micro_batch"]) == (10, 2)
+    else:
+        assert "Memory ran out" in result["ran_out"]
+    assert not (tmp_path / "stages").exists()
+
+
 def test_out_of_memory_is_bounded(tmp_path: Path):
     one = Recovery(tmp_path, Progress.open(tmp_path), 6)
     for micro_batch in (3, 1):
