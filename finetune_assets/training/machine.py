@@ -89,6 +89,11 @@ def killed_for_memory() -> int:
     return next((int(line.split()[1]) for line in _read("/proc/vmstat").splitlines() if line.startswith("oom_kill ")), 0)
 
 
+def boot_id() -> str:
+    """Names this start of this machine (random(4)), containers included; empty where the system does not say."""
+    return _read("/proc/sys/kernel/random/boot_id").strip()
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ the lowest validation loss, else the last ones.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.presets import PREFERENCES
 from finetune_assets.training.tokens import Rows
-from finetune_assets.worker import checkpoints, memory, preferences, ranks
+from finetune_assets.worker import checkpoints, curve, memory, preferences, ranks
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery
@@ -137,8 +136,8 @@ def resume_point(place: Place, recovery: Recovery) -> tuple[Path | None, Totals]
 def summary(stage: Stage, totals: Totals, rows: tuple[Rows, Rows], max_length: int, ready: float) -> dict[str, Any]:
     """What the stage's result.json says."""
     train, heldout = rows
-    curve = [json.loads(line) for line in stage.place.log.read_text(encoding="utf-8").splitlines()]
-    losses = [(point["step"], point["loss"]) for point in curve if "loss" in point]
+    points = curve.read(stage.place.log)
+    losses = [(point["step"], point["loss"]) for point in points if "loss" in point]
     late = [loss for step, loss in losses if step > 0.9 * totals.steps] or [loss for _, loss in losses[-1:]]
     chosen = read_json(stage.place.best / "best.json")
     return {
@@ -146,7 +145,7 @@ def summary(stage: Stage, totals: Totals, rows: tuple[Rows, Rows], max_length: i
         "hyperparameters": stage.values,
         "train_loss": sum(late) / len(late) if late else None,  # mean of the last tenth of the steps
         "eval_loss": chosen["eval_loss"],
-        "eval_losses": [point["eval_loss"] for point in curve if "eval_loss" in point],
+        "eval_losses": [point["eval_loss"] for point in points if "eval_loss" in point],
         "steps": totals.steps,
         "best_step": chosen["step"],
         "tokens": totals.tokens,

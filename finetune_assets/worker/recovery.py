@@ -23,8 +23,8 @@ from typing import Any
 
 from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
-from finetune_assets.training.machine import killed_for_memory
-from finetune_assets.worker import ranks
+from finetune_assets.training.machine import boot_id, killed_for_memory
+from finetune_assets.worker import curve, ranks
 from finetune_assets.worker.progress import Progress
 
 MOST_DIVERGENCES = 3
@@ -73,13 +73,19 @@ class Recovery:
         return self._batch_size // (self.micro_batch * ranks.count())
 
     def begin(self) -> None:
-        """Notes that a process begins; halves the micro-batch where the one before was killed for its memory."""
-        alive = self._folder / "alive.json"
-        kills = killed_for_memory()
-        if alive.exists() and kills > int(read_json(alive)["killed_for_memory"]):
-            self.out_of_memory(0, "the kernel ended the process before this one for want of memory")
+        """Notes that a process begins; halves the micro-batch where the one before was killed for its memory.
+
+        Of several processes the first decides for all. The kernel's counter is compared with that of the same start of the same
+        machine only.
+        """
         if ranks.first():
-            write_json(alive, {"killed_for_memory": kills})
+            alive = self._folder / "alive.json"
+            now = {"boot": boot_id(), "killed_for_memory": killed_for_memory()}
+            before = read_json(alive) if alive.exists() else {}
+            if before.get("boot") == now["boot"] and now["killed_for_memory"] > before["killed_for_memory"]:
+                self.out_of_memory(0, "the kernel ended the process before this one for want of memory")
+            write_json(alive, now)
+        self.state = ranks.same(self.state)
 
     def end(self) -> None:
         """Notes that the process ends by itself."""
@@ -118,19 +124,28 @@ class Recovery:
         )
 
     def record(self, what: str, step: int, did: str, cause: str = "") -> None:
-        """Remembers an event and tells it: in recovery.json, in the training log and to whoever watches."""
+        """Remembers an event and tells it: in recovery.json, in the training log and to whoever watches.
+
+        A disk that stays full is one event of each kind, told once and counted: `times`, and `last_step`.
+        """
         event = {"what": what, "step": step, "did": did, **({"cause": cause} if cause else {})}
-        self.state.events.append(event)
+        alike = (one for one in self.state.events if what == "disk_full" and (one["what"], one["did"]) == (what, did))
+        known = next(alike, None)
+        if known is None:
+            self.state.events.append(event)
+        else:
+            known |= {"times": known.get("times", 1) + 1, "last_step": step}
         if not ranks.first() and what != "out_of_memory":  # memory may run out in one process alone
             return
         try:
             write_json(self._folder / "recovery.json", asdict(self.state))
-            with (self._folder / "training_log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "recovery": event}) + "\n")
+            if known is None:
+                curve.append(self._folder / "training_log.jsonl", json.dumps({"step": step, "recovery": event}) + "\n")
         except OSError as error:
             if not disk_full(error):
                 raise
-        self.progress.note(f"Step {step:,}: {cause + ': ' if cause else ''}{did}.")
+        if known is None:
+            self.progress.note(f"Step {step:,}: {cause + ': ' if cause else ''}{did}.")
 
 
 def _divisor_below(batch_size: int, micro_batch: int) -> int | None:

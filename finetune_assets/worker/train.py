@@ -26,7 +26,7 @@ from finetune_assets.environment import code_revision
 from finetune_assets.errors import FinetuneError, TrainingError
 from finetune_assets.storage import read_json, replacing_folder, write_text
 from finetune_assets.training.base_model import folder_hash
-from finetune_assets.worker import adapters, checkpoints, models, ranks
+from finetune_assets.worker import adapters, checkpoints, curve, models, ranks
 from finetune_assets.worker.attempt import run_stage
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import disk_full
@@ -89,7 +89,7 @@ def write_log(output: Path, stages: list[Stage]) -> None:
     lines: list[str] = []
     offset = 0
     for stage in stages:
-        points = [json.loads(line) for line in stage.place.log.read_text(encoding="utf-8").splitlines()]
+        points = curve.read(stage.place.log)
         lines += [json.dumps({**point, "stage": stage.objective, "step": point["step"] + offset}) for point in points]
         offset += max((point["step"] for point in points), default=0)
     write_text(output / "training_log.jsonl", "".join(line + "\n" for line in lines))

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_assets.storage import read_json, replacing_folder, write_json, write_text
-from finetune_assets.worker import card, checkpoints, memory, ranks, shards
+from finetune_assets.storage import read_json, replacing_folder, write_json
+from finetune_assets.worker import card, checkpoints, curve, memory, ranks, shards
 from finetune_assets.worker.loops import Totals, check_weights
 from finetune_assets.worker.progress import Progress
 from finetune_assets.worker.recovery import Diverged, Recovery, disk_full
@@ -77,7 +77,7 @@ class Watch(TrainerCallback):
         """The clock starts, and the curve is cut where the checkpoint was taken."""
         self._began = self._saved = time.monotonic()
         if ranks.first():
-            truncate_log(self._place.log, state.global_step)
+            curve.truncate(self._place.log, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         """A checkpoint every few seconds, but not before the validation of an epoch that is just over: it would be lost."""
@@ -144,7 +144,7 @@ class Watch(TrainerCallback):
         entry |= {"tokens": self._totals.tokens, "tokens_per_second": round(self._rate(), 1), "memory_gib": _gib()}
         self._unwritten += json.dumps({**entry, "seconds": round(self._totals.seconds, 3)}) + "\n"
         try:
-            append(self._place.log, self._unwritten)
+            curve.append(self._place.log, self._unwritten)
             self._unwritten = ""
         except OSError as error:
             if not disk_full(error):
@@ -213,29 +213,3 @@ def forget_best(place: Place, step: int) -> None:
     """Removes best weights that belong to a later step than the checkpoint that is resumed, or are not whole."""
     if place.best.exists() and (not checkpoints.is_whole(place.best) or read_json(place.best / "best.json")["step"] > step):
         shutil.rmtree(place.best)
-
-
-def append(file: Path, text: str) -> None:
-    """Appends, wholly or not at all. Raises OSError."""
-    size = file.stat().st_size if file.exists() else 0
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError:
-        with file.open("r+b") as stream:
-            stream.truncate(size)
-        raise
-
-
-def truncate_log(file: Path, step: int) -> None:
-    """Drops points after `step`: they will be written again. Recoveries stay."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    kept: list[str] = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that was being written when the process was killed
-            continue
-        if entry["step"] <= step or "recovery" in entry:
-            kept.append(line)
-    write_text(file, "".join(line + "\n" for line in kept))

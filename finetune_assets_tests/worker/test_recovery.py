@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training import machine
 from finetune_assets.worker import checkpoints, loops, memory, recovery, watch
+from finetune_assets.worker import curve as training_log
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.worker.loops import Totals
 from finetune_assets.worker.progress import Progress
@@ -296,6 +298,85 @@ def test_a_process_that_the_kernel_killed_for_memory_goes_on_with_less(tmp_path:
     last = Recovery(tmp_path, Progress.open(tmp_path), 8)
     last.begin()
     assert last.micro_batch == 4
+
+
+def test_a_kill_on_another_machine_or_before_a_reboot_is_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another")
+    Recovery(tmp_path, Progress.open(tmp_path), 8).begin()
+    monkeypatch.undo()
+    monkeypatch.setattr(recovery, "killed_for_memory", lambda: machine.killed_for_memory() + 1)
+    after = Recovery(tmp_path, Progress.open(tmp_path), 8)
+    after.begin()
+    assert (after.micro_batch, after.state.events) == (8, [])
+
+
+BEGINS = """
+import json, os, sys, time
+from pathlib import Path
+import torch.distributed as processes
+from finetune_assets.worker import ranks, recovery
+from finetune_assets.worker.progress import Progress
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+processes.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+recovery.killed_for_memory = lambda: 10**9
+one = recovery.Recovery(folder, Progress(folder), 16)
+ranks.wait()
+if rank == 1:
+    time.sleep(1)  # comes when the first one has written what it found
+one.begin()
+(folder / f"rank-{rank}").write_text(str(one.micro_batch))
+ranks.wait()
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_agree_on_what_the_kernel_did(tmp_path: Path):
+    Recovery(tmp_path, Progress.open(tmp_path), 16).begin()  # and dies here
+    environment = {**os.environ, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    children = [
+        subprocess.Popen([sys.executable, "-c", BEGINS, str(tmp_path)], env={**environment, "RANK": str(rank)}) for rank in (0, 1)
+    ]
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
+    assert len(read_json(tmp_path / "recovery.json")["events"]) == 1
+
+
+def test_a_disk_that_stays_full_is_one_event_that_counts(tmp_path: Path):
+    one = Recovery(tmp_path, Progress.open(tmp_path), 8)
+    for step in (5, 10, 15):
+        one.record("disk_full", step, "older checkpoints deleted", "no room for a checkpoint")
+        one.record("disk_full", step, "goes on without this checkpoint", "still no room for it")
+    found = read_json(tmp_path / "recovery.json")["events"]
+    assert [(event["step"], event["times"], event["last_step"]) for event in found] == [(5, 3, 15), (5, 3, 15)]
+    assert len((tmp_path / "training_log.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "progress.jsonl").read_text().count("note") == 2
+
+
+FILLS = """
+import json, resource, signal, sys
+from pathlib import Path
+from finetune_assets.worker.progress import Progress
+from finetune_assets.worker.recovery import Recovery
+folder = Path(sys.argv[1])
+log = folder / "training_log.jsonl"
+one = Recovery(folder, Progress(folder), 8)
+one.record("resumed", 1, "goes on from its checkpoint")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\\n" for step in range(1000)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 20, resource.RLIM_INFINITY))
+one.record("resumed", 2, "goes on from its checkpoint")
+"""
+
+
+def test_a_log_that_cannot_grow_stays_whole_and_half_a_line_is_left_out(tmp_path: Path):
+    """A real limit (RLIMIT_FSIZE) leaves room for half of the line."""
+    subprocess.run([sys.executable, "-c", FILLS, str(tmp_path)], check=True)
+    log = tmp_path / "training_log.jsonl"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1000))
+    with log.open("a") as file:
+        file.write('{"step": 1000, "lo')
+    Recovery(tmp_path, Progress.open(tmp_path), 8).record("resumed", 1001, "goes on from its checkpoint")
+    assert [entry["step"] for entry in training_log.read(log)][-2:] == [999, 1001]
 
 
 def test_what_counts_as_running_out():
