@@ -1,7 +1,8 @@
 """A training killed with SIGKILL at ten random moments, beside the same training left alone.
 
 The work that a kill loses is the time from the newest whole checkpoint (or from the first step of that start) to the kill. The
-moments are drawn by a fixed seed, from the first step of each start on.
+moments are drawn by a fixed seed, all of them later after a start's first step than a kill may cost: without checkpoints each
+would cost more.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, Row, peak_mb
-from finetune_assets.storage import TEMPORARY, read_json
+from finetune_assets.storage import TEMPORARY, read_json, write_json
 from finetune_assets.worker import checkpoints
 
 KILLS = 10
-EPOCHS = 6
+EPOCHS = 12
+INTERVAL = 2.0
+"""Seconds between checkpoints."""
 WRITING = 2.0
 """Seconds that may pass until a checkpoint is on disk, on a busy machine."""
 
@@ -41,7 +44,6 @@ class Killed:
 def rows(rounds: int) -> list[Row]:
     """One row; `rounds` is not used: ten kills are enough of them."""
     from benchmarks.training import make_spec, training_data
-    from finetune_assets.worker.watch import CHECKPOINT_SECONDS
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -50,11 +52,13 @@ def rows(rounds: int) -> list[Row]:
         before = _children()
         start(whole).wait()
         alone = _children() - before
-        seen = killed(spec, KILLS, random.Random(42), 2 * CHECKPOINT_SECONDS)
+        write_json(spec, {**read_json(spec), "checkpoint_seconds": INTERVAL})
+        seen = killed(spec, KILLS, random.Random(42), moments(INTERVAL, WRITING))
         taken = _children() - before - alone
         results = [read_json(one.parent / "result.json") for one in (whole, spec)]
     same = all(results[0][name] == results[1][name] for name in ("model_sha256", "steps", "tokens", "train_loss"))
-    good = same and not seen.broken and max(seen.lost) <= CHECKPOINT_SECONDS + WRITING
+    enough = len(seen.lost) == KILLS
+    good = same and enough and not seen.broken and max(seen.lost) <= INTERVAL + WRITING
     return [
         Row(
             f"a training killed {len(seen.lost)} times at random moments",
@@ -62,7 +66,7 @@ def rows(rounds: int) -> list[Row]:
             "the same, left alone",
             alone,
             peak_mb(),
-            f"at most one interval of {CHECKPOINT_SECONDS:g} s lost (and {WRITING:g} s to write it), same model, no broken file",
+            f"at most one interval of {INTERVAL:g} s lost (and {WRITING:g} s to write it), same model, no broken file",
             good,
             f"{max(seen.lost):.1f} s lost at most, {sum(seen.lost) / len(seen.lost):.1f} s on average; training loss "
             f"{results[1]['train_loss']:.4f} and {results[0]['train_loss']:.4f}; weights {'identical' if same else 'DIFFERENT'}; "
@@ -71,15 +75,20 @@ def rows(rounds: int) -> list[Row]:
     ]
 
 
-def killed(spec: Path, kills: int, chance: random.Random, longest: float) -> Killed:
-    """Starts the spec, kills it `kills` times, up to `longest` seconds after each start's first step, and lets it end."""
+def moments(interval: float, writing: float) -> tuple[float, float]:
+    """Seconds after a start's first step between which it is killed: two intervals, later than what a kill may cost."""
+    return interval + writing + 0.5, 3 * interval + writing + 0.5
+
+
+def killed(spec: Path, kills: int, chance: random.Random, between: tuple[float, float]) -> Killed:
+    """Starts the spec, kills it `kills` times, `between` these seconds after each start's first step, and lets it end."""
     output, seen = Path(read_json(spec)["output"]), Killed()
     while not (output / "result.json").exists():
         child = start(spec)
         if len(seen.lost) < kills:
             wait_for_a_step(output, child)
             began = time.time()
-            time.sleep(chance.uniform(0, longest))
+            time.sleep(chance.uniform(*between))
             if child.poll() is None:
                 os.kill(child.pid, signal.SIGKILL)
                 now = time.time()
