@@ -38,7 +38,7 @@ from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Trai
 from finetune_assets.training.wire_errors import translated
 from finetune_assets.training.wire_profiles import PAGE, PROFILES, address, bounded, client
 from finetune_assets.training.wire_states import metrics
-from finetune_assets.training.wire_submission import DOUBT_SECONDS, Submission, seconds_since
+from finetune_assets.training.wire_submission import DOUBT_SECONDS, ROLES, Submission, file_name, named_files, seconds_since
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -199,17 +199,23 @@ class OpenAIWire:
         return sorted(found.values(), key=lambda event: (event.get("created_at") or 0, str(event.get("id"))))
 
     def clean_up(self, handle: JobHandle) -> list[str]:
-        """Deletes the uploaded files, where the settings say so."""
+        """Deletes the uploaded files, where the settings say so: the journal's, and others of the job's names, whose upload
+        was never answered."""
         state = self._journal.load()
         if not self.connection.options.get("delete_files", True) or state.get("files_deleted"):
             return []
         notes: list[str] = []
-        for role in ("training", "validation"):
-            file = state.get(f"{role}_file")
+        files = {str(file) for role in ROLES if (file := state.get(f"{role}_file"))}
+        try:
+            if run_key := state.get("run_key"):
+                with self._errors("looking for files to delete"):
+                    files |= {file.id for file in named_files(self._client(), {file_name(str(run_key), role) for role in ROLES})}
+        except FinetuneError as error:
+            notes.append(str(error))
+        for file in sorted(files):
             try:
-                if file:
-                    with self._errors(f"deleting file {file}"):
-                        self._client().files.delete(file)
+                with self._errors(f"deleting file {file}"):
+                    self._client().files.delete(file)
             except FinetuneError as error:
                 if not isinstance(error, ProviderError) or error.status != 404:
                     notes.append(str(error))

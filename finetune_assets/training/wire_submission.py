@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled
@@ -28,8 +28,10 @@ from finetune_assets.training.wire_states import STATUS
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
+    from openai.types import FileObject
 
 CREATE_TRIES = 3
+UPLOAD_TRIES = 3
 DOUBT_SECONDS = 600.0
 """How long after an unanswered creation a list may still come to show its job."""
 FILE_SECONDS = 300.0
@@ -60,7 +62,7 @@ class Submission:
         else:
             for role, file in files().items():
                 if not state.get(f"{role}_file"):
-                    state[f"{role}_file"] = self.upload(file, f"{request.run_key}.{role}.jsonl")
+                    state[f"{role}_file"] = self.upload(file, file_name(request.run_key, role))
                     self.journal.save(**{f"{role}_file": state[f"{role}_file"]})
             for role in ROLES:
                 self.await_file(state.get(f"{role}_file"))
@@ -69,17 +71,36 @@ class Submission:
         self.journal.save(provider_job_id=self.create(wire_request.body(self.connection, request, state), state))
 
     def upload(self, file: Prepared, name: str) -> str:
-        """Uploads a file as a stream, or finds the one that an earlier try of the same job uploaded; its id."""
-        with translated(self.provider, f"uploading {file.path.name}", self.key):
-            for known in bounded(self.client.files.list(purpose="fine-tune"), PAGE * MOST_PAGES):
-                if known.filename == name and known.bytes == file.bytes and known.status != "error":
-                    return known.id
-            arguments: dict[str, Any] = {"purpose": "fine-tune", "timeout": 600.0}
-            if self.profile.expires:
-                seconds = int(self.connection.options.get("file_days", 7)) * 86400
-                arguments["expires_after"] = {"anchor": "created_at", "seconds": seconds}
-            with file.path.open("rb") as stream:
-                made = self.client.files.create(file=(name, stream, "application/jsonl"), **arguments)
+        """Uploads a file as a stream, or finds the one that an earlier try of the same job uploaded; its id.
+
+        The client's own retries are off: an upload whose answer is lost would lie there twice. Each try looks by name first.
+        """
+        wait = 1.0
+        for attempt in range(UPLOAD_TRIES):
+            if (there := self._uploaded(file, name)) is not None:
+                return there
+            try:
+                return self._upload(file, name)
+            except ProviderUnsettled:
+                if attempt + 1 == UPLOAD_TRIES:
+                    raise
+            time.sleep(min(wait, self.settle_seconds))
+            wait *= 4
+        raise AssertionError("the last try returns or raises")
+
+    def _uploaded(self, file: Prepared, name: str) -> str | None:
+        with translated(self.provider, f"looking for {name}", self.key):
+            there = named_files(self.client, {name})
+        return next((known.id for known in there if known.bytes == file.bytes and known.status != "error"), None)
+
+    def _upload(self, file: Prepared, name: str) -> str:
+        arguments: dict[str, Any] = {"purpose": "fine-tune", "timeout": 600.0}
+        if self.profile.expires:
+            seconds = int(self.connection.options.get("file_days", 7)) * 86400
+            arguments["expires_after"] = {"anchor": "created_at", "seconds": seconds}
+        once = self.client.with_options(max_retries=0)
+        with translated(self.provider, f"uploading {file.path.name}", self.key), file.path.open("rb") as stream:
+            made = once.files.create(file=(name, stream, "application/jsonl"), **arguments)
         if not getattr(made, "id", None):
             raise ProviderUnsettled(f"{self.provider} answered the upload of {file.path.name} without an id; run the same again.")
         return made.id
@@ -164,6 +185,17 @@ class Submission:
                 if STATUS.get(str(extra.status), "running") in ("pending", "running"):
                     self.client.fine_tuning.jobs.cancel(extra.id)
         return mine[0].id if mine else None
+
+
+def file_name(run_key: str, role: str) -> str:
+    """Of an uploaded file; no other job has files of this name."""
+    return f"{run_key}.{role}.jsonl"
+
+
+def named_files(client: OpenAI, names: Collection[str]) -> list[FileObject]:
+    """The files at the provider that have one of these names."""
+    listed = bounded(client.files.list(purpose="fine-tune"), PAGE * MOST_PAGES)
+    return [known for known in listed if known.filename in names]
 
 
 def seconds_since(state: Mapping[str, Any]) -> float:

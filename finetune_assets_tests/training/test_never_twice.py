@@ -33,6 +33,7 @@ POINTS = [
     ("GET /fine_tuning/jobs/ID", 2),
     ("GET /fine_tuning/jobs/ID/events", 0),
     ("GET /fine_tuning/jobs/ID", 3),
+    ("GET /files", 2),
     ("DELETE /files/ID", 0),
     ("DELETE /files/ID", 1),
     ("GET /fine_tuning/jobs/ID", 4),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from finetune_assets.errors import (
     DataError,
@@ -152,6 +153,32 @@ def test_a_creation_without_an_answer_is_one_job(fake: FakeProvider, frozen: Pat
         assert handle.id in [job["id"] for job in fake.jobs]
     assert len(fake.jobs) == 2
     assert all(job["status"] != "cancelled" for job in fake.jobs)
+
+
+@pytest.mark.parametrize("fault", ["drop_after", "error_after", "drop_before", "garbage"])
+def test_an_upload_without_an_answer_lies_there_once_and_leaves_with_the_job(
+    fake: FakeProvider, frozen: Path, tmp_path: Path, fault: str
+) -> None:
+    fake.fault("POST /files", fault, status=500)
+    settings = assistant("nebius", remote={"base_url": fake.url})
+    trainer = wire(settings, tmp_path, Notes())
+    handle = trainer.submit(request(frozen, settings))
+    assert [file["filename"] for file in fake.state()["files"]] == ["job-abc-1.training.jsonl", "job-abc-1.validation.jsonl"]
+    assert len(fake.jobs) == 1
+    assert trainer.clean_up(handle) == []
+    assert fake.state()["files"] == []
+
+
+def test_a_file_that_nobody_wrote_down_leaves_with_the_job(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
+    settings = assistant("nebius", remote={"base_url": fake.url})
+    trainer = wire(settings, tmp_path, Notes())
+    with OpenAI(api_key=KEY, base_url=fake.url) as other:
+        for name in ("job-abc-1.training.jsonl", "job-other-1.training.jsonl"):  # half a file, and somebody else's
+            other.files.create(file=(name, b'{"messages": []}\n'), purpose="fine-tune")
+    handle = trainer.submit(request(frozen, settings))
+    assert len(fake.state()["files"]) == 4
+    assert trainer.clean_up(handle) == []
+    assert [file["filename"] for file in fake.state()["files"]] == ["job-other-1.training.jsonl"]
 
 
 def test_two_jobs_of_one_run_key_become_one(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
