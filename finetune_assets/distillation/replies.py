@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,10 @@ class Replies:
         own = [row for row in self.rows.values() if row["reference"] == reference]
         return sum(row["usd"] or 0.0 for row in own), sum(row["prompt_tokens"] + row["completion_tokens"] for row in own)
 
+    def cost(self, keys: Collection[str]) -> float:
+        """US dollars of these answers, whichever purchase paid for them."""
+        return sum(row["usd"] or 0.0 for key, row in self.rows.items() if key in keys)
+
     def add(self, asked: Question, answer: Answer, usd: float | None, reference: str) -> None:
         """Keeps an answer; durable after `save`."""
         known = {"reply": answer.reply, "missing": answer.missing, "usd": usd, "reference": reference}
@@ -108,10 +112,18 @@ def estimated(model: RemoteModel, questions: Sequence[Question]) -> tuple[int, f
 
 @dataclass(frozen=True)
 class Allowance:
-    """Out of which purchase the replies are paid, and how much of it there is."""
+    """Out of which purchase the replies are paid, and how much it may come to."""
 
     reference: str
     most_usd: float | None = None
+    extend: Callable[[float], bool] = lambda _usd: True
+    """Reserves so many US dollars for the purchase; whether the budgets have them."""
+
+    def refuses(self, usd: float) -> str | None:
+        """Why a purchase may not come to so much; null where it may."""
+        if self.most_usd is not None and usd > self.most_usd:
+            return f"${self.most_usd:.2f}, what is left of --max-usd,"
+        return None if self.extend(usd) else "what is left of the month's budget"
 
 
 def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: Ask, pays: Allowance, say: Say) -> int:
@@ -126,8 +138,8 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
         for first in range(0, len(missing), BATCH):
             batch = missing[first : first + BATCH]
             longest = usd_of(teacher.model, sum(prompt_tokens(one.prompt) for one in batch), MOST_TOKENS * len(batch)) or 0.0
-            if pays.most_usd is not None and book.spent(pays.reference)[0] + longest > pays.most_usd:
-                say(f"{teacher.name}: {len(missing) - done} contexts are not asked, ${pays.most_usd:.2f} would not do for them.")
+            if (short := pays.refuses(book.spent(pays.reference)[0] + longest)) is not None:
+                say(f"{teacher.name}: {len(missing) - done} contexts are not asked, {short} would not do for them.")
                 break
             calls = [pool.submit(_answer, ask, one) for one in batch]
             answers: list[Answer | ProviderUnsettled] = []

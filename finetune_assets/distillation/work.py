@@ -19,7 +19,7 @@ from finetune_assets.distillation.replies import Allowance, Question, Replies, c
 from finetune_assets.distillation.teacher import Ask, Teacher
 from finetune_assets.errors import SettingsError
 from finetune_assets.registry import Ledger
-from finetune_assets.registry.spending import Limits, Purchase, reserve, settle, unsettled
+from finetune_assets.registry.spending import Limits, Purchase, extend, reserve, settle, unsettled
 from finetune_assets.storage import Store
 from finetune_assets.training import prices
 from finetune_assets.training.screening import check_files
@@ -82,11 +82,17 @@ class Work:
             if missing and wishes.max_usd != 0:
                 check_files([folder / "train.jsonl"], own_contacts(self.store), common_regions(self.store))
                 teacher.check_answers(chosen)
-                self._ask(chosen, book, missing, wishes.max_usd)
+                left = wishes.max_usd
+                if left is not None and (before := book.cost({one.key for one in wanted})):
+                    left = max(0.0, left - before)
+                    self.say(
+                        f"{chosen.name}: ${before:.4f} of --max-usd {wishes.max_usd:g} went into the replies known, ${left:.4f} is left."
+                    )
+                self._ask(chosen, book, missing, left)
             return build.freeze(self.store, self.assistant, folder, (chosen, book, said))
 
     def _ask(self, chosen: Teacher, book: Replies, missing: list[Question], most_usd: float | None) -> None:
-        """Reserves the estimate, asks, and settles by what was used."""
+        """Reserves the estimate, asks as long as both budgets have the money for longer replies, and settles by what was used."""
         model, name = chosen.model, self.assistant.name
         mend = prices.missing(model.provider, model.model, "input, output")
         tokens, estimate = estimated(model, missing)
@@ -98,10 +104,14 @@ class Work:
         keys = hashlib.sha256("".join(sorted(one.key for one in missing)).encode()).hexdigest()[:16]
         reference = f"distil:{name}:{keys}:{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}"
         purchase = Purchase(reference, name, model.provider, "replies", usd, tokens, mend)
-        reserve(self.ledger, purchase, Limits(self.assistant.budget.monthly_usd, self.project_usd))
+        limits = Limits(self.assistant.budget.monthly_usd, self.project_usd)
+        reserve(self.ledger, purchase, limits)
+        pays = Allowance(reference, most_usd)
+        if estimate is not None:
+            pays = Allowance(reference, most_usd, lambda usd: extend(self.ledger, reference, usd, limits))
         try:
             with self.asker(chosen) as ask:
-                collect(book, missing, chosen, ask, Allowance(reference, most_usd), self.say)
+                collect(book, missing, chosen, ask, pays, self.say)
         finally:
             spent, used = book.spent(reference)
             settle(self.ledger, reference, spent if estimate is not None else None, used)

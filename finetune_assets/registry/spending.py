@@ -61,6 +61,23 @@ def reserve(ledger: Ledger, purchase: Purchase, limits: Limits) -> None:
         check([dict(row) for row in month if row["reference"] != purchase.reference], purchase, limits)
 
 
+def extend(ledger: Ledger, reference: str, usd: float, limits: Limits) -> bool:
+    """Raises a reservation to `usd`, never lowers it, if that fits into what is left of its month; whether it does."""
+    own = spending.c.reference == reference
+    with ledger.engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("LOCK TABLE spending IN SHARE ROW EXCLUSIVE MODE"))
+        connection.execute(sa.update(spending).where(own).values(reference=reference))  # takes the lock, as in `reserve`
+        row = connection.execute(sa.select(spending).where(own)).mappings().one()
+        others = [dict(one) for one in connection.execute(_month(row["created_at"])).mappings() if one["reference"] != reference]
+        try:
+            check(others, Purchase(reference, row["assistant"], row["provider"], row["kind"], usd), limits)
+        except BudgetExceeded:
+            return False
+        connection.execute(sa.update(spending).where(own).values(usd=max(row["usd"] or 0.0, usd)))
+    return True
+
+
 def check(spent: list[Mapping[str, Any]] | list[dict[str, Any]], purchase: Purchase, limits: Limits) -> None:
     """Holds a purchase against the rows of this month. Raises as `reserve` does."""
     own = sum(row["usd"] or 0.0 for row in spent if row["assistant"] == purchase.assistant)

@@ -20,7 +20,7 @@ from finetune_assets.distillation.teacher import Answer, Ask, Teacher, asker
 from finetune_assets.distillation.work import Wishes, Work
 from finetune_assets.errors import BudgetExceeded, LedgerError, ProviderUnsettled, SettingsError, TooFewExamples
 from finetune_assets.registry import Ledger
-from finetune_assets.registry.spending import month
+from finetune_assets.registry.spending import Limits, Purchase, extend, month, reserve
 from finetune_assets.registry.traffic import requests
 from finetune_assets.storage import Store
 from finetune_assets_tests.dataset.small_corpus import Corpus, dental
@@ -226,6 +226,58 @@ def test_money_is_asked_for_before_and_never_exceeded(tmp_path: Path, monkeypatc
     assert sum(r["usd"] for r in month(world.ledger)) == pytest.approx(len(asked) * (100 * 0.15 + 400 * 0.60) / 1e6)
     assert len(asked) > before
     world.ledger.close()
+
+
+def test_long_replies_stay_within_the_months_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path / "home"))
+    world = World(tmp_path / "home", budget={"monthly_usd": 0.021})
+    world.assistant = world.assistant.model_copy(update={"min_examples": 110})
+    asked: list[int] = []
+
+    def ask(prompt: Sequence[dict[str, Any]]) -> Answer:
+        asked.append(1)
+        return Answer(says(prompt).reply, None, 100, 400)
+
+    with pytest.raises(TooFewExamples, match="not_asked"):  # the estimate fits: it is made of replies of 80 tokens
+        world.distil(ask)
+    assert 0 < len(asked) < 100
+    assert "what is left of the month's budget" in " ".join(world.said)
+    [row] = month(world.ledger)
+    assert row["usd"] == pytest.approx(len(asked) * (100 * 0.15 + 400 * 0.60) / 1e6)
+    assert row["usd"] <= 0.021
+    world.ledger.close()
+
+
+def test_what_others_buy_meanwhile_counts(world: World) -> None:
+    limits = Limits(None, 1.0)
+    reserve(world.ledger, Purchase("one", "dental", "openai", "replies", 0.2), limits)
+    assert extend(world.ledger, "one", 0.9, limits)
+    assert not extend(world.ledger, "one", 1.1, limits)
+    with pytest.raises(BudgetExceeded):  # what was extended is reserved
+        reserve(world.ledger, Purchase("two", "other", "openai", "training", 0.2), limits)
+    assert extend(world.ledger, "one", 0.1, limits)
+    assert [row["usd"] for row in month(world.ledger)] == [0.9]
+
+
+def test_max_usd_is_for_the_data_set_not_for_each_try(world: World) -> None:
+    asked: list[int] = []
+
+    def ask(prompt: Sequence[dict[str, Any]]) -> Answer:
+        asked.append(1)
+        if len(asked) > 40:
+            raise ProviderUnsettled("openai: asking failed with 503.")
+        return Answer(says(prompt).reply, None, 100, 400)
+
+    world.assistant = world.assistant.model_copy(update={"min_examples": 110})
+    with pytest.raises(ProviderUnsettled):
+        world.distil(ask, max_usd=0.02)
+    first = sum(row["usd"] for row in month(world.ledger))
+    assert 0.01 < first < 0.02
+    asked.clear()
+    with pytest.raises(TooFewExamples, match="not_asked"):
+        world.distil(ask, max_usd=0.02)
+    assert sum(row["usd"] for row in month(world.ledger)) <= 0.02
+    assert f"${first:.4f} of --max-usd 0.02" in " ".join(world.said)
 
 
 def test_a_teacher_that_goes_away_loses_nothing(world: World) -> None:
