@@ -85,9 +85,8 @@ class Work:
                 left = wishes.max_usd
                 if left is not None and (before := book.cost({one.key for one in wanted})):
                     left = max(0.0, left - before)
-                    self.say(
-                        f"{chosen.name}: ${before:.4f} of --max-usd {wishes.max_usd:g} went into the replies known, ${left:.4f} is left."
-                    )
+                    used = f"${before:.4f} of --max-usd {wishes.max_usd:g} went into the replies known"
+                    self.say(f"{chosen.name}: {used}, ${left:.4f} is left.")
                 self._ask(chosen, book, missing, left)
             return build.freeze(self.store, self.assistant, folder, (chosen, book, said))
 

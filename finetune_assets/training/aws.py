@@ -75,7 +75,9 @@ class AwsTrainer(ABC):
         """Settings, hyper-parameters, files and personal data here; AWS is not asked, a refusal costs nothing."""
         for name in self.needs:
             if not self.options.get(name):
-                raise SettingsError(f"trainer: {self.provider} needs remote.aws.{name}, which is not set.")
+                raise SettingsError(
+                    f"trainer: {self.provider} needs remote.aws.{name} in the assistant's YAML, which is not set."
+                )
         if self.answers_elsewhere and not self.deploys and self.connection.base_url is None:
             raise SettingsError(
                 f"trainer: {self.provider}: nothing says where the tuned model will answer, so nobody could measure or serve it. "

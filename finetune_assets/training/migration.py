@@ -14,7 +14,8 @@ from finetune_assets.storage import Store
 
 
 def retarget(assistant: Assistant, target: str) -> Assistant:
-    """The assistant's settings with another TRAINER/MODEL. Address, key, preset and adapter of the old one are left behind.
+    """The assistant's settings with another TRAINER/MODEL. Address, key, preset and adapter of the old one are left behind: the
+    new one's come from its own variables (`wire_profiles.URL_VARIABLES`), AWS' places from `remote.aws`.
 
     Raises SettingsError where the combination makes no sense.
     """

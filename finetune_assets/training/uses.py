@@ -12,7 +12,7 @@ from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import open_remote
 from finetune_assets.training.lifecycle import Use
 from finetune_assets.training.remote import Connection, RemoteModel
-from finetune_assets.training.wire_profiles import PROFILES
+from finetune_assets.training.wire_profiles import PROFILES, URL_VARIABLES
 
 HOSTS = {
     "api.openai.com": "openai",
@@ -22,7 +22,6 @@ HOSTS = {
     ".nebius.com": "nebius",
 }
 """Whose a host is; one that begins with a dot is the end of a name."""
-VARIABLES = {"OPENAI_BASE_URL": "openai", "AZURE_OPENAI_BASE_URL": "azure"}
 
 
 @dataclass
@@ -100,7 +99,7 @@ def provider_at(url: str) -> str | None:
     parts = urlsplit(url)
     if parts.scheme in ("bedrock", "sagemaker"):
         return parts.scheme
-    for name, provider in VARIABLES.items():
+    for provider, name in URL_VARIABLES.items():
         own = variable(name)
         if own is not None and own.rstrip("/") == url.rstrip("/"):
             return provider

@@ -56,24 +56,34 @@ PROFILES: dict[str, Profile] = {
 
 
 OPENAI_URL = "https://api.openai.com/v1"
+URL_VARIABLES = {
+    "openai": "OPENAI_BASE_URL",
+    "azure": "AZURE_OPENAI_BASE_URL",
+    "openai_compatible": "OPENAI_COMPATIBLE_BASE_URL",
+}
+"""Where an address may stand that the settings do not have."""
 
 
 def address(connection: Connection) -> tuple[str, str]:
     """Where a provider answers, and the variable that holds its key. Raises SettingsError where nothing says where."""
     profile = PROFILES[connection.provider]
     url = connection.base_url or profile.base_url
+    name = URL_VARIABLES.get(connection.provider, "")
+    if url is None and name:
+        url = variable(name)
     if url is None and connection.provider == "openai":
-        url = variable("OPENAI_BASE_URL") or OPENAI_URL
-    if url is None and connection.provider == "azure":
-        url = variable("AZURE_OPENAI_BASE_URL")
+        url = OPENAI_URL
     if url is None:
         example = "https://RESOURCE.openai.azure.com/openai/v1/" if connection.provider == "azure" else "http://HOST/v1"
-        raise SettingsError(f"trainer: {connection.provider} needs remote.base_url, e.g. {example}")
+        raise SettingsError(
+            f"trainer: {connection.provider} needs an address: set {name} in the environment or .env, which a migration to it "
+            f"reads, too, or remote.base_url in the assistant's YAML, e.g. {example}"
+        )
     return url, connection.key_env or profile.key_env
 
 
 def client(connection: Connection, timeout: float = 60.0) -> OpenAI:
-    """A client of a connection: address from the settings, the profile or OPENAI_BASE_URL. Raises SettingsError."""
+    """A client of a connection: address from the settings, the profile or URL_VARIABLES. Raises SettingsError."""
     from openai import OpenAI
 
     url, name = address(connection)
