@@ -25,6 +25,7 @@ from finetune_assets_tests.training import fake_aws, fake_provider
 from finetune_assets_tests.training.fake_aws import FakeAws
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
+from finetune_assets_tests.training.remote_request import own_days
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -114,7 +115,7 @@ def ui(stands: Stands, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]
         (settings / f"{name}.yaml").write_text(SETTINGS.format(**{**values, "remote": json.dumps(values["remote"])}))
     keys = {f"{name}_API_KEY": KEY for name in ("OPENAI", "AZURE_OPENAI", "NEBIUS", "OPENAI_COMPATIBLE")}
     own = {"FINETUNE_HOME": str(home), "FINETUNE_SOURCE": "data/sample", "FINETUNE_ASSISTANTS": str(settings)}
-    first = {"FINETUNE_FIRST_WEEK": "2026-09-14", "HF_HUB_OFFLINE": "1"}
+    first = {"FINETUNE_FIRST_WEEK": "2026-09-14", "HF_HUB_OFFLINE": "1", "FINETUNE_TABLES": str(own_days(home / "tables"))}
     with running(home, {**own, **first, **keys, **stands.cloud.environment}) as found:
         yield found
 

@@ -15,6 +15,7 @@ from finetune_assets_tests.e2e.running_ui import Ui, chromium_page, picture, run
 from finetune_assets_tests.training import fake_provider
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
+from finetune_assets_tests.training.remote_request import own_days
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -54,6 +55,7 @@ def ui(fake: FakeProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "FINETUNE_FIRST_WEEK": "2026-09-14",
         "OPENAI_API_KEY": KEY,
         "OPENAI_BASE_URL": fake.url,
+        "FINETUNE_TABLES": str(own_days(home / "tables")),
         "HF_HUB_OFFLINE": "1",
     }
     with running(home, environment) as found:

@@ -18,6 +18,7 @@ from finetune_assets_tests.tiny_model import make_tiny_model
 from finetune_assets_tests.training import fake_provider
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
+from finetune_assets_tests.training.remote_request import END, own_days
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -39,7 +40,7 @@ class Machine:
         self.assistants.mkdir()
         (self.assistants / "aurora.yaml").write_text(SETTINGS)
         own = {"FINETUNE_HOME": str(self.home), "FINETUNE_SOURCE": "data/sample", "FINETUNE_ASSISTANTS": str(self.assistants)}
-        rented = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url}
+        rented = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url, "FINETUNE_TABLES": str(own_days(folder / "tables"))}
         self.environment = {**os.environ, **own, **rented, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
     def finetune(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -79,8 +80,8 @@ def test_from_submission_to_the_way_out(fake: FakeProvider, tmp_path: Path) -> N
 
     code, status, _ = machine.finetune("status")
     assert 0 < status["assistants"][0]["spent_this_month_usd"] < 5
-    code, found, _ = machine.finetune("doctor", "--as-of", "2026-12-20")
-    dying = [one for one in found["findings"] if "2027-01-14" in one["text"]]
+    code, found, _ = machine.finetune("doctor", "--as-of", "2098-12-20")
+    dying = [one for one in found["findings"] if END in one["text"]]
     assert code == 1
     assert {one["level"] for one in dying} == {"problem"}
     assert any(reported["version"] in one["text"] for one in dying)
@@ -187,7 +188,7 @@ def test_bad_input_is_named_and_nothing_is_bought(fake: FakeProvider, tmp_path: 
         ("budget: {training_usd: 0.01}", "above budget.training_usd"),
         ("budget: {monthly_usd: 0.02}", "above budget.monthly_usd"),
         ("remote: {allowed: false, min_model_life_days: 0}", "remote.allowed: false"),
-        ("remote: {min_model_life_days: 3650}", "switches gpt-4o-mini-2024-07-18 off on 2027-01-14"),
+        ("remote: {min_model_life_days: 36500}", f"switches gpt-4o-mini-2024-07-18 off on {END}"),
         ("require_approval: true", "--approve"),
     ):
         key = changed.partition(":")[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from finetune_assets.training import lifecycle
 from finetune_assets_tests.training import fake_provider
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
@@ -22,7 +24,11 @@ def provider_process() -> Iterator[FakeProvider]:
 
 @pytest.fixture
 def fake(provider_process: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProvider]:
-    """The stand-in, fresh, where the providers' own variables point; all that was said was by the published description."""
+    """The stand-in, fresh, where the providers' own variables point; all that was said was by the published description.
+
+    The day is before the last jobs of the shipped table, whatever day it is.
+    """
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 11, 20))
     provider_process.reset()
     monkeypatch.setenv("OPENAI_BASE_URL", provider_process.url)
     for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "NEBIUS_API_KEY", "OPENAI_COMPATIBLE_API_KEY"):

@@ -31,6 +31,19 @@ def dataset(folder: Path, rows: int = 30, validation: int = 12) -> Path:
     return folder
 
 
+END = "2099-01-14"
+
+
+def own_days(folder: Path) -> Path:
+    """A folder for FINETUNE_TABLES in which every rented model trains on and ends on END, whatever the shipped table says."""
+    rows = [
+        f'- {{provider: {name}, model: "", shutdown: {END}, source: test, noted: 2026-11-01}}\n' for name in ("openai", "azure")
+    ]
+    folder.mkdir(parents=True)
+    (folder / "lifecycle.yaml").write_text("".join(rows))
+    return folder
+
+
 def assistant(trainer: str = "openai", **settings: Any) -> Assistant:
     """An assistant of a rented trainer."""
     model = {} if trainer in ("openai", "azure") else {"base_model": "open/small-7b"}
