@@ -25,6 +25,7 @@ BUSY = (
 """Beginnings of codes that mean: later. Those of throttling are botocore's (`retries/standard.py`); the status is 400 or 429."""
 GONE = ("could not be found", "requested resource not found", "could not find", "does not exist")
 THERE = ("ResourceInUse", "Conflict")
+ELSEWHERE = "finetune migrate ASSISTANT --to local/MODEL (or another TRAINER/MODEL)."
 TOO_LONG = ("Input is too long", "input is too long", "maximum context length", "too many input tokens", "Too many input tokens")
 """What a prompt that a model does not hold is told by Bedrock's ValidationException, and by a container at SageMaker."""
 MOST_CALLS = 64
@@ -76,7 +77,7 @@ def translated(provider: str, doing: str) -> Generator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         kind = ProviderUnsettled if status >= 500 or status == 429 or code.startswith(BUSY) else ProviderError
         gone = code.startswith(("ResourceNotFound", "NoSuch")) or any(word in text.lower() for word in GONE)
-        message = f"{provider}: {doing} failed with {status} {code}: {text}{_mend(code, doing)}"
+        message = f"{provider}: {doing} failed with {status} {code}: {text}{_mend(code, status, doing)}"
         raise kind(message, 404 if gone and kind is ProviderError else status, code) from None
     except (BotoCoreError, Boto3Error) as error:  # no connection, a time-out, a parameter that botocore refuses
         wrong = type(error).__name__ == "ParamValidationError"
@@ -89,14 +90,20 @@ def is_there(error: ProviderError) -> bool:
     return (error.code or "").startswith(THERE) or "already exist" in str(error)
 
 
-def _mend(code: str, doing: str) -> str:
+def _mend(code: str, status: int, doing: str) -> str:
     if code.startswith(("AccessDenied", "UnrecognizedClient", "InvalidSignature", "ExpiredToken", "InvalidClientTokenId")):
-        return " The credentials, or the role in remote.aws.role, may not do this; see the AWS chain and the role's policy."
-    if doing.startswith("creating") and code.startswith(("Validation", "ResourceLimit", "ServiceQuota")):
-        return (
-            " No job was created. Where the account may not train this model, train elsewhere: "
-            "finetune migrate ASSISTANT --to local/MODEL (or another TRAINER/MODEL)."
+        mend = (
+            " The credentials, or the role in remote.aws.role, may not do this: renew them (AWS_PROFILE, …), allow the "
+            "action in their policy, or ask for access to the model in its region."
         )
+        return f"{mend} No job was created; or train elsewhere: {ELSEWHERE}" if doing.startswith("creating the job") else mend
+    if doing.startswith("creating the job") and status < 500 and not code.startswith(BUSY):
+        return (
+            " No job was created. Correct what it names (base_model, or remote.aws: region, role, bucket), or raise the "
+            f"account's quota. Where the account may not train this model, train elsewhere: {ELSEWHERE}"
+        )
+    if code.startswith(("ResourceNotFound", "NoSuch")):
+        return " Correct its name or remote.aws.region, and see in the AWS console whether it was deleted."
     return ""
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from openai import APIError
 
 BUSY = (408, 409, 429)
+ELSEWHERE = "finetune migrate ASSISTANT --to local/MODEL (or another TRAINER/MODEL)."
 
 
 @contextmanager
@@ -71,16 +72,23 @@ def _mend(status: int | None, code: str | None, doing: str) -> str:  # noqa: PLR
     if status == 401:
         return "The key is not accepted: set a valid one in the provider's variable (remote.key_env)."
     if code == "insufficient_quota":
-        return "The account has no credit left."
+        return f"The account has no credit left: add some at the provider and run the same again, or train elsewhere: {ELSEWHERE}"
+    if status == 413:
+        return (
+            "The file or request is larger than the provider takes: train on fewer rows (a narrower `select`), or elsewhere: "
+            f"{ELSEWHERE}"
+        )
     if status == 429 or status >= 500 or status in BUSY:
         return "The provider is busy or broken; what was begun is kept, run the same again later."
-    if status in (400, 403) and doing.startswith("creating"):
+    if status in (400, 403, 422) and doing.startswith("creating"):
         return (
-            "No job was created. Where the organisation may train no more, or not this model, train elsewhere: "
-            "finetune migrate ASSISTANT --to local/MODEL (or another TRAINER/MODEL)."
+            "No job was created. Correct what it names in the assistant's YAML. Where the organisation may train no more, or not "
+            f"this model, train elsewhere: {ELSEWHERE}"
         )
     if status == 403:
-        return "The key's project or organisation may not do this."
+        return "The key's project or organisation may not do this: give it the right, or name another key with remote.key_env."
+    if status in (400, 422):
+        return "The provider does not take this request: correct what it names, in the assistant's YAML or its data."
     if status == 404:
         return "Correct the name, or choose a model that the provider has."
     return ""

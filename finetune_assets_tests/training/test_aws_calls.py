@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("boto3", reason="the aws extra is not installed")
 
+from botocore.exceptions import ClientError
+
 from finetune_assets.errors import ProviderError, ProviderUnsettled
 from finetune_assets.serving.upstream import Target, Upstream, UpstreamFailed
 from finetune_assets.training import aws_calls
@@ -122,6 +124,16 @@ def test_busy_and_forbidden_are_told_apart(runtime: type[Handler]) -> None:
     runtime.status = 403
     with pytest.raises(ProviderError, match="AccessDeniedException"):
         aws_calls.chat("bedrock://us-east-1", "our-model", {"messages": ASKED})
+
+
+@pytest.mark.parametrize("code", ["ResourceNotFoundException", "ValidationException", "AccessDeniedException", "ResourceInUse"])
+def test_a_refused_creation_says_what_to_do(code: str) -> None:
+    answer: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    error = ClientError(answer, "CreateModelCustomizationJob")
+    with pytest.raises(ProviderError, match=code) as refused, aws_calls.translated("bedrock", "creating the job"):
+        raise error
+    assert "No job was created" in str(refused.value)
+    assert "finetune migrate" in str(refused.value)
 
 
 def test_turns_alternate() -> None:

@@ -206,6 +206,8 @@ def test_too_many_requests_are_waited_for_then_left_open(fake: FakeProvider, fro
     [
         (400, "model_not_available", "Fine-tuning is not available for this model."),
         (403, "permission_denied", "Your organization may no longer create fine-tuning jobs."),
+        (413, "too_large", "The request is too large."),
+        (422, "unprocessable", "The suffix is not valid."),
         (429, "insufficient_quota", "You exceeded your current quota."),
     ],
 )
@@ -217,7 +219,7 @@ def test_a_plain_no_says_code_text_and_what_to_do(
     with pytest.raises(ProviderError, match=rf"{status} {code}: {text}") as refused:
         wire(settings, tmp_path, journal).submit(request(frozen, settings))
     assert not isinstance(refused.value, ProviderUnsettled)
-    assert "finetune migrate" in str(refused.value) or "credit" in str(refused.value)
+    assert "finetune migrate" in str(refused.value)
     assert not journal.state["create_started"]
     assert fake.jobs == []
 
