@@ -147,12 +147,13 @@ class LocalRun:
         job, assets = ("migrate", MIGRATION) if MIGRATE_TO in tags else ("train", PHASE_ONE)
         self._execute(job, assets, self.request.assistant, tags)
         if self.request.until in PHASE_ONE:
+            name, folder = self.request.assistant, self.store.datasets(self.request.assistant)
+            staged, latest = folder / "staged", folder / "latest"
             if self.request.until == "training_examples":
-                staged = self.store.datasets(self.request.assistant) / "staged"
-                return Outcome(self.request.assistant, "stopped", made=str(staged))
-            folder = self.store.datasets(self.request.assistant) / "latest"
-            fingerprint = folder.resolve().name if folder.exists() else None
-            return Outcome(self.request.assistant, "stopped", fingerprint=fingerprint, made=str(folder))
+                return Outcome(name, "stopped", made=str(staged))
+            made = self.store.plan(name) if self.request.until == "training_plan" else latest
+            fingerprint = latest.resolve().name if latest.exists() else None
+            return Outcome(name, "stopped", fingerprint=fingerprint, made=str(made))
         return self._submitted() or self._phase_two()
 
     def _submitted(self) -> Outcome | None:
