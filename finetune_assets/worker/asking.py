@@ -110,10 +110,14 @@ class Asking:
 
 
 def _bits(generator: Generator, ways: Sequence[Rows]) -> list[float]:
-    """Bits per byte of the references of each of some lists of rows, of what fits the context."""
+    """Bits per byte of the references of each of some ways to ask the same rows, over those that fit the context in every way
+    that fits any; infinite for one that fits none, or where none fits all."""
     told = iter(guards.likelihoods(generator, [row for rows in ways for row in rows]))
-    made: list[float] = []
-    for rows in ways:
-        found = [one for one in (next(told) for _row in rows) if one["nats"] is not None]
-        made.append(sum(one["nats"] for one in found) / max(sum(one["bytes"] for one in found), 1) / math.log(2))
-    return made
+    found = [[next(told) for _row in rows] for rows in ways]
+    usable = [any(one["nats"] is not None for one in way) for way in found]
+    rivals = [way for way, some in zip(found, usable, strict=True) if some]
+    common = [n for n in range(len(ways[0]) if rivals else 0) if all(way[n]["nats"] is not None for way in rivals)]
+    size = sum(rivals[0][n]["bytes"] for n in common) * math.log(2)
+    return [
+        sum(way[n]["nats"] for n in common) / size if some and size else math.inf for way, some in zip(found, usable, strict=True)
+    ]

@@ -7,6 +7,7 @@ index.find(query, tenant, "hybrid", 3)        passages, best first; their `sourc
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def choose(index: Index, validation: Sequence[dict[str, Any]], bits: Bits, langu
     numbers = {
         "rows": len(validation),
         "nearness": {name: round(value, 4) for name, value in nearness.items()},
-        "bits_per_byte": {f"{k} {template}": round(value, 5) for (k, template), value in tried.items()},
-        "without": round(without, 5),
+        "bits_per_byte": {f"{k} {template}": _shown(value) for (k, template), value in tried.items()},
+        "without": _shown(without),
     }
     return Choice(retriever, k, template), numbers
 
@@ -112,8 +113,13 @@ def choose_shots(count: int, validation: Rows, ask: Callable[[int], Rows], bits:
     if not validation:
         return count, {"rows": 0}
     tried = dict(zip(counts, bits([ask(k) for k in counts]), strict=True))
-    numbers = {"rows": len(validation), "bits_per_byte": {str(k): round(value, 5) for k, value in tried.items()}}
+    numbers = {"rows": len(validation), "bits_per_byte": {str(k): _shown(value) for k, value in tried.items()}}
     return min(tried, key=lambda k: tried[k]), numbers
+
+
+def _shown(bits: float) -> float | None:
+    """Null for a way that fits no row, which no JSON can write."""
+    return round(bits, 5) if math.isfinite(bits) else None
 
 
 def read_passages(path: Path) -> list[Passage]:
