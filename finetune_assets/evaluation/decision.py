@@ -37,8 +37,10 @@ class Money:
     """`settings`, `corpus` or empty."""
 
 
-def usd_per_request(endpoint: EndpointSettings, prompt_tokens: float, reply_tokens: float) -> float | None:
-    """Mean tokens of a request times the prices of the settings; null where a price is missing."""
+def usd_per_request(endpoint: EndpointSettings, prompt_tokens: float | None, reply_tokens: float | None) -> float | None:
+    """Mean tokens of a request times the prices of the settings; null where a price is missing, or no tokens were told."""
+    if prompt_tokens is None or reply_tokens is None:
+        return None
     if endpoint.usd_per_million_input is None or endpoint.usd_per_million_output is None:
         return None
     return (prompt_tokens * endpoint.usd_per_million_input + reply_tokens * endpoint.usd_per_million_output) / 1e6

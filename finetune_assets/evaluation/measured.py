@@ -186,9 +186,9 @@ def _replies(frame: pl.DataFrame) -> list[str]:
     return [reply or "" for reply in frame["reply"].to_list()]
 
 
-def _mean(column: pl.Series) -> float:
+def _mean(column: pl.Series) -> float | None:
     value = column.mean()
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _passages(path: Path) -> dict[str, str]:

@@ -178,9 +178,9 @@ def intervals(
     seconds = frame["seconds"].to_list()
     values["seconds_p50"] = bootstrap.median(seconds, 0.5)
     values["seconds_p95"] = bootstrap.median(seconds, 0.95)
-    there = frame["seconds"].is_not_null().to_numpy()
+    there = (frame["seconds"].is_not_null() & frame["reply_tokens"].is_not_null()).to_numpy()
     tokens = frame["reply_tokens"].fill_null(0).to_numpy()
-    speed = np.stack([tokens * there, frame["seconds"].fill_null(0.0).to_numpy()], axis=1).astype(float)
+    speed = np.stack([tokens * there, frame["seconds"].fill_null(0.0).to_numpy() * there], axis=1).astype(float)
     values["tokens_per_second"] = bootstrap.interval(Estimate(speed, ratio))
     if outputs.usd_per_request is not None:
         usd = outputs.usd_per_request * 1000

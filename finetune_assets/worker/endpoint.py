@@ -53,6 +53,7 @@ def answers(
 ) -> list[dict[str, Any]]:
     """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause.
 
+    Tokens are null where the endpoint does not tell them.
     `tools`: the functions that each prompt may call; a reply that calls is the corpus' text of its calls. AWS is offered none.
     """
     if aws_calls.is_aws(endpoint.url):
@@ -135,16 +136,25 @@ def _read(body: Any, seconds: float) -> dict[str, Any]:
         return {
             "reply": text.strip(),
             "stopped": choice.get("finish_reason") != "length",
-            "prompt_tokens": int(usage.get("prompt_tokens") or 0),
-            "reply_tokens": int(usage.get("completion_tokens") or 0),
+            "prompt_tokens": _count(usage.get("prompt_tokens")),
+            "reply_tokens": _count(usage.get("completion_tokens")),
             "seconds": round(seconds, 6),
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return {"reply": None, "missing": f"not an answer: {type(error).__name__}"}
 
 
+def _count(told: Any) -> int | None:
+    """Null where the endpoint tells none: what it cost is unknown, and no zero."""
+    return None if told is None else int(told)
+
+
 def _wait(attempt: int, retry_after: str | None) -> None:
     """Before the next try: what the server asked for, else 0.5, 1, 2 s; nothing after the last."""
     if attempt + 1 < TRIES:
-        asked = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else 0.5 * 2**attempt
+        asked = (
+            float(retry_after)
+            if retry_after and retry_after.isascii() and retry_after.replace(".", "", 1).isdigit()
+            else 0.5 * 2**attempt
+        )
         time.sleep(min(asked, LONGEST_WAIT))

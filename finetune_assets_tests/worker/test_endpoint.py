@@ -59,6 +59,8 @@ class Provider(Handler):
             "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
+        if body["model"] == "uncounted":
+            del answer["usage"]
         return self.say(200, json.dumps(answer).encode())
 
 
@@ -132,6 +134,11 @@ def test_everyday_talk_of_a_language_is_what_the_page_says(
     assert "English ones for `language: en`, else Spanish ones" in page
 
 
+def test_an_endpoint_that_counts_no_tokens_has_none(url: str):
+    found = ask(endpoint.Endpoint(url, "uncounted"), "hola")[0]
+    assert (found["reply"], found["prompt_tokens"], found["reply_tokens"]) == ("Con gusto. hola", None, None)
+
+
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(endpoint.time, "sleep", lambda _seconds: None)
     assert ask(endpoint.Endpoint("http://127.0.0.1:9/v1", "m"), "hola")[0]["missing"] == "ConnectError"
@@ -179,6 +186,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
             "endpoints": [
                 {"name": "gpt", "url": url, "model": "m", "timeout": 1, **prices},
                 {"name": "free", "url": url, "model": "n"},
+                {"name": "uncounted", "url": url, "model": "uncounted", **prices},
             ],
             "canaries": [{"user": "clave", "secret": "QX-48213"}],
             "judge": {"url": url, "model": "judge", "rows": 4, "against": "gpt"},
@@ -196,7 +204,7 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     folder, dataset, assistant = made
     about = benchmark.Made("v2", dataset, {"seconds": 90.0}, champion="v1", requests_per_month=30_000)
     found = benchmark.summarise(assistant, folder / "out", about)
-    assert list(found["candidates"]) == ["base", "few_shot", "rag", "champion", "tuned", "tuned_rag", "free", "gpt"]
+    assert list(found["candidates"]) == ["base", "few_shot", "rag", "champion", "tuned", "tuned_rag", "free", "gpt", "uncounted"]
     assert found["models"]["gpt"]["missing"] == {"not an answer: JSONDecodeError": 1, "status 400": 1}
     gpt = found["candidates"]["gpt"]
     assert gpt["bits_per_byte"]["value"] is None
@@ -204,6 +212,10 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     assert gpt["repeated"]["value"] == pytest.approx(1 / 8)  # a reply of 10,000 characters, of eight that came
     assert gpt["usd_per_1000"]["value"] == pytest.approx(0.12)
     assert found["candidates"]["free"]["usd_per_1000"]["value"] is None  # no price, no zero
+    for unknown in ("usd_per_1000", "tokens_per_second"):
+        assert found["candidates"]["uncounted"][unknown]["value"] is None
+    assert found["decision"]["monthly"]["uncounted"] is None
+    assert found["decision"]["break_even"]["uncounted"] is None
     assert found["decision"]["monthly"]["gpt"] == pytest.approx(3.6)
     assert found["differences"]["tuned_vs_gpt"]["chrf"]["value"] is not None
     assert found["champion"] == "v1"
