@@ -27,7 +27,7 @@ from finetune_assets.training import base_model as base_models
 from finetune_assets.worker import decoding, models
 
 ROWS = 32  # rows of a batch
-TOKENS = 16_384  # padded prompt tokens of a batch
+TOKENS = 16_384  # padded tokens of a batch
 SMALL = 100_000_000  # parameters, below which one thread a batch beats several threads on one batch
 
 
@@ -165,14 +165,22 @@ def _sha256(path: str, _size: int, _modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def batches(lengths: Sequence[int], tokens: int = TOKENS, rows: int = ROWS) -> list[list[int]]:
-    """Row numbers in batches of like length, longest first; at most `rows` rows and `tokens` padded tokens (one row at least)."""
+def batches(
+    lengths: Sequence[int], tokens: int = TOKENS, rows: int = ROWS, after: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Row numbers in batches of like length, longest first; at most `rows` rows and `tokens` padded tokens (one row at least).
+    `after`: tokens that follow each row, padded on the other side.
+    """
     made: list[list[int]] = []
+    room = 0
     for row in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        if made and len(made[-1]) < rows and (len(made[-1]) + 1) * lengths[made[-1][0]] <= tokens:
+        wanted = max(room, after[row]) if after else 0
+        if made and len(made[-1]) < rows and (len(made[-1]) + 1) * (lengths[made[-1][0]] + wanted) <= tokens:
             made[-1].append(row)
+            room = wanted
         else:
             made.append([row])
+            room = after[row] if after else 0
     return made
 
 

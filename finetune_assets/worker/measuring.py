@@ -159,7 +159,8 @@ class Bench:
             return self.cache.get(make, "answers", about, asked)
 
         stage = Stage(self.progress, f"{name} replies", len(rows))
-        for batch, made in _each(generator, batches([len(prompt) for prompt in prompts]), answer, stage):
+        room = [max(generator.max_new_tokens, len(known[0]) if known else 0) for known in following]
+        for batch, made in _each(generator, batches([len(prompt) for prompt in prompts], after=room), answer, stage):
             for row, one in zip(batch, made, strict=True):
                 replies[row] = one
                 nll[row] = one["nats"] if following[row] else None

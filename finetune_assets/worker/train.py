@@ -9,6 +9,7 @@ tokenizer, template; of an adapter model the merged weights, and the adapter alo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -43,6 +44,7 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
         progress.note("This training is finished already; nothing is trained again.")
         return done
     check(spec)
+    gc.freeze()  # what the imports made stays: transformers collects garbage at the start and at every end of a training
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
     ranks.join()
     spec = ranks.same(on_this_machine(spec) if ranks.first() else spec)

@@ -187,6 +187,13 @@ def test_batches_hold_every_row_once_and_stay_within_their_size():
     assert batches([]) == []
 
 
+def test_what_follows_the_rows_of_a_batch_takes_its_room():
+    after = [1, 1, 150, 1]
+    made = batches([10, 9, 8, 7], tokens=200, rows=3, after=after)
+    assert made == [[0, 1], [2], [3]]
+    assert batches([10, 9, 8, 7], tokens=200) == [[0, 1, 2, 3]]
+
+
 def test_derangement_pairs_rows_of_different_conversations():
     groups = ["a", "a", "b", "c", "c", "c", "d", "e"]
     partner = embed.derangement(groups, 0)
