@@ -96,7 +96,7 @@ def _generation(test: list[candidates.TestRow], model: str, most: int, rounds: i
             mask = torch.ones(1, len(prompt), dtype=torch.long)
             generator.model.generate(input_ids=torch.tensor([prompt]), attention_mask=mask)
 
-    mine, peer = cpu(ours, rounds), cpu(theirs, 1)
+    mine, peer = cpu(ours, rounds), cpu(theirs, rounds)
     return Row(
         f"report: replies to {len(prompts)} test prompts, 3M model",
         mine,
