@@ -59,6 +59,9 @@ class Totals:
     validations_since_best: int = 0
     stopped: bool = False
     """Ended early."""
+    shares: bool | None = None
+    """Whether common beginnings are computed once; found out on the first batch that has one. Once: the trial changes how that
+    batch's bfloat16 gradients are rounded, and a start that goes on would end with other weights."""
 
     @property
     def mean(self) -> float:
@@ -226,8 +229,6 @@ def _write(taken: snapshot.Snapshot, folder: Path, step: int, kept: int) -> tupl
 class SftLoop(Resumable, SFTTrainer):
     """`sft`, `tools` and `continued_pretraining`: mean loss over the target tokens of a step."""
 
-    _shares: bool | None = None  # whether common beginnings are computed once; found out on the first batch that has one
-
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
@@ -253,11 +254,11 @@ class SftLoop(Resumable, SFTTrainer):
         """Not while activations are recomputed: that leaves no keys and values."""
         if self.recovery.state.recompute:
             return False
-        if self._shares is None and targets.common_beginning(inputs["input_ids"], inputs["labels"]):
-            self._shares = targets.can_share(model, head, inputs)
-            if not self._shares:
+        if self.totals.shares is None and targets.common_beginning(inputs["input_ids"], inputs["labels"]):
+            self.totals.shares = targets.can_share(model, head, inputs)
+            if not self.totals.shares:
                 self.recovery.progress.note("This architecture computes the rows' common beginning (system prompt) for each row.")
-        return bool(self._shares)
+        return bool(self.totals.shares)
 
 
 class DpoLoop(Resumable, DPOTrainer):
