@@ -28,12 +28,13 @@ import yaml
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Rollout
 from finetune_assets.serving import keys
+from finetune_assets.serving.directory import METRICS
 from finetune_assets.serving.metrics import Metrics
-from finetune_assets_tests.serving.shop import Shop, Upstream, wait_for
-from finetune_assets_tests.serving.test_control import Hook
+from finetune_assets_tests.serving.servers import Hook, Upstream
+from finetune_assets_tests.serving.shop import Shop, wait_for
 
 DEPLOY = ROOT / "deploy"
-SECRETS = {"POSTGRES_PASSWORD": "p", "FINETUNE_USER_KEY": "k"}
+SECRETS = {"POSTGRES_PASSWORD": "p", "FINETUNE_USER_KEY": "k", "GRAFANA_PASSWORD": "g"}
 
 
 def compose() -> dict[str, Any]:
@@ -68,12 +69,22 @@ def test_the_services_are_one_installation() -> None:
         assert set(service.get("depends_on", {})) <= set(services), name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            if source.startswith("./") and source != "./secrets":  # the administrator's key is not in the repository
+            if source.startswith("./") and source != "./secrets":  # the metrics' key is not in the repository
                 assert (DEPLOY / source).exists(), source
             elif not source.startswith("./"):
                 assert source in compose()["volumes"], source
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), "nothing is open to others: a proxy with TLS and login stands before it"
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    asked = re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    assert all(f'echo "{name}=' in readme for name in {*asked, "GRAFANA_PASSWORD"})
+    assert services["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "g"  # the image's own is `admin`
+    provisioned = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "dashboards" / "files.yaml").read_text())
+    targets = [volume.split(":")[1] for volume in services["grafana"]["volumes"]]
+    assert {provisioned["providers"][0]["options"]["path"], "/var/lib/grafana"} <= set(targets)
+    assert all(f"finetune_{name}`" in readme for name in compose()["volumes"])
+    scraped = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["scrape_configs"][0]["authorization"]["credentials_file"]
+    assert scraped.rpartition("/")[2] == re.search(r"add --metrics .* > deploy/secrets/(\w+)", readme)[1]  # type: ignore[index]
     code = services["code"]["command"]
     workspace = yaml.safe_load((DEPLOY / "dagster" / "workspace.yaml").read_text())["load_from"][0]["grpc_server"]
     assert code[code.index("-p") + 1] == str(workspace["port"])
@@ -169,7 +180,7 @@ def tool(name: str, *arguments: str) -> str:
 def test_prometheus_and_alertmanager_take_their_files(tmp_path: Path) -> None:
     configuration = (DEPLOY / "prometheus.yaml").read_text().replace("/etc/prometheus/alerts.yaml", str(DEPLOY / "alerts.yaml"))
     (tmp_path / "prometheus.yaml").write_text(configuration.replace("/etc/prometheus/secrets", str(tmp_path)))
-    (tmp_path / "admin_key").write_text("a key")
+    (tmp_path / "metrics_key").write_text("a key")
     assert "5 rules found" in tool("promtool", "check", "config", str(tmp_path / "prometheus.yaml"))
     tool("amtool", "check-config", str(DEPLOY / "alertmanager.yaml"))
 
@@ -216,14 +227,14 @@ def test_an_alert_is_raised_when_it_should_and_only_then(alert: str, tmp_path: P
 
 @pytest.mark.slow
 def test_a_router_that_goes_down_reaches_a_person(tmp_path: Path) -> None:
-    """Prometheus with an administrator's key, Alertmanager and a webhook, by the files of `deploy`: only addresses, places and
+    """Prometheus with its key, Alertmanager and a webhook, by the files of `deploy`: only addresses, places and
     waiting times are the test's."""
     if not (shutil.which("prometheus") and shutil.which("prometheus-alertmanager")):
         pytest.skip("Debian's `prometheus` and `prometheus-alertmanager` are not installed")
     upstream, hook = Upstream(), Hook()
     shop = Shop(tmp_path, upstream=upstream.url)
     with shop.ledger() as book:
-        (tmp_path / "admin_key").write_text(keys.add(book, "*", "prometheus") + "\n")
+        (tmp_path / "metrics_key").write_text(keys.add(book, METRICS, "prometheus") + "\n")
     (tmp_path / "webhook").write_text(hook.url)
     prometheus, alertmanager = free_port(), free_port()
 

@@ -281,16 +281,20 @@ def keys() -> None:
 
 
 @keys.command("add")
-@click.option(
-    "--tenant", required=True, help="The tenant it speaks for; `*`: an administrator's (dashboard, metrics, every tenant)."
-)
-@click.option("--name", default="", help="Whose it is.")
-def keys_add(tenant: str, name: str) -> None:
+@click.option("--tenant", help="The tenant it speaks for; `*`: an administrator's (dashboard, metrics, every tenant).")
+@click.option("--metrics", is_flag=True, help="Instead of a tenant: a key that reads /metrics and nothing else, for Prometheus.")
+@click.option("--name", default="", help="Whose it is: who acts with it, in the dashboard's history and in the log.")
+def keys_add(tenant: str | None, metrics: bool, name: str) -> None:
     """Make a key. It is shown once; only its hash is stored."""
+    from finetune_assets.serving.directory import ADMIN, METRICS, Directory
     from finetune_assets.serving.keys import add
 
+    if bool(tenant) is metrics:
+        raise click.UsageError("Say whose: --tenant NAME, --tenant '*' for an administrator, or --metrics.")
     with _ledger() as ledger:
-        print(add(ledger, tenant, name))
+        if tenant not in (None, ADMIN) and Directory(Environment.read(), ledger).assistant_of(str(tenant)) is None:
+            _say(f"No assistant answers for tenant {tenant} yet; until one does, whoever asks with this key gets 404.")
+        print(add(ledger, tenant or METRICS, name))
 
 
 @keys.command("list")

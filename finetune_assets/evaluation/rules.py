@@ -43,6 +43,17 @@ def forbidden(rule: Rule, reply: str) -> bool:
     return any(_found(pattern, reply) for pattern in rule.not_contains)
 
 
+def breaks(rule: Rule, question: str, reply: str) -> bool:
+    """Whether a reply that a user gets is none that the rule allows: it says what is forbidden, or has not the form.
+
+    `contains_any` is left to the benchmark, since it tells what good replies mostly hold; so are rules for one intent, which
+    nobody knows of a live message. `question`: the user's last turn, which `when` looks at.
+    """
+    if rule.intent is not None or (rule.when is not None and not _found(rule.when, question)):
+        return False
+    return forbidden(rule, reply) or not _formed(rule, reply)
+
+
 def is_json(text: str) -> bool:
     """Whether the whole text is one JSON value (RFC 8259: no NaN or Infinity)."""
     try:

@@ -20,10 +20,9 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.corpus.personal_data import pseudonym
-from finetune_assets.evaluation.rules import forbidden
-from finetune_assets.registry import Rollout
+from finetune_assets.evaluation.rules import breaks
 from finetune_assets.registry.rollouts import SHADOW
-from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, assign, keep
+from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, as_rollout, assign, keep, takes_part
 from finetune_assets.serving.directory import Directory
 from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.intake import Ask, Options, Refused, history_key
@@ -39,6 +38,8 @@ log = logging.getLogger(__name__)
 MOST_SHADOWS = 64
 """Shadow chats at a time; more are left out and counted."""
 DEFAULT_TOKENS = 96
+LIMITS = {"max_tokens", "max_completion_tokens"}
+"""By which a client cuts replies short."""
 
 
 class Answering:
@@ -61,8 +62,8 @@ class Answering:
             raise Refused(403, "This conversation belongs to somebody else.")
         state = self.directory.rollout(name)
         experiment = self.directory.snapshot.experiments.get(name)
-        if experiment is not None and _takes_part(experiment, ask.tenant, ask.user):
-            state = _as_rollout(state, experiment)
+        if experiment is not None and takes_part(experiment, ask.tenant, ask.user):
+            state = as_rollout(state, experiment)
         assigned = assign(state, ask.tenant, ask.user)
         kept = False
         if talk is not None and ask.at - talk.last < datetime.timedelta(minutes=ask.assistant.serving.conversation_minutes):
@@ -192,17 +193,20 @@ class Answering:
 
     def _ended(self, exchange: Exchange) -> None:
         exchange.status = 200
-        if exchange.outcome == "ok" and self._breaks_policy(exchange.ask, exchange.reply):
+        if exchange.outcome == "ok" and self._breaks_policy(exchange):
             exchange.outcome = "policy"
         self._record(exchange)
         self._shadow(exchange)
 
-    def _breaks_policy(self, ask: Ask, reply: Reply) -> bool:
-        """An empty reply, or one that says what a rule for every intent forbids."""
-        if not reply.text.strip() and not reply.message.get("tool_calls"):
-            return True
-        rules = [rule for rule in ask.assistant.rules if rule.intent is None and rule.when is None and rule.not_contains]
-        return any(forbidden(rule, reply.text) for rule in rules if not rule.contains_any)
+    def _breaks_policy(self, exchange: Exchange) -> bool:
+        """An empty reply, or one that a rule allows to no user. What the client itself has cut short is not judged."""
+        ask, reply = exchange.ask, exchange.reply
+        if not reply.text.strip():
+            return not reply.message.get("tool_calls")
+        if reply.finish_reason == "length" and LIMITS & ask.settings.keys():
+            return False
+        asked = next((turn["content"] for turn in reversed(exchange.turns) if turn["role"] == "user"), "")
+        return any(breaks(rule, asked, reply.text) for rule in ask.assistant.rules)
 
     # to the upstream
 
@@ -229,7 +233,7 @@ class Answering:
     def body(self, ask: Ask) -> dict[str, Any]:
         """The upstream's request; greedy unless the client says otherwise, as the benchmark was."""
         most = ask.assistant.benchmark.max_new_tokens or DEFAULT_TOKENS
-        limit = {} if {"max_tokens", "max_completion_tokens"} & ask.settings.keys() else {"max_tokens": most}
+        limit = {} if LIMITS & ask.settings.keys() else {"max_tokens": most}
         return {"messages": ask.messages, "temperature": 0, **limit, **ask.settings}
 
     # to the journal
@@ -291,13 +295,14 @@ class Answering:
         try:
             _fail_if_told(live.ask, arm)
             made.reply = await self.upstream.whole(self.target(made, arm), body)
-            if self._breaks_policy(live.ask, made.reply):
+            if self._breaks_policy(made):
                 made.outcome = "policy"
         except UpstreamFailed as failed:
             if failed.outcome == "busy":
                 self.metrics.shadows_left_out.inc()
                 return
-            made.outcome, made.error, made.status = failed.outcome, str(failed), 502
+            made.outcome = "timeout" if failed.outcome == "timeout" else "error"  # also of what the live arm did not refuse
+            made.error, made.status = str(failed), 502
         self._measure(made)
         self._keep(shadow_rows(made, live))
         self.metrics.observe(made, kind="shadow")
@@ -318,30 +323,10 @@ def _fail_if_told(ask: Ask, arm: Arm) -> None:
 
 
 def _take(event: dict[str, Any], reply: Reply) -> None:
-    """Adds a piece of a streamed reply: text, or of a tool call."""
+    """Adds a piece of a streamed reply: text, or of a tool call; and why it ended."""
     choices = event.get("choices") or [{}]
     delta = choices[0].get("delta") or {}
+    reply.finish_reason = str(choices[0].get("finish_reason") or reply.finish_reason)
     reply.text += str(delta.get("content") or "")
     if delta.get("tool_calls"):
         reply.message.setdefault("tool_calls", []).append(delta["tool_calls"])
-
-
-def _takes_part(experiment: dict[str, Any], tenant: str, user: str) -> bool:
-    """Whether a user is in an experiment: its tenant or its id is named; nobody else ever sees its versions."""
-    return tenant in experiment.get("tenants", []) or user in experiment.get("users", [])
-
-
-def _as_rollout(state: Rollout, experiment: dict[str, Any]) -> Rollout:
-    """An experiment seen as a rollout: version A is its champion, B its candidate."""
-    first, second = experiment.get("a"), experiment.get("b")
-    return Rollout(
-        state.assistant,
-        first,
-        state.generation,
-        state.updated_at,
-        candidate=second,
-        step="a/b",
-        status="running",
-        share=float(experiment["share"]),
-        salt=str(experiment["salt"]),
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_assets.registry import Rollout
 
@@ -47,3 +48,24 @@ def keep(state: Rollout, assigned: Arm, salt: str | None, arm: str | None) -> Ar
     if arm == CANDIDATE:
         return Arm(CANDIDATE, state.candidate) if state.candidate is not None else assigned
     return Arm(CHAMPION, state.champion)
+
+
+def takes_part(experiment: dict[str, Any], tenant: str, user: str) -> bool:
+    """Whether a user is in an experiment: its tenant or its id is named; nobody else ever sees its versions."""
+    return tenant in experiment.get("tenants", []) or user in experiment.get("users", [])
+
+
+def as_rollout(state: Rollout, experiment: dict[str, Any]) -> Rollout:
+    """An experiment seen as a rollout: version A is its champion, B its candidate."""
+    first, second = experiment.get("a"), experiment.get("b")
+    return Rollout(
+        state.assistant,
+        first,
+        state.generation,
+        state.updated_at,
+        candidate=second,
+        step="a/b",
+        status="running",
+        share=float(experiment["share"]),
+        salt=str(experiment["salt"]),
+    )

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,22 +31,31 @@ LOOK = 0.1
 SETTINGS = 5.0
 """Seconds between two looks at the assistants' files."""
 ADMIN = "*"
+METRICS = "*metrics"
+"""In place of a tenant: keys of an administrator, and keys that read `/metrics` and nothing else."""
+
+
+class Key(NamedTuple):
+    """Whom an API key speaks for, and whose it is."""
+
+    tenant: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rollouts by assistant, tenants by the hash of their keys, experiments by assistant."""
+    """Rollouts by assistant, API keys by their hash, experiments by assistant."""
 
     rollouts: dict[str, Rollout]
-    keys: dict[str, str]
+    keys: dict[str, Key]
     experiments: dict[str, dict[str, Any]]
 
 
 class Directory:
-    """The newest snapshot; a thread keeps it so."""
+    """The newest snapshot; a thread keeps it so. `open_door`: no key is needed as long as there is none (loopback only)."""
 
-    def __init__(self, environment: Environment, ledger: Ledger) -> None:
-        self.environment, self.ledger = environment, ledger
+    def __init__(self, environment: Environment, ledger: Ledger, open_door: bool = False) -> None:
+        self.environment, self.ledger, self.open_door = environment, ledger, open_door
         self.store = Store(environment.home)
         self.assistants: dict[str, Assistant] = {}
         self.tenants: dict[str, str] = {}
@@ -75,9 +84,14 @@ class Directory:
         """The assistant's rollout; generation 0 where there was none yet."""
         return self.snapshot.rollouts.get(assistant) or Rollout(assistant, None, 0, None)
 
-    def tenant_of(self, key: str) -> str | None:
-        """The tenant of an API key; `*` for an administrator's, null for an unknown one."""
-        return self.snapshot.keys.get(hash_key(key))
+    @property
+    def is_open(self) -> bool:
+        """Whether whoever is on this machine may ask without a key."""
+        return self.open_door and not self.snapshot.keys
+
+    def key(self, text: str) -> Key | None:
+        """What an API key stands for; null for an unknown one."""
+        return self.snapshot.keys.get(hash_key(text)) if text else None
 
     def assistant_of(self, tenant: str) -> Assistant | None:
         """Who answers a tenant's users: its own assistant, else its vertical's."""
@@ -126,11 +140,13 @@ class Directory:
         with self.ledger.engine.connect() as connection:
             rows = connection.execute(sa.select(rollouts)).mappings().all()
             keys = connection.execute(
-                sa.select(api_keys.c.key_hash, api_keys.c.tenant_id).where(api_keys.c.revoked_at.is_(None))
+                sa.select(api_keys.c.key_hash, api_keys.c.tenant_id, api_keys.c.name).where(api_keys.c.revoked_at.is_(None))
             ).all()
         experiments = {str(row["assistant"]): row["experiment"] for row in rows if row["experiment"]}
         return Snapshot(
-            {str(row["assistant"]): rollout_of(row) for row in rows}, {row.key_hash: row.tenant_id for row in keys}, experiments
+            {str(row["assistant"]): rollout_of(row) for row in rows},
+            {row.key_hash: Key(row.tenant_id, row.name) for row in keys},
+            experiments,
         )
 
     def _settings(self) -> None:

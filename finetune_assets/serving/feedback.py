@@ -37,8 +37,8 @@ class Feedback:
     async def take(self, request: Request) -> Response:
         """202: it is kept. Raises Refused (400, 401, 403, 404, 503)."""
         at = intake.now(request, self.options)
+        tenant = intake.authenticate(request, self.directory)
         body = await intake.read_json(request)
-        tenant = intake.authenticate(request, self.directory, self.options.open_door)
         request_id, kind = _judged(body)
         texts = [body.get(name) for name in ("expected_response", "comment")]
         if any(text is not None and (not isinstance(text, str) or len(text) > MOST_CHARS) for text in texts):

@@ -7,14 +7,16 @@ import datetime
 import hashlib
 import json
 import time
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, cast
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from finetune_assets.assistants import Assistant
 from finetune_assets.serving import jsons
-from finetune_assets.serving.directory import ADMIN, Directory
+from finetune_assets.serving.directory import ADMIN, METRICS, Directory, Key
 from finetune_assets.serving.models import SEPARATOR
 
 MOST_BYTES = 1 << 20
@@ -25,6 +27,7 @@ MOST_CHARS = 32_000
 """Of all messages together."""
 MOST_MESSAGES = 200
 MOST_ID = 128
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PASSED_ON = (
     "temperature",
@@ -92,16 +95,8 @@ class Ask:
 
 async def read_json(request: Request) -> dict[str, Any]:
     """The body as a JSON object. Raises Refused (400, 408, 413)."""
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > MOST_BYTES:
-        raise Refused(413, f"The body is larger than {MOST_BYTES} bytes.", {"Connection": "close"})
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            data = await _body(request)
-    except TimeoutError:
-        raise Refused(408, f"The body did not come within {BODY_SECONDS:g} seconds.", {"Connection": "close"}) from None
-    try:
-        value = jsons.loads(data)
+        value = jsons.loads(await read_body(request))
     except (ValueError, RecursionError):
         raise Refused(400, "The body is no JSON.") from None
     if not isinstance(value, dict):
@@ -109,7 +104,19 @@ async def read_json(request: Request) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-async def _body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MOST_BYTES) -> bytes:
+    """The body. Raises Refused (400, 408, 413)."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > most:
+        raise Refused(413, f"The body is larger than {most} bytes.", {"Connection": "close"})
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _body(request, most)
+    except TimeoutError:
+        raise Refused(408, f"The body did not come within {BODY_SECONDS:g} seconds.", {"Connection": "close"}) from None
+
+
+async def _body(request: Request, most: int) -> bytes:
     parts, size = list[bytes](), 0
     while True:
         message = await request.receive()
@@ -117,8 +124,8 @@ async def _body(request: Request) -> bytes:
             raise Refused(400, "The client went away.")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MOST_BYTES:
-            raise Refused(413, f"The body is larger than {MOST_BYTES} bytes.", {"Connection": "close"})
+        if size > most:
+            raise Refused(413, f"The body is larger than {most} bytes.", {"Connection": "close"})
         if not message.get("more_body"):
             return b"".join(parts)
 
@@ -140,18 +147,40 @@ def fault(request: Request, options: Options) -> float:
     return float(told) if told.replace(".", "", 1).isdecimal() else 0.0
 
 
-def authenticate(request: Request, directory: Directory, open_door: bool) -> str | None:
-    """The tenant of the request's key; null where the router runs without keys, on loopback. Raises Refused (401)."""
-    header = request.headers.get("authorization", "")
-    key = header.removeprefix("Bearer ").strip() if header.startswith("Bearer ") else ""
-    if open_door and not directory.snapshot.keys:
+def is_local(headers: Headers) -> bool:
+    """Whether a request asks for this machine by a loopback name, and no other site's page sends it. A router without keys
+    answers nothing else: a page whose name leads to 127.0.0.1 (DNS rebinding), or that posts here, is not whoever is at it."""
+    hosts = [host for host in (headers.get("host", ""), page_of(headers)) if host is not None]
+    return all(host in LOOPBACK or host.rpartition(":")[0] in LOOPBACK for host in hosts)
+
+
+def page_of(headers: Headers) -> str | None:
+    """Host and port of the page that sends a request; null where no page does, empty for one that does not say."""
+    origin = headers.get("origin")
+    return None if origin is None else origin.partition("://")[2]
+
+
+def key_of(request: Request, directory: Directory) -> Key | None:
+    """What the request's bearer key stands for."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return directory.key(key.strip()) if scheme.lower() == "bearer" else None
+
+
+def authenticate(request: Request, directory: Directory, metrics: bool = False) -> str | None:
+    """The tenant of the request's key; null where the router runs without keys, on loopback. `metrics`: Prometheus' key will do.
+
+    Called before the body is read. Raises Refused (401, 403).
+    """
+    if directory.is_open:
         return None
-    tenant = directory.tenant_of(key) if key else None
-    if tenant is None:
+    key = key_of(request, directory)
+    if key is None:
         raise Refused(
-            401, "This router needs an API key of your tenant: `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"}
+            401, "This router needs a valid API key of your tenant: `Authorization: Bearer …`.", {"WWW-Authenticate": "Bearer"}
         )
-    return tenant
+    if key.tenant == METRICS and not metrics:
+        raise Refused(403, "This key reads /metrics and nothing else.")
+    return key.tenant
 
 
 def who_answers(directory: Directory, tenant: str | None, body: dict[str, Any]) -> tuple[Assistant, str]:
@@ -265,11 +294,12 @@ def text_of(content: Any) -> str | None:
 
 
 def clean(text: str) -> str:
-    """A text without control characters (but tab and line breaks) and half characters, which no store or model takes well."""
+    """A text without control characters (C0 but tab and line breaks, DEL, C1) and half characters: no store or model takes them
+    well."""
     if text.isprintable():
         return text
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return "".join(c for c in whole if c in "\t\n\r" or (ord(c) >= 32 and ord(c) != 127))
+    return "".join(c for c in whole if c in "\t\n\r" or unicodedata.category(c) != "Cc")
 
 
 def identifier(name: str, value: Any) -> str | None:

@@ -53,9 +53,8 @@ class Metrics:
         """Counts an ended chat."""
         name, arm = exchange.ask.assistant.name, exchange.assigned.name
         self.requests.labels(name, arm, kind, exchange.outcome).inc()
-        if exchange.served.name != arm:
-            self.fallbacks.labels(name).inc()
         if exchange.status == 200:
+            self.fallbacks.labels(name).inc(exchange.served.name != arm)
             self.seconds.labels(name, arm, kind).observe(exchange.seconds)
         if exchange.first_token is not None:
             self.first_token.labels(name, arm).observe(exchange.first_token)

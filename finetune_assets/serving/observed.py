@@ -176,6 +176,7 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
     """
     where = _of(assistant, "live", since, until)
     unseen = _of(assistant, "shadow", since, until)
+    taken_over = (requests.c.assigned_arm != requests.c.served_arm) & (requests.c.status == 200)
     with ledger.engine.connect() as connection:
         head = connection.execute(
             sa.select(
@@ -183,7 +184,7 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
                 sa.func.count(sa.distinct(requests.c.user)),
                 sa.func.count(sa.distinct(sa.case((requests.c.served_arm == "candidate", requests.c.user)))),
                 sa.func.sum(sa.case((requests.c.outcome.in_(BAD), 1), else_=0)),
-                sa.func.sum(sa.case((requests.c.assigned_arm != requests.c.served_arm, 1), else_=0)),
+                sa.func.sum(sa.case((taken_over, 1), else_=0)),
                 sa.func.avg(requests.c.seconds),
                 sa.func.sum(requests.c.usd),
                 sa.func.avg(requests.c.user_chars),

@@ -1,7 +1,7 @@
 """The dashboard: rendered here, renewed every two seconds, and the buttons of a rollout. No other server is needed.
 
-With keys it asks for an administrator's (HTTP Basic: your name, and the key as password); the name is the actor in the history.
-Without keys, on loopback, anybody on this machine may look and press.
+With keys it asks for an administrator's (HTTP Basic: your name, and the key as password); the actor in the history is the key's
+own name, and yours where it is another. Without keys, on loopback, anybody on this machine may look and press.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode
 
 import jinja2
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +26,7 @@ from finetune_assets.registry.tables import now
 from finetune_assets.serving import control, experiments
 from finetune_assets.serving.directory import ADMIN, Directory
 from finetune_assets.serving.health import health_file
+from finetune_assets.serving.intake import Refused, clean, page_of, read_body
 from finetune_assets.serving.journal import Journal
 from finetune_assets.serving.judge import judge
 from finetune_assets.serving.observed import exposed, totals
@@ -35,13 +36,14 @@ TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
 )
 ACTIONS = {"advance", "hold", "release", "rollback", "end"}
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+MOST_FORM = 16_384
+"""Bytes of a form."""
 EVENTS = 12
 
 
-def routes(directory: Directory, journal: Journal, open_door: bool) -> list[Route]:
-    """The pages of a worker. `open_door`: without keys anybody on this machine may look and press."""
-    page = Dashboard(directory, journal, open_door)
+def routes(directory: Directory, journal: Journal) -> list[Route]:
+    """The pages of a worker."""
+    page = Dashboard(directory, journal)
     return [
         Route("/", page.home),
         Route("/dashboard", page.show),
@@ -54,12 +56,8 @@ def routes(directory: Directory, journal: Journal, open_door: bool) -> list[Rout
 class Dashboard:
     """Assistants, versions, weights, guards, users exposed, cost, latency, last events."""
 
-    def __init__(self, directory: Directory, journal: Journal, open_door: bool) -> None:
-        self.directory, self.ledger, self.journal, self.may_be_open = directory, directory.ledger, journal, open_door
-
-    @property
-    def _open(self) -> bool:
-        return self.may_be_open and not self.directory.snapshot.keys
+    def __init__(self, directory: Directory, journal: Journal) -> None:
+        self.directory, self.ledger, self.journal = directory, directory.ledger, journal
 
     async def home(self, _: Request) -> Response:
         """The dashboard is what a browser wants here."""
@@ -99,16 +97,19 @@ class Dashboard:
         actor = self._actor(request)
         if actor is None:
             return _who_are_you()
-        if not _same_origin(request, self._open):
+        if not _same_origin(request):
             return HTMLResponse("This button belongs to another page.", status_code=403)
         name, action = request.path_params["assistant"], request.path_params["action"]
         assistant = self.directory.assistants.get(name)
         if assistant is None or action not in ACTIONS:
             return HTMLResponse("There is no such assistant or action.", status_code=404)
-        form = parse_qs((await _small_body(request)).decode("utf-8", "replace"))
-        reason = form.get("reason", [""])[0].strip()
-        typed = form.get("who", [""])[0].strip()
-        who = (typed or actor) if self._open or typed in ("", actor) else f"{actor} for {typed}"  # a login is not overwritten
+        try:
+            form = parse_qs((await read_body(request, MOST_FORM)).decode("utf-8", "replace"))
+        except Refused as refused:
+            return HTMLResponse(str(refused), status_code=refused.status, headers=refused.headers)
+        reason, typed = (" ".join(clean(form.get(name, [""])[0]).split()) for name in ("reason", "who"))
+        alone = self.directory.is_open or typed in ("", actor)
+        who = typed or actor if alone else f"{actor} for {typed}"  # a login is not overwritten
         who = f"{who[:100]} (dashboard)"
         told = form.get("seen", [""])[0]
         seen = int(told) if told.isascii() and told.isdigit() else None
@@ -136,16 +137,22 @@ class Dashboard:
 
     def _actor(self, request: Request) -> str | None:
         """Who looks; null: nobody who may."""
-        if self._open:
+        if self.directory.is_open:
             return "local"
         scheme, _, value = request.headers.get("authorization", "").partition(" ")
-        name, key = "administrator", value.strip()
+        login, key = "", value.strip()
         if scheme.lower() == "basic":
             try:
-                name, _, key = base64.b64decode(value, validate=True).decode().partition(":")
+                login, _, key = base64.b64decode(value, validate=True).decode().partition(":")
             except (binascii.Error, UnicodeDecodeError):
                 return None
-        return (name or "administrator") if key and self.directory.tenant_of(key) == ADMIN else None
+        found = self.directory.key(key)
+        if found is None or found.tenant != ADMIN:
+            return None
+        login = clean(login)
+        if found.name in (ADMIN, login):  # a key without a name, or its owner
+            return login or "administrator"
+        return f"{found.name} as {login}" if login else found.name
 
     def _data(self) -> dict[str, Any]:
         until = now() + datetime.timedelta(minutes=1)
@@ -203,19 +210,6 @@ def _who_are_you() -> Response:
     )
 
 
-def _same_origin(request: Request, open_door: bool) -> bool:
-    """A form of this page, not of another site; without keys the page itself must have been asked for by a loopback name."""
-    host = request.headers.get("host", "")
-    if open_door and host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
-        return False
-    origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == host
-
-
-async def _small_body(request: Request) -> bytes:
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > 16_384:
-            break
-    return bytes(data[:16_384])
+def _same_origin(request: Request) -> bool:
+    """A form of this page, not of another site."""
+    return page_of(request.headers) in (None, request.headers.get("host", ""))

@@ -25,6 +25,7 @@ from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.human import book, links, study
 from finetune_assets.evaluation.human.study import CHOICES, TAGS, Study
+from finetune_assets.serving.intake import Refused, read_body
 from finetune_assets.serving.rating_texts import TEXTS
 from finetune_assets.storage import Store
 
@@ -65,12 +66,10 @@ class _Page:
 
     async def answer(self, request: Request) -> Response:
         """Stores an answer and goes on."""
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > LARGEST:
-                return _text("This answer is too long.", 413)
-        form = parse_qs(body.decode("utf-8", "replace"))
+        try:
+            form = parse_qs((await read_body(request, LARGEST)).decode("utf-8", "replace"))
+        except Refused as refused:
+            return _text(str(refused), refused.status)
         return await run_in_threadpool(self._answer, form)
 
     def _open(self, token: str) -> tuple[links.Rater, Study]:

@@ -16,10 +16,10 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -32,7 +32,7 @@ from finetune_assets.registry import Ledger
 from finetune_assets.serving import intake, pages, replies
 from finetune_assets.serving.answering import Answering
 from finetune_assets.serving.cron import cron_routes
-from finetune_assets.serving.directory import ADMIN, Directory
+from finetune_assets.serving.directory import ADMIN, METRICS, Directory
 from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.feedback import Feedback
 from finetune_assets.serving.intake import Ask, Options, Rates, Refused
@@ -57,7 +57,7 @@ class Router:
         self.options = options
         self.ledger = Ledger(environment.database_url)
         self.store = Store(environment.home)
-        self.directory = Directory(environment, self.ledger)
+        self.directory = Directory(environment, self.ledger, options.open_door)
         self.journal = Journal(environment.home / "serving" / "journal")
         self.metrics = Metrics()
         self.workers = options.workers
@@ -79,7 +79,7 @@ class Router:
             Route("/readyz", self.ready),
             Route("/metrics", self._guarded(self.prometheus)),
             Route("/openapi.json", self.openapi),
-            *pages.routes(self.directory, self.journal, options.open_door),
+            *pages.routes(self.directory, self.journal),
             *rating_routes(self.store, self.ledger.engine, key),
             *cron_routes(environment, self.ledger),
         ]
@@ -88,6 +88,10 @@ class Router:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application: chats go straight to their endpoint, the rest by Starlette's routes."""
+        if scope["type"] == "http" and self.directory.is_open and not intake.is_local(Headers(scope=scope)):
+            answer = await self._guarded(_foreign)(Request(scope))
+            await answer(scope, receive, send)
+            return
         endpoint = self.chats_at.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if endpoint is None:
             await self.app(scope, receive, send)
@@ -117,8 +121,11 @@ class Router:
             except Refused as refused:
                 self.metrics.refused.labels(str(refused.status)).inc()
                 if refused.status == 403:
-                    client = request.client.host if request.client else "?"
-                    log.warning("403 for %s %s from %s: %s", request.method, request.url.path, client, refused)
+                    key, client = intake.key_of(request, self.directory), request.client.host if request.client else "?"
+                    whose = f"the key {key.name!r} of {key.tenant}" if key else f"no key, Host {request.headers.get('host')!r}"
+                    log.warning(
+                        "403 for %s %r from %s with %s: %s", request.method, request.scope["path"], client, whose, refused
+                    )
                 return JSONResponse({"error": refused.error}, status_code=refused.status, headers=refused.headers)
 
         return call
@@ -128,8 +135,9 @@ class Router:
     async def completions(self, request: Request) -> Response:
         """A chat in OpenAI's shape."""
         at = intake.now(request, self.options)
+        tenant = intake.authenticate(request, self.directory)
         body = await intake.read_json(request)
-        assistant, tenant = self._who(request, body)
+        assistant, tenant = intake.who_answers(self.directory, tenant, body)
         user, conversation, messages, settings, channel = intake.openai_ask(request, body, assistant, tenant, at)
         ask = Ask(
             assistant=assistant,
@@ -179,8 +187,9 @@ class Router:
     async def chat(self, request: Request) -> Response:
         """A chat in the platform's shape: the router knows what was said before."""
         at = intake.now(request, self.options)
+        tenant = intake.authenticate(request, self.directory)
         body = await intake.read_json(request)
-        assistant, tenant = self._who(request, body)
+        assistant, tenant = intake.who_answers(self.directory, tenant, body)
         user = intake.identifier("user_id", body.get("user_id"))
         message = body.get("message")
         if user is None or not isinstance(message, str) or not message.strip():
@@ -227,7 +236,7 @@ class Router:
 
     async def models(self, request: Request) -> Response:
         """The assistants of the key's tenant, in OpenAI's shape."""
-        tenant = intake.authenticate(request, self.directory, self.options.open_door)
+        tenant = intake.authenticate(request, self.directory)
         own = self.directory.assistant_of(tenant) if tenant not in (None, ADMIN) else None
         names = [own.name] if own else [] if tenant not in (None, ADMIN) else list(self.directory.assistants)
         return JSONResponse(
@@ -254,24 +263,28 @@ class Router:
         return JSONResponse({"ready": not problems, "problems": problems}, status_code=503 if problems else 200)
 
     async def prometheus(self, request: Request) -> Response:
-        """The metrics; with keys, only for an administrator's."""
-        if intake.authenticate(request, self.directory, self.options.open_door) not in (None, ADMIN):
-            raise Refused(403, "Metrics of all tenants need an administrator's key.")
+        """The metrics; with keys, for Prometheus' own or an administrator's."""
+        if intake.authenticate(request, self.directory, metrics=True) not in (None, ADMIN, METRICS):
+            raise Refused(403, "/metrics is of all tenants: `finetune keys add --metrics` makes a key for it.")
         states = list(self.directory.snapshot.rollouts.values())
         return Response(self.metrics.text(states, self.directory.seconds_old, self.journal.backlog), media_type=CONTENT_TYPE)
 
-    def _who(self, request: Request, body: dict[str, Any]) -> tuple[Assistant, str]:
-        tenant = intake.authenticate(request, self.directory, self.options.open_door)
-        return intake.who_answers(self.directory, tenant, body)
-
     def _vertical(self, vertical: str | None, tenant: str) -> str:
         return self.directory.tenants.get(tenant) or vertical or "unknown"
+
+
+async def _foreign(_: Request) -> Response:
+    raise Refused(
+        403,
+        "Without API keys this router answers only who asks for 127.0.0.1 or localhost, and no page of another site. For others "
+        "make keys: `finetune keys add`.",
+    )
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
     """404 and 405 of what no route takes, in OpenAI's error shape."""
     assert isinstance(error, HTTPException)
     told = Refused(
-        error.status_code, f"{request.method} {request.url.path}: {error.detail}. See /openapi.json for what there is."
+        error.status_code, f"{request.method} {request.scope['path']}: {error.detail}. See /openapi.json for what there is."
     )
     return JSONResponse({"error": told.error}, status_code=error.status_code, headers=error.headers)

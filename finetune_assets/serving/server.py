@@ -136,9 +136,7 @@ class Server:
         worker += ["--workers", str(self.settings.workers)]
         self.children += [Child(worker, [self.socket], environment) for _ in range(self.settings.workers)]
         self._wait_ready()
-        self.say(
-            f"Serving on http://{self.settings.host}:{self.port}  (dashboard: /dashboard, {self.settings.workers} worker(s))"
-        )
+        self.say(f"Serving on {self._url(self.settings.host)}  (dashboard: /dashboard, {self.settings.workers} worker(s))")
         if self.settings.judge:
             self._in_thread(self._judge, JUDGE / 8 if self.settings.simulation else JUDGE)
         try:
@@ -232,13 +230,18 @@ class Server:
         end = time.monotonic() + 60
         while time.monotonic() < end and not self.stop:
             with contextlib.suppress(urllib.error.URLError, OSError):
-                host = self.settings.host if self.settings.host in LOOPBACK else "127.0.0.1"
-                with urllib.request.urlopen(f"http://{host}:{self.port}/readyz", timeout=2):
+                anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+                with urllib.request.urlopen(
+                    f"{self._url(anywhere.get(self.settings.host, self.settings.host))}/readyz", timeout=2
+                ):
                     return
             if any(child.process.poll() not in (None, 0) for child in self.children):
                 self._shut_down()
                 raise ServingError("A process of the router could not start; its own message stands above.")
             time.sleep(0.05)
+
+    def _url(self, host: str) -> str:
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def _assistants(self) -> dict[str, Assistant]:
         store = Store(self.environment.home)

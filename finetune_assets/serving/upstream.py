@@ -1,4 +1,4 @@
-"""Calls an upstream: the embedded engine, vLLM, OpenAI, Azure; Bedrock and SageMaker by their own calls, which do not stream.
+"""Calls an upstream: the embedded engine, vLLM, OpenAI, Azure; Bedrock and SageMaker by AWS's own calls, in threads.
 
 Failures are errors or timeouts.
 """
@@ -6,7 +6,9 @@ Failures are errors or timeouts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -71,16 +73,19 @@ class Upstream:
 
     async def whole(self, target: Target, body: dict[str, Any]) -> Reply:
         """The reply to a chat. Raises UpstreamFailed."""
-        if aws_calls.is_aws(target.url):
-            return _reply(await self._of_aws(target, body))
         connection: Connection | None = None
         try:
             async with asyncio.timeout(target.seconds):
+                if aws_calls.is_aws(target.url):
+                    call = partial(aws_calls.chat, target.url, target.model, body, target.seconds)
+                    return _reply(await asyncio.get_running_loop().run_in_executor(self.threads, call))
                 connection = await self._post(target, {**body, "stream": False})
                 data = await connection.read()
             return _reply(jsons.loads(data))
         except TimeoutError:
             raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
+        except FinetuneError as error:
+            raise _failure_of_aws(error) from None
         except BROKEN as error:
             raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
         finally:
@@ -89,56 +94,66 @@ class Upstream:
 
     async def chunks(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The events of a streamed chat, as they come. Raises UpstreamFailed, also where the stream ends without its end."""
-        if aws_calls.is_aws(target.url):
-            for event in _as_events(await self._of_aws(target, body)):
-                yield event
-            return
-        ended = False
-        connection: Connection | None = None
+        events = (self._events_of_aws if aws_calls.is_aws(target.url) else self._events)(target, body)
         try:
-            async with asyncio.timeout(target.seconds) as limit:
+            async with asyncio.timeout(target.seconds) as limit, contextlib.aclosing(events):
                 loop = asyncio.get_running_loop()
-                limit.reschedule(loop.time() + min(target.seconds, target.first_seconds))
                 start = loop.time()
-                connection = await self._post(target, {**body, "stream": True})
-                while (line := await connection.line()) is not None:
-                    if not line.startswith(b"data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == b"[DONE]":
-                        ended = True
-                        break
-                    event = _event(data)
-                    if "error" in event:
-                        raise UpstreamFailed("error", str(event["error"])[:300])
+                if aws_calls.streams(target.url):  # else the first piece is the last
+                    limit.reschedule(start + min(target.seconds, target.first_seconds))
+                async for event in events:
                     yield event
                     if says(event):
                         limit.reschedule(start + target.seconds)
         except TimeoutError:
             raise UpstreamFailed("timeout", "no token in time") from None
+        except FinetuneError as error:
+            raise _failure_of_aws(error) from None
         except BROKEN as error:
             raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
-        finally:
-            if connection is not None:
-                self.pool.release(connection, ending=ended)
-        if not ended:
-            raise UpstreamFailed("error", "the stream ended in the middle of a reply")
 
-    async def _of_aws(self, target: Target, body: dict[str, Any]) -> dict[str, Any]:
-        """A chat completion by AWS's own call, in a thread: boto3 knows no event loop. Raises UpstreamFailed."""
-        call = partial(aws_calls.chat, target.url, target.model, body, target.seconds)
+    async def _events(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """Server-sent events up to `[DONE]`."""
+        connection, ended = await self._post(target, {**body, "stream": True}), False
         try:
-            async with asyncio.timeout(target.seconds):
-                return await asyncio.get_running_loop().run_in_executor(self.threads, call)
-        except TimeoutError:
-            raise UpstreamFailed("timeout", f"no reply within {target.seconds:g} s") from None
-        except FinetuneError as error:
-            text = str(error)
-            if any(word in text for word in aws_calls.TOO_LONG):
-                told = {"type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded", "message": text}
-                raise UpstreamFailed("refused", text[:300], 400, told) from None
-            busy = isinstance(error, ProviderError) and (error.status == 429 or (error.code or "").startswith(aws_calls.BUSY))
-            raise UpstreamFailed("busy" if busy else "error", text[:300]) from None
+            while (line := await connection.line()) is not None:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    ended = True
+                    return
+                event = _event(jsons.loads(data))
+                if "error" in event:
+                    raise UpstreamFailed("error", str(event["error"])[:300])
+                yield event
+        finally:
+            self.pool.release(connection, ending=ended)
+        raise UpstreamFailed("error", "the stream ended in the middle of a reply")
+
+    async def _events_of_aws(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """AWS's events, read in a thread: boto3 knows no event loop. A thread whose reader has left ends with the next event."""
+        loop, left = asyncio.get_running_loop(), threading.Event()
+        queue = asyncio.Queue[dict[str, Any] | Exception | None]()
+
+        def read() -> None:
+            last: Exception | None = None
+            try:
+                with contextlib.closing(aws_calls.events(target.url, target.model, body, target.seconds)) as events:
+                    while not left.is_set() and (event := next(events, None)) is not None:
+                        loop.call_soon_threadsafe(queue.put_nowait, event)
+            except Exception as error:
+                last = error
+            loop.call_soon_threadsafe(queue.put_nowait, last)
+
+        self.threads.submit(read)
+        try:
+            while (event := await queue.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield _event(event)
+        finally:
+            left.set()
 
     async def _post(self, target: Target, body: dict[str, Any]) -> Connection:
         """A connection with the head of a good answer. Raises UpstreamFailed, Broken, OSError, ValueError."""
@@ -150,6 +165,16 @@ class Upstream:
             finally:
                 self.pool.release(connection)
         return connection
+
+
+def _failure_of_aws(error: FinetuneError) -> UpstreamFailed:
+    """What an error of AWS, or of its settings here, means."""
+    text = str(error)
+    if any(word in text for word in aws_calls.TOO_LONG):
+        told = {"type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded", "message": text}
+        return UpstreamFailed("refused", text[:300], 400, told)
+    busy = isinstance(error, ProviderError) and (error.status == 429 or (error.code or "").startswith(aws_calls.BUSY))
+    return UpstreamFailed("busy" if busy else "error", text[:300])
 
 
 def _failure(status: int, body: bytes) -> UpstreamFailed:
@@ -168,24 +193,14 @@ def _failure(status: int, body: bytes) -> UpstreamFailed:
     return UpstreamFailed("refused", f"HTTP {status}: {message[:300]}", status, {**error, "message": message[:1000]})
 
 
-def _as_events(made: dict[str, Any]) -> list[dict[str, Any]]:
-    """A whole completion as the events of a stream: the text at once, the end, the usage."""
-    choice = made["choices"][0]
-    head = {"id": made.get("id", "chatcmpl-aws"), "object": "chat.completion.chunk", "model": made.get("model")}
-    said = {"index": 0, "delta": {"role": "assistant", "content": choice["message"]["content"]}, "finish_reason": None}
-    end = {"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
-    return [{**head, "choices": [said]}, {**head, "choices": [end]}, {**head, "choices": [], "usage": made.get("usage") or {}}]
-
-
-def _event(data: bytes) -> dict[str, Any]:
+def _event(event: Any) -> dict[str, Any]:
     """One event of a stream. Raises ValueError where it has not OpenAI's shape."""
-    event = jsons.loads(data)
     if not isinstance(event, dict):
-        raise ValueError(f"an event of the stream is no object: {data[:80]!r}")
+        raise ValueError(f"an event of the stream is no object: {str(event)[:80]}")
     for choice in event.get("choices") or []:
         delta = choice.get("delta") or {}
         if not isinstance(delta, dict):
-            raise ValueError(f"an event of the stream has no delta: {data[:80]!r}")
+            raise ValueError(f"an event of the stream has no delta: {str(event)[:80]}")
         if delta.get("tool_calls"):
             delta["tool_calls"] = _calls(delta["tool_calls"])
     if event.get("usage") is not None:

@@ -2,14 +2,16 @@
 
 An address of such a model is `bedrock://REGION` or `sagemaker://REGION`, its name a deployment's or model's ARN, or an endpoint's
 name. `chat` takes and gives OpenAI's chat completion, so whoever asks a model over HTTP asks these the same way:
-Bedrock by Converse, SageMaker by `invoke_endpoint` of a container that speaks OpenAI's chat (LMI, vLLM, TGI). Plain boto3.
+Bedrock by Converse, or ConverseStream where the reply is wanted as it is made; SageMaker by `invoke_endpoint` of a container that
+speaks OpenAI's chat (LMI, vLLM, TGI), which gives it whole. Plain boto3.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +41,11 @@ def is_aws(url: str) -> bool:
     return url.startswith(SCHEMES)
 
 
+def streams(url: str) -> bool:
+    """Whether who answers at an address gives a reply as it is made; of `events`, SageMaker does not."""
+    return not url.startswith("sagemaker://")
+
+
 @lru_cache(maxsize=32)
 def client(provider: str, service: str, region: str | None, timeout: float | None = None, tries: int = 3) -> Any:
     """A boto3 client, which threads may share. Raises SettingsError where boto3 or a region is missing."""
@@ -63,7 +70,9 @@ def client(provider: str, service: str, region: str | None, timeout: float | Non
 def translated(provider: str, doing: str) -> Generator[None]:
     """Turns what botocore raises inside the block into ProviderError, or ProviderUnsettled where a later try may succeed."""
     from boto3.exceptions import Boto3Error
+    from botocore.eventstream import ParserError  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError  # noqa: PLC0415
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what botocore lets through while a stream is read
 
     try:
         yield
@@ -73,15 +82,18 @@ def translated(provider: str, doing: str) -> Generator[None]:
         ) from None
     except ClientError as error:
         told: dict[str, Any] = error.response.get("Error", {})  # pyright: ignore[reportAssignmentType]
-        code, text = str(told.get("Code", "unknown")), without_secrets(str(told.get("Message", "")))
+        code = str(told.get("Code", "unknown"))
+        code = code[:1].upper() + code[1:]  # inside a stream: throttlingException
+        text = without_secrets(str(told.get("Message", "")))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         kind = ProviderUnsettled if status >= 500 or status == 429 or code.startswith(BUSY) else ProviderError
         gone = code.startswith(("ResourceNotFound", "NoSuch")) or any(word in text.lower() for word in GONE)
         message = f"{provider}: {doing} failed with {status} {code}: {text}{_mend(code, status, doing)}"
         raise kind(message, 404 if gone and kind is ProviderError else status, code) from None
-    except (BotoCoreError, Boto3Error) as error:  # no connection, a time-out, a parameter that botocore refuses
+    except (BotoCoreError, Boto3Error, HTTPError, ParserError) as error:
+        # no connection, a time-out, a parameter that botocore refuses
         wrong = type(error).__name__ == "ParamValidationError"
-        text = without_secrets(str(error).splitlines()[-1])
+        text = without_secrets((str(error).splitlines() or [type(error).__name__])[-1])
         raise (ProviderError if wrong else ProviderUnsettled)(f"{provider}: {doing} failed: {text}") from None
 
 
@@ -115,21 +127,74 @@ def chat(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0) -
         return ask(client(service, f"{service}-runtime", region.strip("/") or None, timeout), model, body)
 
 
+def events(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0) -> Generator[dict[str, Any]]:
+    """`chat` as the events of OpenAI's stream: Bedrock's as they come, SageMaker's reply whole. Raises as `chat` does."""
+    service, _, region = url.partition("://")
+    if service != "bedrock":
+        yield from _as_events(chat(url, model, body, timeout))
+        return
+    ended = False
+    with translated(service, f"asking {model}"):
+        runtime = client(service, f"{service}-runtime", region.strip("/") or None, timeout)
+        with closing(runtime.converse_stream(**_asked(model, body))["stream"]) as stream:
+            for event in stream:
+                ended = ended or "messageStop" in event
+                yield from _chunk(event)
+    if not ended:
+        raise ProviderUnsettled(f"bedrock: {model} broke off in the middle of a reply.")
+
+
 def _converse(runtime: Any, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    answer = runtime.converse(**_asked(model, body))
+    text = "".join(part.get("text", "") for part in answer["output"]["message"]["content"])
+    end = ENDS.get(str(answer.get("stopReason")), "stop")
+    return completion(model, text, end, _usage(answer))
+
+
+def _asked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What Converse and ConverseStream take."""
     if body.get("tools"):
         raise ProviderError("bedrock: tools are not passed on to Bedrock models; ask without tools, or another version.")
-    asked = {"maxTokens": body.get("max_tokens"), "temperature": body.get("temperature"), "topP": body.get("top_p")}
+    stop, most = body.get("stop"), body.get("max_tokens") or body.get("max_completion_tokens")
+    asked = {"maxTokens": most, "temperature": body.get("temperature"), "topP": body.get("top_p")}
+    asked["stopSequences"] = [stop] if isinstance(stop, str) else stop
     system = [{"text": m["content"]} for m in body["messages"] if m["role"] in ("system", "developer")]
-    answer = runtime.converse(
-        modelId=model,
-        messages=turns(body["messages"]),
-        inferenceConfig={key: value for key, value in asked.items() if value is not None},
-        **({"system": system} if system else {}),
-    )
-    text = "".join(part.get("text", "") for part in answer["output"]["message"]["content"])
-    usage = answer.get("usage") or {}
-    end = ENDS.get(str(answer.get("stopReason")), "stop")
-    return completion(model, text, end, int(usage.get("inputTokens") or 0), int(usage.get("outputTokens") or 0))
+    config = {key: value for key, value in asked.items() if value is not None}
+    made = {"modelId": model, "messages": turns(body["messages"]), "inferenceConfig": config}
+    return {**made, "system": system} if system else made
+
+
+def _usage(told: Mapping[str, Any]) -> dict[str, int]:
+    """Bedrock's counts of tokens under OpenAI's names."""
+    usage = told.get("usage") or {}
+    asked, said = int(usage.get("inputTokens") or 0), int(usage.get("outputTokens") or 0)
+    return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+
+
+def _chunk(event: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """OpenAI's event for one of ConverseStream; none for those that only begin and end a block."""
+    if "messageStart" in event:
+        return [_piece({"role": "assistant", "content": ""})]
+    if text := event.get("contentBlockDelta", {}).get("delta", {}).get("text"):
+        return [_piece({"content": text})]
+    if "messageStop" in event:
+        return [_piece({}, ENDS.get(str(event["messageStop"].get("stopReason")), "stop"))]
+    return [_piece(None, usage=_usage(event["metadata"]))] if "metadata" in event else []
+
+
+def _as_events(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A whole completion as the events of a stream: text and tool calls at once, the end, the usage."""
+    choice = made["choices"][0]
+    message: dict[str, Any] = choice["message"]
+    calls = [{"index": n, **call} for n, call in enumerate(message.get("tool_calls") or [])]
+    said = _piece({"role": "assistant", "content": message["content"], **({"tool_calls": calls} if calls else {})})
+    return [said, _piece({}, choice.get("finish_reason") or "stop"), _piece(None, usage=made.get("usage") or {})]
+
+
+def _piece(delta: dict[str, Any] | None, end: str | None = None, usage: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": end}]
+    made = {"id": "chatcmpl-aws", "object": "chat.completion.chunk", "created": int(time.time()), "choices": choices}
+    return made if usage is None else {**made, "usage": usage}
 
 
 def turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -160,12 +225,7 @@ def _invoke(runtime: Any, model: str, body: Mapping[str, Any]) -> dict[str, Any]
     return made
 
 
-def completion(model: str, text: str, finish_reason: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def completion(model: str, text: str, finish_reason: str, usage: Mapping[str, int]) -> dict[str, Any]:
     """OpenAI's chat completion."""
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    return {
-        "object": "chat.completion",
-        "model": model,
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}],
-        "usage": {**usage, "total_tokens": prompt_tokens + completion_tokens},
-    }
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+    return {"object": "chat.completion", "model": model, "choices": [choice], "usage": usage}

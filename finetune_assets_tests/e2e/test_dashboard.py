@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import experiments
-from finetune_assets_tests.serving.shop import Served, Shop, Upstream, wait_for
+from finetune_assets_tests.serving.servers import Upstream
+from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 
 pytestmark = pytest.mark.e2e
 

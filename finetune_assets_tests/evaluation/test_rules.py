@@ -14,7 +14,7 @@ from finetune_assets.assistants.settings.evaluation import Rule
 from finetune_assets.errors import SettingsError
 from finetune_assets.evaluation.benchmark import GENERAL
 from finetune_assets.evaluation.language import language_of
-from finetune_assets.evaluation.rules import forbidden, holds
+from finetune_assets.evaluation.rules import breaks, forbidden, holds
 from finetune_assets.evaluation.suite import Case, judge_case
 
 DEEP = "[" * 100_000
@@ -48,6 +48,23 @@ def test_form(asked: dict[str, object], kept: list[str], broken: list[str]):
     rule = Rule.model_validate({"name": "form", **asked})
     assert [text for text in kept if not holds(rule, text)] == []
     assert [text[:40] for text in broken if holds(rule, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "question", "reply", "broken"),
+    [
+        ({"not_contains": ["garantiz"], "contains_any": ["hola"]}, "", "Le garantizo", True),
+        ({"contains_any": ["hola"]}, "", "Adiós", False),
+        ({"max_chars": 3, "contains_any": ["hola"]}, "", "Adiós", True),
+        ({"json": True, "when": "pedido"}, "Mi PEDIDO", "Sí", True),
+        ({"json": True, "when": "pedido"}, "Hola", "Sí", False),
+        ({"language": "es"}, "", PORTUGUESE[0], True),
+        ({"language": "es"}, "", "Ok.", False),
+        ({"max_chars": 3, "intent": "pricing"}, "", "Cuesta", False),
+    ],
+)
+def test_which_rules_a_live_reply_is_held_against(asked: dict[str, object], question: str, reply: str, broken: bool):
+    assert breaks(Rule.model_validate({"name": "live", **asked}), question, reply) is broken
 
 
 @pytest.mark.parametrize("asked", [{}, {"json": False}, {"min_chars": 9, "max_chars": 3}, {"language": "fr"}, {"max_chars": 0}])

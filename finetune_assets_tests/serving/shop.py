@@ -1,4 +1,4 @@
-"""A store with versions, `finetune serve` as a real process on it, and an upstream whose faults a test chooses."""
+"""A store with versions, and `finetune serve` as a real process on it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import sqlalchemy as sa
 
+from finetune_assets.assistants import load_assistant
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger
+from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import control
+from finetune_assets.serving.assignment import assign, place
 from finetune_assets.training.publish import content_hash, publish
 
 SETTINGS = """
@@ -35,6 +42,16 @@ serving: {{upstream: {upstream}, timeout_seconds: 3, first_token_seconds: 2}}
 rules:
   - name: nada de recetas
     not_contains: ["amoxicilina"]
+  - name: breve donde se pide
+    when: breve
+    max_chars: 40
+  - name: no en inglés
+    language: es
+  - name: saludo
+    contains_any: ["buenos días"]
+  - name: urgencias al hospital
+    intent: emergency
+    max_chars: 1
 """
 TENANTS = {"clinica_aurora": "dental", "clinica_sol": "dental"}
 
@@ -65,6 +82,12 @@ class Shop:
             "HF_HUB_OFFLINE": "1",
             "FINETUNE_ENGINE_THREADS": "1",
         }
+
+    def sol(self, before: str = "", after: str = "") -> None:
+        """A second assistant, of clinica_sol, with `after` for `before` in its settings."""
+        text = (self.assistants / "aurora.yaml").read_text().replace("clinica_aurora", "clinica_sol")
+        assert before in text
+        (self.assistants / "sol.yaml").write_text(text.replace(before, after) if before else text)
 
     def settings(self, more: str = "") -> None:
         (self.assistants / "aurora.yaml").write_text(SETTINGS.format(base=self.base, upstream=self.upstream) + more)
@@ -113,13 +136,46 @@ class Shop:
 
     def roll_out(self, version: str, step: str = "shadow", assistant: str = "aurora") -> None:
         """Brings a version to a step by a person's hand."""
-        from finetune_assets.assistants import load_assistant
-
-        settings = load_assistant(self.assistants, assistant, TENANTS).rollout
         with self.ledger() as book:
             control.start(book, assistant, version, "test", "test")
             while step not in (book.rollout(assistant).step, "done") or (step == "done" and book.rollout(assistant).is_open):
-                control.advance(book, assistant, settings, "test", "test")
+                self.advance(assistant)
+
+    def advance(self, assistant: str = "aurora") -> None:
+        """A person's yes to the next step."""
+        with self.ledger() as book:
+            control.advance(book, assistant, load_assistant(self.assistants, assistant, TENANTS).rollout, "test", "test")
+
+    def two_versions(self, step: str) -> tuple[str, str]:
+        """The first is champion, the second at a step."""
+        first, second = self.version("a"), self.version("b")
+        self.roll_out(first, "done")
+        self.roll_out(second, step)
+        return first, second
+
+    def rows(self, table: sa.Table, **where: Any) -> list[dict[str, Any]]:
+        query = sa.select(table).where(*(table.c[name] == value for name, value in where.items()))
+        with self.ledger() as book, book.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def values(self, table: sa.Table, column: str, **where: Any) -> set[Any]:
+        return {row[column] for row in self.rows(table, **where)}
+
+    def logged(self, request_id: str) -> dict[str, Any]:
+        """A request's row, once it is in the ledger."""
+        return wait_for(lambda: self.rows(requests, request_id=request_id))[0]
+
+    def user_of(self, arm: str) -> str:
+        """A user who is assigned this arm."""
+        with self.ledger() as book:
+            state = book.rollout("aurora")
+        return next(f"u{n}" for n in range(1000) if assign(state, "clinica_aurora", f"u{n}").name == arm)
+
+    def user_between(self, low: float, high: float) -> str:
+        """A user whom shares from `high` on give the candidate, and those up to `low` do not."""
+        with self.ledger() as book:
+            salt = book.rollout("aurora").salt or ""
+        return next(u for u in (f"u{n}" for n in range(999)) if low < place(salt, "clinica_aurora", u) < high)
 
     @contextmanager
     def served(self, *options: str) -> Generator[Served]:
@@ -182,6 +238,46 @@ class Served:
         return [int(pid) for pid in found if f"serving.{name}" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
+@dataclass
+class Crowd:
+    """What people were answered, and when they had asked; how many connections broke."""
+
+    answers: list[tuple[float, httpx.Response]] = field(default_factory=list)
+    broken: int = 0
+
+    @property
+    def acknowledged(self) -> set[str]:
+        """Ids of the replies they got."""
+        return {answer.json()["id"] for _, answer in self.answers if answer.status_code == 200}
+
+
+@contextmanager
+def crowd(url: str, count: int = 4) -> Generator[Crowd]:
+    """People who chat until the block ends, each time as somebody new over a new connection, so that every worker is met."""
+    made, ended = Crowd(), threading.Event()
+
+    def chat(number: int) -> None:
+        for n in range(100_000):
+            if ended.is_set():
+                return
+            body = {"model": "aurora", "user": f"{number}-{n}", "messages": [{"role": "user", "content": "Hola"}]}
+            start = time.monotonic()
+            try:
+                made.answers.append((start, httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=10)))
+            except httpx.HTTPError:
+                made.broken += 1
+                time.sleep(0.02)
+
+    with ThreadPoolExecutor(count) as pool:
+        going = [pool.submit(chat, number) for number in range(count)]
+        try:
+            yield made
+        finally:
+            ended.set()
+    for one in going:
+        one.result()
+
+
 def wait_for(question: Any, seconds: float = 10.0) -> Any:
     """The first true answer."""
     end = time.monotonic() + seconds
@@ -192,111 +288,15 @@ def wait_for(question: Any, seconds: float = 10.0) -> Any:
         time.sleep(0.02)
 
 
-class Upstream:
-    """An OpenAI-compatible server, whose streams begin with the role alone; `faults`: model's name to what goes wrong: error,
-    hang, half, slow, empty, busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE; of a stream that has named its
-    role: begun:half, begun:hang, begun:error. `shapes`: model's name to an answer that is sent as it stands."""
-
-    def __init__(self) -> None:
-        self.faults: dict[str, str] = {}
-        self.shapes: dict[str, str] = {}
-        self.seen: list[dict[str, Any]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                outer.answer(self)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join(5)
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        self.seen.append(body)
-        fault = next((f for name, f in self.faults.items() if name in body["model"]), "")
-        if fault == "hang":
-            time.sleep(4)
-        if fault in ("error", "busy"):
-            return self._send(handler, 500 if fault == "error" else 429, {"error": {"message": fault}})
-        if fault.startswith("status:"):
-            _, status, message = fault.split(":", 2)
-            error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}
-            return self._send(handler, int(status), {"error": error})
-        shape = next((s for name, s in self.shapes.items() if name in body["model"]), None)
-        if shape is not None:
-            return self._shape(handler, shape, bool(body.get("stream")))
-        said = body["messages"][-1]["content"]
-        text = "" if fault == "empty" else fault[4:] if fault.startswith("say:") else f"{body['model']} oye: {said}"
-        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        if not body.get("stream"):
-            message = None if fault == "shapeless" else {"role": "assistant", "content": text}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            return self._send(handler, 200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
-        return self._stream(handler, fault, text, usage)
-
-    def _shape(self, handler: BaseHTTPRequestHandler, shape: str, stream: bool) -> None:
-        event = shape.replace('"message"', '"delta"', 1)
-        data = (f"data: {event}\n\ndata: [DONE]\n\n" if stream else shape).encode()
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    def _stream(self, handler: BaseHTTPRequestHandler, fault: str, text: str, usage: dict[str, int]) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Connection", "close")
-        handler.end_headers()
-        handler.close_connection = True
-        delta = {"role": "assistant", "content": ""}
-        self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-        if fault == "begun:hang":
-            time.sleep(4)
-        if fault == "begun:error":
-            handler.wfile.write(b'data: {"error": {"message": "out of memory"}}\n\n')
-        if fault.startswith("begun:"):
-            return
-        if fault.startswith("tool"):  # in pieces, as OpenAI's stream has them; `toolcut`: broken off
-            for piece in ({"id": "c1", "function": {"name": "book", "arguments": ""}}, {"function": {"arguments": "{}"}}):
-                delta = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **piece}]}
-                self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-            if fault == "toolcut":
-                return
-        words = [] if fault.startswith("tool") else text.split(" ")
-        if fault == "shapeless":
-            handler.wfile.write(b"data: 5\n\n")
-        for n, word in enumerate(words):
-            if fault == "half" and n == len(words) // 2:
-                return
-            time.sleep(0.1 if fault == "slow" else 0)
-            delta = {"content": word if n == 0 else f" {word}"}
-            self._event(handler, {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-        self._event(handler, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": usage})
-        handler.wfile.write(b"data: [DONE]\n\n")
-
-    def _event(self, handler: BaseHTTPRequestHandler, value: dict[str, Any]) -> None:
-        value = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", **value}
-        handler.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
-        handler.wfile.flush()
-
-    def _send(self, handler: BaseHTTPRequestHandler, status: int, value: dict[str, Any]) -> None:
-        data = json.dumps(value).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
+@contextmanager
+def postgres() -> Generator[tuple[str, Any]]:
+    """Address and server of a Postgres of its own."""
+    pgserver = pytest.importorskip("pgserver")
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to the user that Postgres runs as
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    try:
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False), server
+    finally:
+        server.ensure_postgres_running()
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ pytest.importorskip("boto3", reason="the aws extra is not installed")
 pytest.importorskip("moto", reason="the stand-in for AWS is not installed")
 
 from finetune_assets.registry.traffic import requests
-from finetune_assets.serving.assignment import assign
 from finetune_assets.training.remote import RemoteModel
-from finetune_assets_tests.serving.shop import Served, Shop, Upstream, wait_for
+from finetune_assets_tests.serving.servers import Upstream
+from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 from finetune_assets_tests.training import fake_aws
 from finetune_assets_tests.training.fake_aws import DEFAULT_ANSWER, FakeAws
 
@@ -48,23 +49,8 @@ def served(shop: Shop) -> Iterator[Served]:
         yield running
 
 
-def user_of(shop: Shop, arm: str) -> str:
-    with shop.ledger() as book:
-        state = book.rollout("aurora")
-    return next(f"u{n}" for n in range(1000) if assign(state, "clinica_aurora", f"u{n}").name == arm)
-
-
-def logged(shop: Shop, request_id: str) -> dict[str, Any]:
-    def look() -> list[dict[str, Any]]:
-        with shop.ledger() as book, book.engine.connect() as connection:
-            found = connection.execute(sa.select(requests).where(requests.c.request_id == request_id))
-            return [dict(row) for row in found.mappings()]
-
-    return wait_for(look)[0]
-
-
 def test_whole_and_streamed_by_the_openai_client(served: Served, shop: Shop) -> None:
-    user = user_of(shop, "candidate")
+    user = shop.user_of("candidate")
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     with client:
         asked: Any = {"model": "aurora", "user": user, "messages": [{"role": "user", "content": "¿Abren hoy?"}]}
@@ -74,7 +60,7 @@ def test_whole_and_streamed_by_the_openai_client(served: Served, shop: Shop) -> 
     assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == DEFAULT_ANSWER
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "stop"
     for made in (whole, chunks[0]):
-        row = logged(shop, made.id)
+        row = shop.logged(made.id)
         assert (row["outcome"], row["served_arm"], row["version"]) == ("ok", "candidate", "v1-" + row["version"][3:])
         usage = whole.usage
         assert usage is not None
@@ -90,22 +76,53 @@ def test_where_bedrock_fails_the_champion_answers(
     served: Served, shop: Shop, cloud: FakeAws, status: int, code: str, *, stream: bool
 ) -> None:
     """Throttled (after the client's own three tries), deleted, forbidden."""
-    cloud.fault("Converse", "refuse", status=status, code=code, message="said so", times=3 if status == 429 else 1)
-    answer = served.ask(user=user_of(shop, "candidate"), stream=stream)
+    asked = "ConverseStream" if stream else "Converse"
+    cloud.fault(asked, "refuse", status=status, code=code, message="said so", times=3 if status == 429 else 1)
+    answer = served.ask(user=shop.user_of("candidate"), stream=stream)
     assert answer.status_code == 200
     assert "aurora--base" in answer.text
-    row = logged(shop, answer.headers["x-request-id"])
+    row = shop.logged(answer.headers["x-request-id"])
     assert (row["assigned_arm"], row["served_arm"], row["outcome"]) == ("candidate", "champion", "error")
     assert code in row["error"]
-    again = served.ask(user=user_of(shop, "candidate"))
+    again = served.ask(user=shop.user_of("candidate"))
     assert again.json()["choices"][0]["message"]["content"] == DEFAULT_ANSWER
 
 
-def test_a_bedrock_that_hangs_is_given_up_in_time(served: Served, shop: Shop, cloud: FakeAws) -> None:
-    cloud.fault("Converse", "hang_before")
-    answer = served.ask(user=user_of(shop, "candidate"))
-    assert (answer.status_code, answer.json()["model"]) == (200, "aurora--base")
-    assert logged(shop, answer.json()["id"])["outcome"] == "timeout"
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bedrock_that_hangs_is_given_up_in_time(served: Served, shop: Shop, cloud: FakeAws, *, stream: bool) -> None:
+    cloud.fault("ConverseStream" if stream else "Converse", "hang_before")
+    answer = served.ask(user=shop.user_of("candidate"), stream=stream)
+    assert (answer.status_code, answer.headers["x-model-version"]) == (200, "aurora--base")
+    assert shop.logged(answer.headers["x-request-id"])["outcome"] == "timeout"
+
+
+def test_bedrocks_words_come_as_they_are_made(served: Served, shop: Shop, cloud: FakeAws) -> None:
+    cloud.fault("ConverseStream", "slow")
+    body = {"model": "aurora", "user": shop.user_of("candidate"), "messages": [{"role": "user", "content": "Hola"}]}
+    with served.client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+        said = [(time.monotonic(), line) for line in answer.iter_lines() if '"content":"' in line and '"content":""' not in line]
+    words = len(DEFAULT_ANSWER.split())
+    assert len(said) == words
+    assert said[-1][0] - said[0][0] > 0.05 * (words - 1)
+    row = shop.logged(answer.headers["x-request-id"])
+    assert (row["outcome"], row["served_arm"]) == ("ok", "candidate")
+    assert row["first_token_seconds"] < row["seconds"] / 2
+
+
+def test_a_stream_that_bedrock_breaks_off(served: Served, shop: Shop, cloud: FakeAws) -> None:
+    """Behind its first words the user is told; before them, an error inside the stream, the champion answers."""
+    user = shop.user_of("candidate")
+    cloud.fault("ConverseStream", "cut")
+    cut = served.ask(user=user, stream=True)
+    assert "the reply was cut off" in cut.text
+    assert "aurora--base" not in cut.text
+    cloud.fault("ConverseStream", "spoil")
+    spoilt = served.ask(user=user, stream=True)
+    assert spoilt.headers["x-model-version"] == "aurora--base"
+    assert "[DONE]" in spoilt.text
+    found = [shop.logged(answer.headers["x-request-id"]) for answer in (cut, spoilt)]
+    assert [(row["outcome"], row["served_arm"]) for row in found] == [("error", "candidate"), ("error", "champion")]
+    assert "ThrottlingException" in found[1]["error"]
 
 
 def test_a_prompt_that_is_too_long_for_bedrock_and_its_champion_is_the_clients(
@@ -125,7 +142,7 @@ def test_a_prompt_that_is_too_long_for_bedrock_and_its_champion_is_the_clients(
         long = running.ask()
         assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
         assert message in long.json()["error"]["message"]
-        cloud.fault("Converse", "refuse", status=404, code="ResourceNotFoundException", message="no such model")
+        cloud.fault("ConverseStream", "refuse", status=404, code="ResourceNotFoundException", message="no such model")
         gone = running.ask(stream=True)
         assert gone.status_code == 502
 

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
-import signal
-import sys
 import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
@@ -25,18 +18,18 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.tables import rollout_events
 from finetune_assets.registry.traffic import feedback, requests
-from finetune_assets.serving import control, experiments, keys
-from finetune_assets.serving import server as servers
+from finetune_assets.serving import control, experiments
 from finetune_assets.serving.judge import judge
 from finetune_assets.serving.notify import notify
 from finetune_assets.serving.server import Server, Settings
-from finetune_assets_tests.serving.shop import Shop, wait_for
+from finetune_assets_tests.serving.servers import Hook
+from finetune_assets_tests.serving.shop import Shop
 
 QUICK = RolloutSettings(min_requests=100, min_users=20, min_hours=1, steps=[10, 50, 100])
 
 
 @pytest.fixture
-def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
+def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
 
 
@@ -131,6 +124,20 @@ def test_a_bad_candidate_goes_back_by_itself_and_does_not_return_by_itself(
         assert "rolled back before" in control.offer(book, "aurora", version, "again", "test")
         assert control.offer_waiting(book, "aurora", "test") is None
         assert control.start(book, "aurora", version, "a person has looked at it", "ana").after.step == "shadow"
+
+
+def test_what_no_model_takes_is_no_failure(shop: Shop) -> None:
+    """A third of the candidate's requests: as errors they would take it back."""
+    shop.roll_out(shop.version("a"), "50")
+    traffic(shop, "champion", 300)
+    traffic(shop, "candidate", 300, bad=0.3)
+    with shop.ledger() as book:
+        with book.engine.begin() as connection:
+            connection.execute(sa.update(requests).where(requests.c.outcome == "error").values(outcome="refused", status=400))
+        judged = judge(book, book.rollout("aurora"), QUICK)
+    assert judged.requests == 210
+    assert next(guard for guard in judged.guards if guard.name == "errors").outcome != "failed"
+    assert step(shop) is None
 
 
 def test_failing_like_the_champion_says_nothing_of_the_candidate(shop: Shop) -> None:
@@ -358,52 +365,6 @@ def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Sh
         assert book.rollout("aurora").status == "running"
 
 
-def test_the_login_stays_in_the_history_whatever_is_typed(shop: Shop) -> None:
-    shop.roll_out(shop.version("a"))
-    with shop.ledger() as book:
-        key = keys.add(book, "*")
-    with shop.served("--no-judge") as served, shop.ledger() as book:
-        for action, typed in (("hold", "bob"), ("release", "ana")):
-            form = {"who": typed, "reason": "wait"}
-            assert served.client.post(f"/dashboard/aurora/{action}", data=form, auth=("ana", key)).status_code == 303
-        assert [event["actor"] for event in book.events("aurora")][-2:] == ["ana for bob (dashboard)", "ana (dashboard)"]
-
-
-class Hook:
-    """A real HTTP server that takes messages, or refuses them."""
-
-    def __init__(self) -> None:
-        self.got: list[dict[str, Any]] = []
-        self.status = 200
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                outer.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(outer.status)
-                self.end_headers()
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/secret-token"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join(5)
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    made = Hook()
-    yield made
-    made.close()
-
-
 def test_people_are_told_of_each_change(shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_WEBHOOK", hook.url)
     version = shop.version("a")
@@ -416,80 +377,6 @@ def test_people_are_told_of_each_change(shop: Shop, hook: Hook, monkeypatch: pyt
     assert [message["facts"]["event"] for message in hook.got] == events
     assert hook.got[2]["text"] == f"aurora: an experiment begins, base against {version} at 50%: try it (ana)"
     assert hook.got[1]["text"] == f"aurora: {version} is rolled back. patients complained (ana; live: the base model)"
-
-
-def test_a_model_that_could_not_be_loaded_is_tried_again(shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later, and at once when the engine is another; told once."""
-    shop.upstream = "embedded"
-    shop.settings()
-    said: list[str] = []
-    server = Server(Environment.read(shop.environment), Settings(port=0), said.append)
-    try:
-        server.engine_url, hook.status = hook.url, 500
-        server._load_models()
-        server._load_models()
-        assert [message["model"] for message in hook.got] == ["aurora--base"]
-        monkeypatch.setattr(servers, "LOAD_AGAIN", 0.0)
-        server._load_models()
-        hook.status = 200
-        server._load_models()
-        server._load_models()
-        assert len(hook.got) == 3
-        assert len(said) == 1
-        ended = servers.Child([sys.executable, "-c", "pass", "engine"], [], {})
-        ended.command = [sys.executable, "-m", "finetune_assets.serving.engine", "--help"]
-        ended.process.wait()
-        ended.started = -servers.RESTART
-        server.children.append(ended)
-        server._look_after()
-        ended.process.kill()
-        ended.process.wait()
-        server._load_models()
-        assert len(hook.got) == 4
-    finally:
-        server.close()
-
-
-def test_a_rollout_that_cannot_be_judged_holds_up_no_other(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    (shop.assistants / "sol.yaml").write_text(
-        (shop.assistants / "aurora.yaml")
-        .read_text()
-        .replace("clinica_aurora", "clinica_sol")
-        .replace("min_users: 5", "min_users: 1")
-    )
-    shop.roll_out(shop.version("a"))
-    server = Server(Environment.read(shop.environment), Settings(port=0), print)
-    judged: list[str] = []
-
-    def step(_: object, name: str, *_more: object) -> None:
-        judged.append(name)
-        if name == "aurora":
-            raise RuntimeError("a row that nobody can read")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(servers.control, "step", step)
-        server._judge()
-    server.close()
-    assert judged == ["aurora", "sol"]
-    assert "The rollout of aurora could not be judged: RuntimeError: a row that nobody can read" in caplog.text
-
-
-@pytest.mark.slow
-def test_an_engine_that_hangs_holds_up_neither_workers_nor_the_end(shop: Shop) -> None:
-    """A model is loaded for ever; a killed worker is replaced all the same, and SIGTERM ends it all."""
-    shop.upstream = "embedded"
-    shop.settings()
-    with shop.served() as served:
-        engine = served.children("engine")[0]
-        os.kill(engine, signal.SIGSTOP)
-        try:
-            shop.roll_out(shop.version("a"))  # the engine is asked to load it
-            time.sleep(3)
-            worker = served.children("worker")[0]
-            os.kill(worker, signal.SIGKILL)
-            assert wait_for(lambda: served.children("worker") not in ([], [worker]), 5)
-        finally:
-            os.kill(engine, signal.SIGCONT)
 
 
 def test_a_webhook_that_fails_stops_nothing_and_its_url_stays_secret(hook: Hook) -> None:

@@ -20,7 +20,8 @@ from finetune_assets.evaluation.human import book, study
 from finetune_assets.evaluation.human.training import ratings_of
 from finetune_assets.registry.traffic import shadow_replies
 from finetune_assets.storage import Store
-from finetune_assets_tests.serving.shop import Shop, Upstream, wait_for
+from finetune_assets_tests.serving.servers import Upstream
+from finetune_assets_tests.serving.shop import Shop, wait_for
 
 CORRECTION = "Sí, mañana a las 10:15 hay hora con la doctora; dígame su nombre y la dejo anotada."
 

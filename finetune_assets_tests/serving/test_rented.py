@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from finetune_assets.registry.traffic import requests
 from finetune_assets.training.remote import RemoteModel
-from finetune_assets_tests.serving.shop import Served, Shop, Upstream, wait_for
+from finetune_assets_tests.serving.servers import Upstream
+from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 
 
 def metrics(served: Served) -> str:

@@ -30,15 +30,21 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
     return Shop(tmp_path, database=url)
 
 
+def request(name: str, days_ago: float, conversation: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    """A row of `requests`."""
+    then = (now() - datetime.timedelta(days=days_ago)).replace(tzinfo=datetime.UTC).isoformat()
+    base = {"assistant": "aurora", "user": conversation, "generation": 1, "step": "idle", "status": 200, "kept": False}
+    base |= {"outcome": "ok", "version": "v", "assigned_arm": "champion", "served_arm": "champion", "created_at": then}
+    return "requests", {**base, "request_id": name, "kind": "live", "conversation_id": conversation, **more}
+
+
 def chat(
     shop: Shop, name: str, days_ago: float, rollout: str | None = None, assistant: str = "aurora", judged: float = 0
 ) -> None:
     """A conversation of one turn with its request, the shadow's, and feedback given `judged` days after it."""
     at = now() - datetime.timedelta(days=days_ago)
     then, late = (one.replace(tzinfo=datetime.UTC).isoformat() for one in (at, at + datetime.timedelta(days=judged)))
-    base = {"assistant": assistant, "user": name, "generation": 1, "step": "idle", "status": 200, "kept": False, "outcome": "ok"}
-    base |= {"conversation_id": name, "version": "v", "rollout": rollout, "created_at": then}
-    base |= {"assigned_arm": "champion", "served_arm": "champion"}
+    more = {"assistant": assistant, "rollout": rollout}
     said = {"conversation_id": name, "intent": None, "created_at": then}
     feedback = {"feedback_id": f"f-{name}", "conversation_id": name, "message_id": f"m-{name}", "feedback_type": "negative"}
     shadow = {"assistant": assistant, "live_message_id": f"m-{name}", "version": "w", "content": "Hola", "created_at": then}
@@ -47,8 +53,8 @@ def chat(
         ("messages", {**said, "message_id": f"u-{name}", "role": "user", "content": "¿Hay hora?"}),
         ("messages", {**said, "message_id": f"m-{name}", "role": "assistant", "content": "Sí."}),
         ("ai_rlhf_feedback", {**feedback, "created_at": late}),
-        ("requests", {**base, "request_id": f"r-{name}", "message_id": f"m-{name}", "kind": "live"}),
-        ("requests", {**base, "request_id": f"s-{name}", "message_id": f"x-{name}", "kind": "shadow"}),
+        request(f"r-{name}", days_ago, name, message_id=f"m-{name}", **more),
+        request(f"s-{name}", days_ago, name, message_id=f"x-{name}", kind="shadow", **more),
         ("shadow_replies", {**shadow, "request_id": f"s-{name}"}),
     ]
     with shop.ledger() as book:
@@ -87,6 +93,19 @@ def test_old_conversations_go_whole_and_young_ones_stay(shop: Shop, monkeypatch:
     assert left(shop, "requests") == {f"{a}-{b}" for a in "rs" for b in ("young", "judged-lately", "of-another")}
     assert left(shop, "shadow_replies") == {"s-young", "s-judged-lately", "s-of-another"}
     assert set(expired(shop).values()) == {0}
+
+
+def test_what_no_model_took_goes_by_its_own_age_and_within_a_conversation_with_it(shop: Shop) -> None:
+    chat(shop, "talked", 31)
+    chat(shop, "quiet", 31)
+    refused = {"outcome": "refused", "status": 400}
+    rows = [request("alone", 31, "c1", **refused), request("late", 29, "c2", **refused), request("failed", 31, "c3", status=502)]
+    rows += [request("within", 31, "quiet", **refused), request("again", 29, "talked", **refused)]
+    with shop.ledger() as book:
+        store(book.engine, rows)
+    assert expired(shop)["requests"] == 5
+    assert left(shop) == {"talked"}  # somebody was in it lately, though nobody could answer
+    assert left(shop, "requests") == {"late", "again", "r-talked", "s-talked"}
 
 
 def test_what_an_open_rollout_is_judged_by_stays_until_its_end(shop: Shop) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from finetune_assets.environment import ROOT
-from finetune_assets_tests.serving.shop import Shop, Upstream
+from finetune_assets_tests.serving.servers import Upstream
+from finetune_assets_tests.serving.shop import Shop
 
 
 @pytest.mark.slow

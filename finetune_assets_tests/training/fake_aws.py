@@ -4,6 +4,8 @@ moto lacks: time that passes, faults, deployments, replies, and a container that
     POST /_fake/set     {"asks": 3, "container": "worker" | "instant", "interrupt": 1}
     POST /_fake/faults  {"on": "CreateTrainingJob", "do": "hang_before" | "hang_after" | "drop_after", "skip": 0, "times": 1}
                         {"on": "Converse", "do": "refuse", "status": 429, "code": "ThrottlingException", "message": "…"}
+                        {"on": "ConverseStream", "do": "slow" | "cut" | "spoil"}    0.1 s before each word; two words alone, or
+                                                                                    none, and then an error inside the stream
     POST /_fake/state   requests, jobs, hanging, objects
 
 A job is `InProgress` the first `asks` times it is asked for. A container's job starts `python -m finetune_assets.worker` with the
@@ -28,6 +30,7 @@ import threading
 import time
 import traceback
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +57,7 @@ ROUTES = (
     ("POST", r"^/model-customization/custom-model-deployments$", "CreateCustomModelDeployment"),
     ("GET", r"^/model-customization/custom-model-deployments/.+$", "GetCustomModelDeployment"),
     ("POST", r"^/model/.+/converse$", "Converse"),
+    ("POST", r"^/model/.+/converse-stream$", "ConverseStream"),
     ("POST", r"^/endpoints/[^/]+/invocations$", "InvokeEndpoint"),
 )
 
@@ -253,6 +257,24 @@ def _check(operation: str, made: dict[str, Any]) -> None:
         botocore.validate.validate_parameters(made, model.output_shape)
 
 
+def frame(kind: str, payload: dict[str, Any]) -> bytes:
+    """One event of ConverseStream in AWS's encoding (application/vnd.amazon.eventstream), checked against botocore's model."""
+    import botocore.session
+    import botocore.validate
+
+    events = botocore.session.get_session().get_service_model("bedrock-runtime").operation_model("ConverseStream").output_shape
+    botocore.validate.validate_parameters(payload, events.members["stream"].members[kind])
+    sort = "exception" if kind.endswith("Exception") else "event"
+    names = {":message-type": sort, f":{sort}-type": kind, ":content-type": "application/json"}
+    headers = b""
+    for name, value in names.items():
+        headers += bytes([len(name)]) + name.encode() + b"\x07" + len(value).to_bytes(2, "big") + value.encode()
+    data = json.dumps(payload).encode()
+    prelude = (16 + len(headers) + len(data)).to_bytes(4, "big") + len(headers).to_bytes(4, "big")
+    message = prelude + zlib.crc32(prelude).to_bytes(4, "big") + headers + data
+    return message + zlib.crc32(message).to_bytes(4, "big")
+
+
 class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     world: World
@@ -276,6 +298,9 @@ class Front(BaseHTTPRequestHandler):
         try:
             if fault and kind == "refuse":
                 raise Answer(fault["status"], fault["code"], fault["message"])
+            if name == "ConverseStream":
+                self.stream(unquote(url.path).removesuffix("-stream"), raw, kind)
+                return
             status, headers, body = self.done(name, unquote(url.path), raw)
         except Answer as refusal:
             told = json.dumps({"message": str(refusal), "__type": refusal.code}).encode()
@@ -361,6 +386,33 @@ class Front(BaseHTTPRequestHandler):
             usage = {"prompt_tokens": len(raw) // 4, "completion_tokens": len(text) // 4 + 1}
             return {"object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
         return self.serverless(name, asked)
+
+    def stream(self, path: str, raw: bytes, fault: str) -> None:
+        """Converse's reply word by word."""
+        world, asked = self.world, json.loads(raw)
+        with world.lock:
+            made = self.own("Converse", path, asked, raw) or {}
+        words = re.findall(r"\S+\s*", made["output"]["message"]["content"][0]["text"])
+        said: list[tuple[str, dict[str, Any]]] = [
+            ("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": word}}) for word in words
+        ]
+        end = [("contentBlockStop", {"contentBlockIndex": 0}), ("messageStop", {"stopReason": made["stopReason"]})]
+        end.append(("metadata", {"usage": made["usage"], "metrics": made["metrics"]}))
+        if fault == "spoil":
+            said, end = [], [("throttlingException", {"message": "Too many tokens"})]
+        pieces = [("messageStart", {"role": "assistant"}), *said, *end]
+        self.send_response(200)
+        self.send_header("Content-Type", "application/vnd.amazon.eventstream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for kind, payload in pieces[:3] if fault == "cut" else pieces:
+            time.sleep(0.1 if fault == "slow" and kind == "contentBlockDelta" else 0)
+            data = frame(kind, payload)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        if fault == "cut":
+            self.close_connection = True
+            return
+        self.wfile.write(b"0\r\n\r\n")
 
     def serverless(self, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:
         """Jobs that moto does not know: it wants an image."""

@@ -19,6 +19,7 @@ from finetune_assets.errors import ProviderError, ProviderUnsettled
 from finetune_assets.serving.upstream import Target, Upstream, UpstreamFailed
 from finetune_assets.training import aws_calls
 from finetune_assets.worker import endpoint
+from finetune_assets_tests.training.fake_aws import frame
 
 ASKED = [{"role": "system", "content": "Eres breve."}, {"role": "user", "content": "¿Abren hoy?"}]
 
@@ -39,8 +40,16 @@ class Handler(BaseHTTPRequestHandler):
             usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18}
             made = {"output": said, "stopReason": "max_tokens", "usage": usage, "metrics": {"latencyMs": 5}}
         elif self.status == 200:
-            made = aws_calls.completion("m", "Sí, hasta las ocho.", "stop", 11, 7)
+            usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+            made = aws_calls.completion("m", "Sí, hasta las ocho.", "stop", usage)
         data = json.dumps(made).encode()
+        if self.status == 200 and self.path.endswith("/converse-stream"):
+            said = [
+                ("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}) for text in ("Sí, hasta ", "las ocho.")
+            ]
+            usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18}
+            end = [("messageStop", {"stopReason": "max_tokens"}), ("metadata", {"usage": usage, "metrics": {"latencyMs": 5}})]
+            data = b"".join(frame(*one) for one in [("messageStart", {"role": "assistant"}), *said, *end])
         self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         if self.status != 200:
@@ -100,8 +109,11 @@ def test_an_upstream_of_the_router(runtime: type[Handler], url: str) -> None:
 
     whole, events = asyncio.run(both())
     assert (whole.text, whole.usage["completion_tokens"]) == ("Sí, hasta las ocho.", 7)
-    said = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
-    assert (said, events[-1]["usage"]["prompt_tokens"]) == ("Sí, hasta las ocho.", 11)
+    said = [choice["delta"]["content"] for event in events for choice in event["choices"] if choice["delta"].get("content")]
+    assert said == (["Sí, hasta ", "las ocho."] if url.startswith("bedrock") else ["Sí, hasta las ocho."])
+    assert [choice["finish_reason"] for event in events for choice in event["choices"]][-1] == whole.finish_reason
+    assert events[-1]["usage"] == whole.usage
+    assert runtime.asked[0][1] == runtime.asked[1][1]
 
 
 def test_busy_and_forbidden_are_told_apart(runtime: type[Handler]) -> None:

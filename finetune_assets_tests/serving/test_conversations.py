@@ -1,0 +1,161 @@
+"""Conversations through the router: their arm, their turns in every worker, what is stored of them, and feedback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from finetune_assets.environment import Environment
+from finetune_assets.registry.traffic import feedback, messages
+from finetune_assets.serving import control
+from finetune_assets.serving.intake import Options
+from finetune_assets.serving.router import MOST_CHATS, Router
+from finetune_assets_tests.serving.servers import Upstream
+from finetune_assets_tests.serving.shop import Served, Shop, wait_for
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_personal_data_never_reach_the_ledger_and_the_conversation_goes_on(served: Served, shop: Shop) -> None:
+    first = served.ask("Soy Ana Pérez, mi teléfono es 70012345", user="perez")
+    chat = [
+        {"role": "user", "content": "Soy Ana Pérez, mi teléfono es 70012345"},
+        {"role": "assistant", "content": first.json()["choices"][0]["message"]["content"]},
+        {"role": "user", "content": "¿Y mañana?"},
+    ]
+    shop.logged(first.headers["x-request-id"])
+    second = served.ask(user="perez", messages=chat)
+    assert second.headers["x-conversation-id"] == first.headers["x-conversation-id"]  # found by what was said
+    shop.logged(second.headers["x-request-id"])
+    said = shop.rows(messages, conversation_id=first.headers["x-conversation-id"])
+    assert [row["role"] for row in said] == ["user", "assistant", "user", "assistant"]
+    assert not any("Pérez" in row["content"] or "70012345" in row["content"] for row in said)
+    assert "[NAME]" in said[0]["content"]
+    stored = shop.logged(first.headers["x-request-id"])
+    assert stored["user"].startswith("u_")
+    assert "perez" not in json.dumps(stored, default=str)
+
+
+@pytest.mark.slow
+def test_an_open_conversation_keeps_its_arm_when_the_share_grows(tmp_path: Path, upstream: Upstream) -> None:
+    shop = Shop(tmp_path, upstream=upstream.url)
+    first, second = shop.two_versions("10")
+    user, other = shop.user_between(0.1, 0.5), shop.user_between(0.0, 0.1)
+    with shop.served("--no-judge") as served:
+        open_one = {"metadata": {"conversation_id": "c1"}}
+        assert first in served.ask(user=user, **open_one).json()["model"]
+        shop.advance()
+        assert wait_for(lambda: second in served.ask(user=user).json()["model"], 2)  # a new conversation
+        kept = served.ask(user=user, **open_one)
+        assert first in kept.json()["model"]
+        assert shop.logged(kept.headers["x-request-id"])["kept"]
+        os.kill(served.children("worker")[0], signal.SIGKILL)  # what a worker remembers is in the ledger
+        again = wait_for(lambda: _try(served, user, open_one), 20)
+        assert first in again.json()["model"]
+        with shop.ledger() as book:
+            control.rollback(book, "aurora", "test", "test")
+        assert wait_for(lambda: first in served.ask(user=other).json()["model"], 1)
+
+
+def _try(served: Served, user: str, more: dict[str, Any]) -> httpx.Response | None:
+    try:
+        answer = served.ask(user=user, **more)
+    except httpx.HTTPError:
+        return None
+    return answer if answer.status_code == 200 else None
+
+
+def test_feedback_is_kept_and_the_unknown_is_named(served: Served, shop: Shop) -> None:
+    answer = served.ask(user="leo")
+    sent = {"request_id": answer.json()["id"], "feedback_type": "negative", "rating": 2, "expected_response": "Sí, a las diez."}
+    reply = served.client.post("/feedback", json=sent)
+    assert reply.status_code == 202
+    stored = wait_for(lambda: shop.rows(feedback, feedback_id=reply.json()["feedback_id"]))[0]
+    assert (stored["message_id"], stored["rating"], stored["expected_response"]) == (
+        f"m-{answer.json()['id']}",
+        2,
+        "Sí, a las diez.",
+    )
+    assert served.client.post("/feedback", json={**sent, "request_id": "nobody"}).status_code == 404
+    assert served.client.post("/feedback", json={**sent, "rating": 6}).status_code == 400
+
+
+def test_the_platforms_chat_remembers_what_was_said(served: Served, upstream: Upstream) -> None:
+    first = served.client.post("/chat", json={"user_id": "eva", "message": "Hola"}).json()
+    assert set(first) == {"response", "user_id", "conversation_id", "request_id", "action", "params"}
+    time.sleep(0.3)  # the other worker reads it from the ledger
+    for _ in range(4):
+        more = {"user_id": "eva", "message": "¿Y mañana?", "conversation_id": first["conversation_id"]}
+        assert served.client.post("/chat", json=more).status_code == 200
+        assert upstream.seen[-1]["messages"][0]["content"] == "Hola"
+    other = {"user_id": "otro", "message": "¿Qué dijo?", "conversation_id": first["conversation_id"]}
+    assert served.client.post("/chat", json=other).status_code == 403
+    upstream.faults["aurora"] = 'say:{"action": "book", "params": {"day": "lunes"}}'
+    called = served.client.post("/chat", json={"user_id": "eva", "message": "Resérvame"}).json()
+    assert (called["action"], called["params"]) == ("book", {"day": "lunes"})
+
+
+def test_every_turn_is_known_to_whichever_worker_answers_next(served: Served, shop: Shop, upstream: Upstream) -> None:
+    """A connection a turn, so that both workers meet the conversation; each turn waits until the last one is in the ledger."""
+    talk = {"user_id": "inés", "conversation_id": "conv-turns"}
+    for turn in range(8):
+        answer = httpx.post(f"{served.url}/chat", json={**talk, "message": f"turno {turn}"}, trust_env=False)
+        assert answer.status_code == 200
+        asked = [m["content"] for m in upstream.seen[-1]["messages"] if m["role"] == "user"]
+        assert asked == [f"turno {n}" for n in range(turn + 1)]
+        shop.logged(answer.json()["request_id"])
+
+
+async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], Awaitable[None]]) -> None:
+    """A router of two workers, this one of them; the list holds the SELECTs that it sends from now on."""
+    router = Router(Environment.read(shop.environment), Options("", open_door=True, workers=2))
+    sent: list[str] = []
+
+    def saw(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    async with router._lifespan(router.app):
+        sa.event.listen(router.ledger.engine, "before_cursor_execute", saw)
+        transport = httpx.ASGITransport(app=router)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            await ask(client, sent)
+
+
+def test_a_turn_of_an_open_conversation_asks_the_ledger_once(fresh: Shop) -> None:
+    counts: list[int] = []
+
+    async def turns(client: httpx.AsyncClient, sent: list[str]) -> None:
+        chat = {"user_id": "eva", "message": "Hola", "conversation_id": "c1"}
+        openai_shaped = {"model": "aurora", "user": "eva", "metadata": {"conversation_id": "c1"}}
+        openai_shaped["messages"] = [{"role": "user", "content": "Hola"}]
+        for path, body in (("/chat", chat), ("/chat", chat), ("/v1/chat/completions", openai_shaped)):
+            sent.clear()
+            assert (await client.post(path, json=body)).status_code == 200
+            counts.append(sum("FROM requests" in one for one in sent))
+
+    asyncio.run(_in_process(fresh, turns))
+    assert counts == [1, 1, 1]
+
+
+def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(fresh: Shop) -> None:
+    said: list[tuple[int, str | None]] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        with fresh.ledger() as book, book.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE requests RENAME TO away")
+        for _ in range(MOST_CHATS + 1):
+            answer = await client.post("/chat", json={"user_id": "eva", "message": "Hola", "conversation_id": "c1"})
+            said.append((answer.status_code, answer.headers.get("retry-after")))
+
+    asyncio.run(_in_process(fresh, ask))
+    assert set(said) == {(503, "1")}
