@@ -81,14 +81,17 @@ def _row(what: str, ours: dict[str, Any], title: str, peer: dict[str, Any], bar:
 
 
 def _to_the_loss(goal: float, whole: dict[str, Any], folder: Path, rounds: int, threads: int) -> tuple[float, dict[str, Any]]:
-    """The smallest share of the epoch after which ours ends within CLOSE of `goal` (its schedule is as long), and that run."""
-    found = (1.0, whole)
+    """The smallest share of the epoch after which ours ends no further than CLOSE above `goal` (its schedule is as long), and
+    that run. Where each share goes further than CLOSE above or below, the nearest one: its row is not met.
+    """
+    tried = [(1.0, whole)]
     for share in SHARES:
         (made,) = _measured((f"ours:{share}",), folder, 1, threads).values()
+        tried.append((share, made))
         if made["loss"] > (1 + CLOSE) * goal:
             break
-        found = (share, made)
-    share, made = found
+    close = [one for one in tried if abs(one[1]["loss"] / goal - 1) <= CLOSE]
+    share, made = close[-1] if close else min(tried, key=lambda one: abs(one[1]["loss"] - goal))
     if share < 1 and rounds > 1:
         (made,) = _measured((f"ours:{share}",), folder / "again", rounds, threads, data=folder).values()
     return share, made
@@ -156,9 +159,9 @@ def _measured(
             if kind == "llama_factory":
                 commands.insert(0, _factory_command(data, output, threads))
             for command in commands:
-                subprocess.run(
-                    command, env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-                )
+                done = subprocess.run(command, env=environment, cwd=ROOT, check=False, capture_output=True, text=True)
+                if done.returncode != 0:
+                    raise RuntimeError(f"{kind} failed: {done.stderr[-2000:]}")
             found[kind].append(json.loads((output / "measured.json").read_text()))
     return {
         kind: {**made[-1], "cpu_seconds": statistics.median(one["cpu_seconds"] for one in made)} for kind, made in found.items()

@@ -17,6 +17,7 @@ from finetune_assets.findings import Finding, Level
 from finetune_assets.registry import Ledger
 from finetune_assets.rented import rented
 from finetune_assets.storage import Store, read_json
+from finetune_assets.training import machine
 
 GIB = 2**30
 
@@ -39,13 +40,9 @@ def examine(environment: Environment, as_of: datetime.date | None = None) -> lis
 
 
 def _machine() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    findings = [Finding("ok" if memory >= 4 else "warning", "machine", f"{cores} cores, {memory:.0f} GiB of memory")]
-    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").exists() else []
-    text = (
-        f"{len(gpus)} NVIDIA GPU(s)" if gpus else "no NVIDIA GPU: fine for the small base model, slow above about 100M parameters"
-    )
+    memory, gpus = machine.total_memory() / GIB, machine.gpus()
+    findings = [Finding("ok" if memory >= 4 else "warning", "machine", f"{machine.cores()} cores, {memory:.0f} GiB of memory")]
+    text = f"{gpus} NVIDIA GPU(s)" if gpus else "no NVIDIA GPU: fine for the small base model, slow above about 100M parameters"
     findings.append(Finding("ok" if gpus else "warning", "gpu", text))
     missing = [
         name for name in ("torch", "transformers", "trl", "sentence_transformers") if importlib.util.find_spec(name) is None

@@ -86,6 +86,11 @@ class Workers:
         return self.launcher == "subprocess"
 
     @property
+    def together(self) -> int:
+        """Processes of one training, on all of its machines."""
+        return self.processes * self.nodes
+
+    @property
     def threads(self) -> int | None:
         """Threads of a child, where they are known beforehand."""
         return max(1, int(self.cpus)) if self.launcher == "ray" else None

@@ -71,3 +71,13 @@ def curve(output: Path) -> list[dict[str, Any]]:
     points = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
     noise = ("seconds", "tokens_per_second", "memory_gib")
     return [{key: value for key, value in point.items() if key not in noise} for point in points if "recovery" not in point]
+
+
+def losses(output: Path) -> list[float]:
+    """Of the training, from a job's curve."""
+    return [point["loss"] for point in curve(output) if "loss" in point]
+
+
+def events(output: Path, what: str) -> list[dict[str, Any]]:
+    """A finished job's recoveries of one kind."""
+    return [event for event in json.loads((output / "result.json").read_text())["recoveries"] if event["what"] == what]

@@ -32,7 +32,7 @@ from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training.candidates import ranked
 from finetune_assets.training.lifecycle import WARN_DAYS
 from finetune_assets.training.plan import check_budget
-from finetune_assets.training.publish import content_hash, publish
+from finetune_assets.training.publish import content_hash, publish, whole_model
 from finetune_assets.training.spec import RECIPE, request_for
 from finetune_assets.training.submission import estimate_of
 from finetune_assets.training.trainer import Estimate
@@ -106,22 +106,25 @@ def training_plan(
         "compare_with": replaced_by(ledger, assistant.name, context.run_tags),
     }
     write_json(store.store.plan(assistant.name), plan)
-    return Result(
-        metadata={
-            "tokens": estimate.tokens,
-            "tokens_counted_exactly": estimate.exact,
-            "measured_by": _measured_by(estimate),
-            "rows_shortened": estimate.rows_shortened,
-            "rows_left_out": estimate.rows_left_out,
-            "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
-            "estimated_usd": dg.MetadataValue.float(estimate.usd) if estimate.usd is not None else "no price or rate is known",
-            "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),
-            "base_model": request.base_model,
-            "stages": records_table(stages, list(stages[0])),
-            **({"candidates": records_table(table, list(table[0]))} if table else {}),
-            "plan": dg.MetadataValue.path(store.store.plan(assistant.name)),
-        }
-    )
+    return Result(metadata={**_planned(estimate, plan), "plan": dg.MetadataValue.path(store.store.plan(assistant.name))})
+
+
+def _planned(estimate: Estimate, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as metadata."""
+    stages, table = plan["stages"], plan["candidates"]
+    return {
+        "tokens": estimate.tokens,
+        "tokens_counted_exactly": estimate.exact,
+        "measured_by": _measured_by(estimate),
+        "rows_shortened": estimate.rows_shortened,
+        "rows_left_out": estimate.rows_left_out,
+        "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
+        "estimated_usd": dg.MetadataValue.float(estimate.usd) if estimate.usd is not None else "no price or rate is known",
+        "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),
+        "base_model": plan["base_model"],
+        "stages": records_table(stages, list(stages[0])),
+        **({"candidates": records_table(table, list(table[0]))} if table else {}),
+    }
 
 
 def _measured_by(estimate: Estimate) -> str:
@@ -296,7 +299,7 @@ def trained_model(
             raise LedgerError(f"{job.id} is being released by {book.job(job.id).released_by}; this run leaves it alone.")
         if job.provider != "local":
             keep_remote(trainer, store, book, job)
-        model = store.store.job(job.spec_hash) / "model"
+        model = whole_model(store.store.job(job.spec_hash))
         version = book.mint_version(
             job, content_hash(model, job.dataset_fingerprint), store.store.model(job.assistant, "x").parent
         )

@@ -177,7 +177,7 @@ def _join(  # noqa: PLR0912, PLR0913, PLR0917
         key, stop = postings[first] >> low, first + 1
         while stop < count and postings[stop] >> low == key:
             stop += 1
-        size = 0
+        size = 0  # gather the key's rows, those of side 0 first
         if stop - first > len(rows):
             rows, near = np.empty(2 * (stop - first), dtype=np.int64), np.empty((2 * (stop - first), 32), dtype=np.uint8)
         old = 0  # rows of side 0, which stand first
@@ -190,7 +190,7 @@ def _join(  # noqa: PLR0912, PLR0913, PLR0917
             if new_side == 0:
                 old = size
         first = stop
-        low_row, high_row = 0, 0
+        low_row, high_row = 0, 0  # then pair each with those of like length and near histogram, at the first key they share
         for at in range(old, size):
             i = rows[at]
             last = size if side[i] == 2 else old

@@ -146,7 +146,7 @@ def _fill_keys(  # noqa: PLR0912, PLR0913, PLR0917
     used = 0
     for row in range(len(starts) - 1):
         start, size, before = starts[row], starts[row + 1] - starts[row], used
-        if size >= long:
+        if size >= long:  # winnowing: rolling hashes of all grams, then the largest of each window of them
             grams = size - gram + 1
             hashes = np.empty(grams, dtype=np.uint64)
             top = np.uint64(1)
@@ -173,7 +173,7 @@ def _fill_keys(  # noqa: PLR0912, PLR0913, PLR0917
                     out[used] = hashes[best]
                     used += 1
                     last = best
-        if 0 < size <= short:
+        if 0 < size <= short:  # segments: pieces at fixed places, and shifted, for the two length classes that it may meet in
             own = math.floor(math.log(size / 4.0) / math.log(step) + 1e-9)
             for level in range(own - 1, own + 1):
                 piece = max(1, int(4.0 * step**level) // segments)

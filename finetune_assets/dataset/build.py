@@ -30,7 +30,7 @@ from finetune_assets.dataset.formats import write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.lines import layout_note, lines_of
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
-from finetune_assets.dataset.preferences import label_counts, make_pairs
+from finetune_assets.dataset.preferences import Pairs, label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
 from finetune_assets.dataset.selection import (
     Left,
@@ -118,12 +118,7 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     used = _with_contexts(frame.filter(_is_used(rated)), contexts)
     kept = used.filter(pl.col("reason").is_null())
     pairs = make_pairs(used, filters.near_duplicate, left, rated)
-    made = {
-        "preferences": tally(pairs.preferences["split"]),
-        "kto": tally(pairs.kto["split"]),
-        "kto_labels": label_counts(pairs.kto),
-        "left_out": pairs.left_out,
-    }
+    made = _counted(pairs)
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
     synthetic, augmented = augment(used, pairs.hidden, assistant, variations_of(store, assistant), left)
     columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
@@ -153,6 +148,16 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         feedback_seen=feedback.filter(pl.col("tenant_id").is_in(tenants)).select("feedback_id"),
         notes=notes,
     )
+
+
+def _counted(pairs: Pairs) -> dict[str, Any]:
+    """What the manifest says of the rows for `dpo` and `kto`."""
+    return {
+        "preferences": tally(pairs.preferences["split"]),
+        "kto": tally(pairs.kto["split"]),
+        "kto_labels": label_counts(pairs.kto),
+        "left_out": pairs.left_out,
+    }
 
 
 def _is_used(rated: Ratings) -> pl.Expr:

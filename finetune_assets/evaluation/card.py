@@ -19,6 +19,7 @@ from finetune_assets.evaluation.texts import SIGNED, Texts
 T = Texts("en")
 GOOD = 0.9  # share of rules kept, from which an intent counts as one the model is good at
 WEAK = 0.7
+MOST_EVENTS = 20  # of a training's recoveries that are told one by one
 
 
 def model_card(
@@ -155,7 +156,8 @@ def _preferred(training: Mapping[str, Any]) -> list[str]:
 def _recovered(training: Mapping[str, Any]) -> list[str]:
     """What the training did about its own trouble."""
     events = training.get("recoveries") or []
-    return [f"- At step {one['step']:,} of {one['stage']}: {one.get('cause') or one['what']}; {one['did']}" for one in events]
+    told = [f"- At step {one['step']:,} of {one['stage']}: {one.get('cause') or one['what']}; {one['did']}" for one in events]
+    return told if len(told) <= MOST_EVENTS else [*told[:MOST_EVENTS], f"- {len(told) - MOST_EVENTS} more in training_log.jsonl"]
 
 
 def _evaluation(report: Mapping[str, Any]) -> str:

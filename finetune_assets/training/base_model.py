@@ -60,7 +60,7 @@ def adapted(folder: Path) -> str | None:
     """The base model of a folder that holds an adapter and no whole model, else None. Raises ModelUnavailable."""
     if not (folder / ADAPTER).exists() or (folder / "config.json").exists():
         return None
-    base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = _json(folder / ADAPTER).get("base_model_name_or_path")
     if not base:
         raise ModelUnavailable(f"The adapter in {folder} names no base model; set base_model_name_or_path in its {ADAPTER}.")
     return str(base)
@@ -149,7 +149,7 @@ def shape(base_model: str) -> Shape | None:
         return shape(base)
     if where is None:
         return None
-    config = cast("dict[str, Any]", json.loads((where / "config.json").read_text(encoding="utf-8")))
+    config = _json(where / "config.json")
     config = {**config, **cast("dict[str, Any]", config.get("text_config") or {})}
 
     def number(*names: str) -> int:
@@ -168,6 +168,26 @@ def shape(base_model: str) -> Shape | None:
         vocabulary=vocabulary,
         context=number("max_position_embeddings", "n_positions"),
     )
+
+
+def unfinished(base_model: str) -> str | None:
+    """What is missing of the weights of a folder, and of the base of an adapter's; None where they are whole, or not here yet."""
+    resolved = resolve(base_model)
+    if not Path(resolved).is_absolute():
+        return None
+    where = Path(resolved)
+    base = adapted(where)
+    if base is not None:
+        there = [name for name in ("adapter_model.safetensors", "adapter_model.bin") if (where / name).exists()]
+        return unfinished(base) if there else f"{where} holds no adapter_model.safetensors"
+    index = where / "model.safetensors.index.json"
+    named = set(_json(index)["weight_map"].values()) if index.exists() else set[str]()
+    absent = sorted(name for name in named if not (where / name).exists())
+    if absent:
+        return f"{where} lacks {absent[0]}" + (f" and {len(absent) - 1} more of its {len(named)} parts" if absent[1:] else "")
+    if not any(where.glob("*.safetensors")) and not any(where.glob("pytorch_model*.bin")):
+        return f"{where} holds no weights (*.safetensors)"
+    return None
 
 
 def misfit(adapter: Path, base: Path) -> str | None:
@@ -196,8 +216,30 @@ def _parameters(file: Path) -> int:
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
-    """Sizes in a safetensors file, by its header: eight bytes of length, then JSON (huggingface.co/docs/safetensors)."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = cast("dict[str, Any]", json.loads(stream.read(size)))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    """Sizes in a safetensors file, by its header: eight bytes of length, then JSON (huggingface.co/docs/safetensors).
+
+    Raises ModelUnavailable where the file is not whole, or is none.
+    """
+    held = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = cast("dict[str, Any]", json.loads(stream.read(size) if size < held else b""))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        wanted = 8 + size + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError):
+        wanted, tensors = -1, dict[str, Any]()
+    if wanted != held:
+        told = f"of its {wanted:,} bytes {held:,} are there" if wanted > held else "a pointer of Git LFS, or another format"
+        raise ModelUnavailable(
+            f"{file} is no whole safetensors file ({told}). Fetch it again (`git lfs pull` in a clone), or name another folder."
+        )
+    return {name: entry["shape"] for name, entry in tensors.items()}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Raises ModelUnavailable where it is no JSON object."""
+    try:
+        return cast("dict[str, Any]", dict(json.loads(file.read_text(encoding="utf-8"))))
+    except (ValueError, TypeError) as error:
+        raise ModelUnavailable(f"{file} cannot be read as JSON ({error}). Fetch the model's files again.") from None

@@ -76,7 +76,8 @@ def _candidate(assistant: Assistant, name: str, estimate: Estimate) -> Candidate
     shape, card = base_model.shape(name), base_model.card(name)
     languages = _languages(card.get("language"))
     memory = estimate.memory_bytes
-    fits = None if memory is None else machine.has_gpu() or memory <= machine.total_memory()
+    room = machine.room()
+    fits = None if memory is None else room is None or memory <= room
     remarks = [
         *(["more memory than this machine has"] if fits is False else []),
         *([] if not languages or assistant.language in languages else [f"its card does not name {assistant.language}"]),

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
+import jinja2
+
 from finetune_assets.errors import DataError, ModelUnavailable, SettingsError, TrainingError
 from finetune_assets.storage import Store
 from finetune_assets.training import base_model, machine, plan
@@ -14,7 +16,7 @@ from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.presets import OBJECTIVES, PREFERENCES
 from finetune_assets.training.tokens import text_files
 from finetune_assets.training.trainer import TrainingRequest
-from finetune_assets.workers import Workers
+from finetune_assets.workers import THIS_MACHINE, Workers
 
 NEEDS = {"sft": "train.jsonl", "tools": "train.jsonl", "dpo": "preferences.jsonl", "kto": "kto.jsonl"}
 MENDS = {
@@ -29,19 +31,26 @@ SHORTEST = 64
 """Tokens of a row for which memory must suffice at least; recoveries make the micro-batch smaller, not the rows."""
 
 
-def check_request(request: TrainingRequest, store: Store, *, here: bool = True) -> None:
-    """Raises SettingsError, DataError, ModelUnavailable or TrainingError. `here`: false where another machine will train."""
+def check_request(request: TrainingRequest, store: Store, workers: Workers | None = THIS_MACHINE) -> None:
+    """Raises SettingsError, DataError, ModelUnavailable or TrainingError. `workers`: None where a provider's machine trains."""
     _check_objectives(request)
-    if here:
+    if workers is not None:
+        check_processes(request, workers)
+    if workers is not None and workers.here:
         _check_hardware(request)
     base_model.identity(request.base_model)
+    _check_files(request.base_model)
     _check_adapter(request.base_model)
     _check_tokenizer(request.base_model)
-    _check_room(request, store, base_model.shape(request.base_model), here)
+    shape = base_model.shape(request.base_model)
+    if shape is not None:
+        _check_disk(request, store, shape)
+        if workers is not None and workers.here:  # another machine's memory is not known: the worker there recovers, or fails
+            _check_memory(request, shape, workers)
 
 
 def _check_objectives(request: TrainingRequest) -> None:
-    for objective, _ in request.chain:
+    for objective, values in request.chain:
         if objective not in OBJECTIVES:
             raise TrainingError(f"objective {objective!r} cannot be trained here; {', '.join(OBJECTIVES)} can.")
         if objective == "continued_pretraining":
@@ -58,6 +67,11 @@ def _check_objectives(request: TrainingRequest) -> None:
             raise DataError(
                 f"No row of {file} calls a tool, which objective `tools` trains. Import conversations with tool calls, or set "
                 "`objective: [sft]`."
+            )
+        if objective == "kto" and values.batch_size < 2:
+            raise SettingsError(
+                f"batch_size is {values.batch_size}, and kto compares the rows of a batch: set hyperparameters.batch_size to 2 "
+                "or more, or hyperparameters.by_objective.kto.batch_size."
             )
 
 
@@ -77,10 +91,16 @@ def _check_hardware(request: TrainingRequest) -> None:
             "`pip install 'finetune-assets[liger]'`."
         )
     check_trackers(request.report_to)
-    if request.precision == "bfloat16" and not (machine.has_gpu() or machine.multiplies_bfloat16()):
+    if request.precision == "bfloat16" and not machine.multiplies_bfloat16():
+        missing = (
+            f"this GPU (compute capability {min(card.capability for card in machine.cards()):g}) has none before "
+            f"{machine.BFLOAT16_FROM:g}"
+            if machine.has_gpu()
+            else "this processor has none (AVX512-BF16 or AMX), and there is no GPU"
+        )
         raise TrainingError(
-            "hyperparameters.precision is bfloat16, but this processor has no instructions for it (AVX512-BF16 or AMX) and there "
-            "is no GPU. Remove the setting: float32 is faster here."
+            f"hyperparameters.precision is bfloat16, which wants instructions of its own: {missing}. Remove the setting: float32 "
+            "is faster here."
         )
 
 
@@ -97,7 +117,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def check_processes(request: TrainingRequest, workers: Workers) -> None:
     """Raises SettingsError where a training cannot be divided among so many processes."""
-    processes = workers.processes * workers.nodes
+    processes = workers.together
     if processes == 1:
         return
     places = (machine.gpus(), "GPUs") if machine.has_gpu() else (machine.cores(), "cores")
@@ -123,6 +143,15 @@ def check_processes(request: TrainingRequest, workers: Workers) -> None:
             )
 
 
+def _check_files(model: str) -> None:
+    """Weights are there, and whole. Raises ModelUnavailable."""
+    missing = base_model.unfinished(model)
+    if missing:
+        raise ModelUnavailable(
+            f"base_model {model!r}: {missing}. Fetch the model's files again (`git lfs pull` in a clone), or name another folder."
+        )
+
+
 def _check_adapter(model: str) -> None:
     """A base model that is an adapter must be one of the base that it names. Raises ModelUnavailable."""
     where = base_model.folder(model)
@@ -141,7 +170,10 @@ def _check_tokenizer(model: str) -> None:
     where, shape = base_model.folder(model), base_model.shape(model)
     if where is None or not (where / "tokenizer.json").exists() or shape is None:
         return  # the worker checks what it downloads
-    tokens = LightRenderer(where).vocabulary
+    try:
+        tokens = LightRenderer(where).vocabulary
+    except jinja2.TemplateError:
+        return  # a template that needs more than plain jinja2, or none at all: the worker tells when it counts
     if shape.vocabulary and tokens > shape.vocabulary:
         raise ModelUnavailable(
             f"The tokenizer of {model} has {tokens} tokens, the model embeds {shape.vocabulary}: they do not belong together. "
@@ -149,24 +181,30 @@ def _check_tokenizer(model: str) -> None:
         )
 
 
-def _check_room(request: TrainingRequest, store: Store, shape: Shape | None, here: bool) -> None:
+def _check_disk(request: TrainingRequest, store: Store, shape: Shape) -> None:
     store.home.mkdir(parents=True, exist_ok=True)
-    if shape is None:
-        return
     needed, free = plan.disk_bytes(shape, request), shutil.disk_usage(store.home).free
     if needed > free:
         raise TrainingError(
             f"{request.base_model} needs about {needed / 1e9:.1f} GB for checkpoints and models, {store.home} has "
             f"{free / 1e9:.1f} GB free. Make room, set FINETUNE_HOME to a larger disk, or set `adapter: lora`."
         )
-    if machine.has_gpu() or not here:
-        return  # a GPU's memory is not known without torch, another machine's not at all: the worker recovers, or fails
+
+
+def _check_memory(request: TrainingRequest, shape: Shape, workers: Workers) -> None:
+    """What one short row takes beside the weights, in each process: on a GPU of its own, or all of them in main memory."""
+    gpu, has = machine.has_gpu(), machine.room()
+    if has is None:
+        return
     smallest = replace(request.hyperparameters, batch_size=1)
-    memory, total = plan.estimate_memory(shape, smallest, SHORTEST, request.adapter), machine.total_memory()
-    if memory > total:
+    each = plan.process_memory(shape, (request.chain[0][0], smallest), SHORTEST, request.adapter, workers)
+    processes = 1 if gpu else workers.processes
+    if each * processes > has:
         raise TrainingError(
-            f"{request.base_model} with adapter `{request.adapter}` needs about {memory / 2**30:.1f} GiB of memory for one short "
-            f"row, this machine has {total / 2**30:.1f}. Take a smaller base_model, "
+            f"{request.base_model} with adapter `{request.adapter}` needs about {each * processes / 2**30:.1f} GiB of memory for "
+            f"one short row{f' in each of {processes} processes' if processes > 1 else ''}, "
+            f"{'the largest GPU here' if gpu else 'this machine'} has {has / 2**30:.1f}. Take a smaller base_model, "
             + ("set `adapter: lora`, " if request.adapter == "full" else "")
-            + "or a larger machine."
+            + ("set FINETUNE_PROCESSES=1, " if processes > 1 else "")
+            + f"or a larger {'card' if gpu else 'machine'}."
         )

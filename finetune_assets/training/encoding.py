@@ -244,7 +244,13 @@ class LightRenderer:
         """Raises FileNotFoundError where there is no tokenizer.json, ModelUnavailable where there is no end token."""
         if not (folder / "tokenizer.json").exists():
             raise FileNotFoundError(folder / "tokenizer.json")
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises no other class
+            raise ModelUnavailable(
+                f"{folder / 'tokenizer.json'} is no tokenizer ({error}): half a download, or a pointer of Git LFS. Fetch it "
+                "again."
+            ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = _json(folder / "tokenizer_config.json")
@@ -257,6 +263,11 @@ class LightRenderer:
             raise ModelUnavailable(
                 f"The tokenizer in {folder} names no end token (`eos_token`), so a reply could never stop. "
                 "Set it in its tokenizer_config.json to the token that ends a turn, or take another base_model."
+            )
+        if self._tokenizer.token_to_id(self.eos_token) is None:
+            raise ModelUnavailable(
+                f"The tokenizer in {folder} ends replies with {self.eos_token!r}, which its vocabulary has not, so a reply could "
+                "never stop. Correct `eos_token` in its tokenizer_config.json, or take another base_model."
             )
         template = _template(folder, config) or PLAIN_TEMPLATE
         self._template = compile_template(template)

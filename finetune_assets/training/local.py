@@ -18,10 +18,10 @@ import jinja2
 from filelock import FileLock, Timeout
 
 from finetune_assets import errors
-from finetune_assets.errors import LaunchError, TrainingError
+from finetune_assets.errors import DataError, LaunchError, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import base_model, plan
-from finetune_assets.training.checks import check_processes, check_request
+from finetune_assets.training.checks import check_request
 from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.machine import default_precision, free_threads
 from finetune_assets.training.presets import Hyperparameters
@@ -43,6 +43,9 @@ KINDS: dict[str, tuple[Kind, str]] = {
 
 MOST_RESTARTS = 2
 """A worker that was killed is started again this often."""
+MOST_HALVINGS = 10
+"""So often beside that several processes start again for want of memory, each time with half the micro-batch: `worker.recovery`
+ends it before, unless a full disk keeps it from remembering."""
 
 
 class LocalTrainer:
@@ -62,22 +65,34 @@ class LocalTrainer:
 
     def validate(self, request: TrainingRequest) -> None:
         """Refuses what this machine cannot train: see `finetune_assets.training.checks`."""
-        check_request(request, self._store, here=self._workers.here)
-        check_processes(request, self._workers)
+        check_request(request, self._store, self._workers)
 
     def estimate(self, request: TrainingRequest) -> Estimate:
-        """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights."""
+        """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights.
+
+        Raises DataError where no row of a stage fits.
+        """
+        workers = self._workers
         counts = [self._count(request, name, values) for name, values in request.chain]
+        for (name, values), count in zip(request.chain, counts, strict=True):
+            if not count.rows:
+                raise DataError(
+                    f"None of the {count.dropped:,} rows of `{name}` fits in {values.max_length} tokens, or in the model's "
+                    "context. Raise hyperparameters.max_length, or take another base_model."
+                )
         shape = base_model.shape(request.base_model)
-        peers = plan.finished_peers(self._store, base_model.identity(request.base_model), request)
-        machine = (self._workers.threads or free_threads(), request.precision or default_precision())
-        estimated = plan.estimate(request, counts, shape, peers, machine)
+        peers = plan.finished_peers(self._store, base_model.identity(request.base_model), request, workers)
+        machine = ((workers.threads or free_threads()) * workers.nodes, request.precision or default_precision())
+        estimated = plan.estimate(request, counts, shape, peers, machine, workers)
         if not plan.worth_a_probe(estimated):
             return estimated
         try:
-            return plan.estimate(request, counts, shape, [self._probe(request)], machine)
+            probed = plan.estimate(request, counts, shape, [self._probe(request)], machine, workers)
         except LaunchError as failed:
             return replace(estimated, note=f"Ten steps could not be measured, the number of weights is what is left: {failed}")
+        if workers.together == 1:
+            return probed
+        return replace(probed, note="Ten steps were measured in one of the processes: what they tell each other takes longer.")
 
     def submit(self, request: TrainingRequest) -> JobHandle:
         """Trains, or finds the finished job. Raises the worker's error, or LaunchError where it was killed."""
@@ -123,18 +138,23 @@ class LocalTrainer:
 
     def _run(self, spec_file: Path, folder: Path, restarts: int = 0) -> None:
         """Launches the worker, again where it died without a word; the error that it left, in its own class."""
-        try:
-            self._launch(spec_file, folder)
-        except LaunchError as failed:
-            left = read_json(folder / "error.json") if (folder / "error.json").exists() else {}
-            died = not left or left.get("restart")
-            if died and restarts > 0 and not (folder / CANCELLED).exists():
-                self._run(spec_file, folder, restarts - 1)
+        halvings = MOST_HALVINGS if restarts else 0
+        while True:
+            try:
+                self._launch(spec_file, folder)
                 return
-            known = getattr(errors, str(left.get("type")), None)
-            if isinstance(known, type) and issubclass(known, errors.FinetuneError):
-                raise known(str(left["message"])) from failed
-            raise
+            except LaunchError as failed:
+                left = read_json(folder / "error.json") if (folder / "error.json").exists() else {}
+                goes_on = not (folder / CANCELLED).exists()
+                if goes_on and left.get("type") == "StartAgain" and halvings > 0:
+                    halvings -= 1
+                elif goes_on and (not left or left.get("restart")) and restarts > 0:
+                    restarts -= 1
+                else:
+                    known = getattr(errors, str(left.get("type")), None)
+                    if isinstance(known, type) and issubclass(known, errors.FinetuneError):
+                        raise known(str(left["message"])) from failed
+                    raise
 
     def _probe(self, request: TrainingRequest) -> dict[str, Any]:
         """Rate and memory of ten steps, measured once for each spec. Raises LaunchError where the worker died, or its memory does

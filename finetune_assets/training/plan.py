@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
@@ -22,6 +22,7 @@ from finetune_assets.training.presets import Hyperparameters
 from finetune_assets.training.prices import machine_usd
 from finetune_assets.training.tokens import Rows
 from finetune_assets.training.trainer import Estimate, TrainingRequest
+from finetune_assets.workers import THIS_MACHINE, Workers
 
 START_SECONDS = 12.0
 """Imports, tokenisation and the writing of the model, on a machine like the one below."""
@@ -75,9 +76,10 @@ def estimate(
     shape: Shape | None,
     measured: Sequence[Measured],
     machine: tuple[int, str],
+    workers: Workers = THIS_MACHINE,
 ) -> Estimate:
-    """The whole estimate. `counts`: of each stage; `measured`: finished jobs of the same model, objectives and adapter here, or a
-    probe; `machine`: threads and precision.
+    """The whole estimate. `counts`: of each stage; `measured`: finished jobs of the same model, objectives, adapter and processes
+    here, or a probe; `machine`: threads (of all machines) and precision.
     """
     stages = list(zip(request.chain, counts, strict=True))
     tokens = sum(round(count.tokens * values.epochs) for (_, values), count in stages)
@@ -93,11 +95,8 @@ def estimate(
     peaks = [int(one["memory_bytes"]) for one in measured if one.get("memory_bytes")]
     memory = max(peaks) if peaks else None
     if memory is None and shape is not None:
-        gpu = has_gpu()
-        memory = max(
-            estimate_memory(shape, values, count.longest, request.adapter, name, gpu=gpu) for (name, values), count in stages
-        )
-        if not gpu:  # a GPU's checkpoints are copied to main memory, which is not what is short
+        memory = max(process_memory(shape, stage, count.longest, request.adapter, workers) for stage, count in stages)
+        if not has_gpu():  # a GPU's checkpoints are copied to main memory, which is not what is short
             memory += checkpoint_memory(shape, request.hyperparameters, request.adapter)
     return Estimate(
         tokens=tokens,
@@ -140,12 +139,36 @@ def estimate_memory(
     with gradients: 12 bytes each; beyond LOGITS they are made in chunks. dpo has two rows for each pair. `gpu`: of a GPU, whose
     memory holds no Python. Never held against one: there was none.
     """
-    weights = {"full": 18.0, "lora": 6.0, "qlora": 0.55}[adapter] * shape.parameters
-    weights += 0 if adapter == "full" else 16 * adapter_parameters(shape, values.lora_rank)
     tokens = values.batch_size * length * (2 if objective == "dpo" else 1)
     scores = 0 if gpu or length > SCORES_LENGTH else 5 * shape.heads * length
     layers = shape.layers * tokens * (34 * shape.hidden + scores)
-    return int((0 if gpu else RUNTIME_BYTES) + weights + layers + 12 * min(tokens * shape.vocabulary, LOGITS))
+    logits = 12 * min(tokens * shape.vocabulary, LOGITS)
+    return int((0 if gpu else RUNTIME_BYTES) + weights_memory(shape, values, adapter) + layers + logits)
+
+
+def weights_memory(shape: Shape, values: Hyperparameters, adapter: str) -> float:
+    """Bytes of weights, gradients and moments, the first part of `estimate_memory`."""
+    if adapter == "full":
+        return 18.0 * shape.parameters
+    return {"lora": 6.0, "qlora": 0.55}[adapter] * shape.parameters + 16 * adapter_parameters(shape, values.lora_rank)
+
+
+def process_memory(shape: Shape, stage: tuple[str, Hyperparameters], length: int, adapter: str, workers: Workers) -> int:
+    """Bytes at the peak of each process of a stage (objective and values), which divide its batch.
+
+    With `ddp` each holds all of the weights, and its gradients a second time, in the buckets that are exchanged. With `fsdp` each
+    holds its part, after it has read the whole model.
+    """
+    objective, values = stage
+    processes, gpu = workers.together, has_gpu()
+    own = replace(values, batch_size=max(1, values.batch_size // processes))
+    memory = estimate_memory(shape, own, length, adapter, objective, gpu=gpu)
+    if processes == 1:
+        return memory
+    if workers.parallel == "ddp":
+        return memory + 4 * trained_parameters(shape, values, adapter)
+    divided = memory - int(weights_memory(shape, values, adapter) * (1 - 1 / processes))
+    return divided if gpu else max(divided, RUNTIME_BYTES + 4 * shape.parameters)
 
 
 def checkpoint_memory(shape: Shape, values: Hyperparameters, adapter: str) -> int:
@@ -178,21 +201,25 @@ def worth_a_probe(estimated: Estimate) -> bool:
     return not estimated.peers and estimated.seconds is not None and estimated.seconds > PROBE_ABOVE_SECONDS
 
 
-def finished_peers(store: Store, identity: dict[str, str], request: TrainingRequest) -> list[dict[str, Any]]:
-    """Results of the newest jobs of the same base model, objectives, adapter and batch that were trained on this machine."""
+def finished_peers(
+    store: Store, identity: dict[str, str], request: TrainingRequest, workers: Workers = THIS_MACHINE
+) -> list[dict[str, Any]]:
+    """Results of the newest jobs of the same base model, objectives, adapter, batch and processes that ran on this machine."""
     alike = {
         "base_model_identity": identity,
         "host": os.uname().nodename,
         "objective": [name for name, _ in request.chain],
         "adapter": request.adapter,
     }
+    divided = (workers.together, workers.parallel if workers.together > 1 else None)
     sizes = (request.hyperparameters.batch_size, request.hyperparameters.max_length)
     found: list[tuple[float, dict[str, Any]]] = []
     for file in store.job("x").parent.glob("*/result.json"):
         result: dict[str, Any] = read_json(file)
         known = result.get("hyperparameters") or {}
         same_size = (known.get("batch_size"), known.get("max_length")) == sizes
-        if same_size and all(result.get(key) == value for key, value in alike.items()):
+        same_division = (result.get("processes", 1), result.get("parallel")) == divided
+        if same_size and same_division and all(result.get(key) == value for key, value in alike.items()):
             found.append((file.stat().st_mtime, result))
     return [result for _, result in sorted(found, key=lambda pair: pair[0], reverse=True)[:MOST_PEERS]]
 

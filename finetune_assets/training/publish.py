@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from finetune_assets.storage import replacing_folder
+from finetune_assets.errors import TrainingError
+from finetune_assets.storage import read_json, replacing_folder
+from finetune_assets.training.base_model import folder_hash
 
 COPIED = ("spec.json", "result.json", "training_log.jsonl")
 """What a version keeps of its job beside the model itself."""
@@ -29,6 +31,18 @@ def content_hash_of(folder: Path, names: Iterable[str], dataset_fingerprint: str
             while block := file.read(1 << 20):
                 state.update(block)
     return state.hexdigest()
+
+
+def whole_model(job: Path) -> Path:
+    """The model's folder of a finished job. Raises TrainingError where its files are not those that the training left."""
+    result = read_json(job / "result.json")
+    model = job / str(result.get("model") or "model")
+    if result.get("model_sha256") and folder_hash(model) != result["model_sha256"]:
+        raise TrainingError(
+            f"The files in {model} are not those that the training left: damaged, or changed by hand. Delete "
+            f"{job / 'result.json'} and materialise training_job again: it makes them anew."
+        )
+    return model
 
 
 def publish(job: Path, version: Path) -> None:

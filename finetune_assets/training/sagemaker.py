@@ -87,7 +87,7 @@ class SageMakerTrainer(AwsTrainer):
                     "sagemaker gets the frozen data set and nothing else, so it cannot train continued_pretraining on `text`. "
                     "Take it out of `objective`, or set `trainer: local`."
                 )
-            check_request(request, self._store, here=False)
+            check_request(request, self._store, None)
 
     def sources(self, request: TrainingRequest) -> dict[str, Path]:
         """The files that the chain reads, by the names under which the worker looks for them."""

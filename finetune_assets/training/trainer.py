@@ -73,6 +73,7 @@ class Estimate:
     usd: float | None
     """None where no price is set."""
     memory_bytes: int | None
+    """Of each process."""
     peers: int = 0
     """Finished jobs of the same model on this machine that `seconds` was taken from; 0: from the number of weights."""
     probed: bool = False

@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from finetune_assets.training.machine import cores
 from finetune_assets.worker import ranks
 
 PARENT = os.getppid()  # read first: compared again once the death signal is set
@@ -130,7 +131,7 @@ def tell(error: Exception, output: Path) -> None:
         traceback.print_exc()
     message = str(error) or type(error).__name__
     # A CUDA error leaves a process that can do nothing more: a new one goes on from the checkpoint.
-    restart = type(error).__name__ in ("AcceleratorError", "StartAgain") or "CUDA error" in message
+    restart = type(error).__name__ in ("AcceleratorError", "StartAgain") or "CUDA error" in message or ranks.lost(error)
     with suppress(OSError):  # the disk may be full: then the log alone tells
         if ranks.count() == 1 or not (output / "error.json").exists():  # the first of several to fail knows why
             write_json(output / "error.json", {"type": type(error).__name__, "message": message, "restart": restart})
@@ -153,7 +154,8 @@ def die_with_parent() -> None:
 
 
 def set_environment(threads: int) -> None:
-    """What torch, tokenizers and transformers read when they are imported. `threads`: 0 leaves torch its default."""
+    """What torch, tokenizers and transformers read when they are imported. `threads`: 0 as many as there are cores, which torch
+    does not know of a container whose time is limited; what the environment says goes before that."""
     defaults = {
         # Threads that wait sleep: with the default, which spins, two threads on a busy machine were ten times slower than one.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -163,7 +165,8 @@ def set_environment(threads: int) -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        **({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}),
+        "OMP_NUM_THREADS": str(threads or cores()),
+        "MKL_NUM_THREADS": str(threads or cores()),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

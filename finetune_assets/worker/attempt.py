@@ -40,13 +40,27 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
     (place.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     recovery = Recovery(place.folder, progress, int(stage.values["batch_size"]), stage.smallest)
     recovery.begin()
+    try:
+        made = _attempts(stage, tokenizer, recovery, progress)
+    except Exception as error:
+        if not ranks.lost(error):  # else the next start asks the kernel what became of the other process
+            recovery.end()
+        raise
+    recovery.end()
+    return made
+
+
+def _attempts(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress) -> dict[str, Any]:
+    """As many as the recoveries allow; the result of the one that came to the end."""
+    place = stage.place
+    result = place.folder / "result.json"
+    first = True
     while True:
         trouble: Diverged | None = None
         short = ""
         try:
             with memory.limited():
-                made = _attempt(stage, tokenizer, recovery, progress)
-            recovery.end()
+                made = _attempt(stage, tokenizer, recovery, progress, first=first)
             if ranks.first():
                 write_json(result, {**made, "recoveries": recovery.state.events})
                 shutil.rmtree(place.folder / "checkpoints")  # best/ is what they were for
@@ -56,9 +70,9 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
             trouble = error
         except Exception as error:
             if not memory.ran_out(error):
-                recovery.end()
                 raise
             short = memory.in_short(error)
+        first = False
         # Outside of the handlers: a traceback would keep the model of the failed attempt in memory.
         memory.release()
         newest, _ = checkpoints.newest_whole(place.folder / "checkpoints")
@@ -71,8 +85,10 @@ def run_stage(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Progre
                 raise ranks.StartAgain(f"in one of {ranks.count()} processes {short}")
 
 
-def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress) -> dict[str, Any]:
-    """From the newest whole checkpoint to the end."""
+def _attempt(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recovery, progress: Progress, *, first: bool
+) -> dict[str, Any]:
+    """From the newest whole checkpoint to the end. `first`: of this process."""
     began = time.monotonic()
     set_seed(int(stage.spec["seed"]))
     model, max_length = ready_model(stage, tokenizer, progress)
@@ -83,7 +99,8 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
         before = preferences.reference(stage.place.folder / "reference.json", model, parts, stage.bf16, progress)
         train = preferences.with_reference(stage.objective, train, before["train"])
         heldout = preferences.with_reference(stage.objective, heldout, before["heldout"])
-    checkpoint, totals = ranks.same(resume_point(stage.place, recovery) if ranks.first() else None) or (None, Totals())
+    found = resume_point(stage.place, recovery, first=first) if ranks.first() else None
+    checkpoint, totals = ranks.same(found) or (None, Totals())
     loop = make_loop(stage, model, tokenizer, (train, heldout), totals, recovery)
     ready = time.monotonic() - began
     steps = math.ceil(float(stage.values["epochs"]) * math.ceil(len(train.examples) / int(stage.values["batch_size"])))
@@ -105,8 +122,8 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
     if stage.objective in PREFERENCES and heldout.examples:
         loop.load_weights(stage.place.best)
         model = cast("PreTrainedModel", loop.accelerator.unwrap_model(loop.model))
-        found = preferences.sequences(stage.objective, heldout.examples)
-        after = {name: preferences.log_probs(model, one, stage.bf16) for name, one in found.items()}
+        sides = preferences.sequences(stage.objective, heldout.examples)
+        after = {name: preferences.log_probs(model, one, stage.bf16) for name, one in sides.items()}
         result["heldout"] = preferences.judged(stage.objective, heldout, before["heldout"], after, float(stage.values["beta"]))
         if result["heldout"]["likelihood_fell"]:
             progress.note(
@@ -116,8 +133,8 @@ def _attempt(stage: Stage, tokenizer: PreTrainedTokenizerBase, recovery: Recover
     return result
 
 
-def resume_point(place: Place, recovery: Recovery) -> tuple[Path | None, Totals]:
-    """The newest whole checkpoint and its totals; broken ones are removed."""
+def resume_point(place: Place, recovery: Recovery, *, first: bool) -> tuple[Path | None, Totals]:
+    """The newest whole checkpoint and its totals; broken ones are removed. `first`: whether this process has just begun."""
     checkpoint, broken = checkpoints.newest_whole(place.folder / "checkpoints")
     for path in broken:
         shutil.rmtree(path)
@@ -129,7 +146,8 @@ def resume_point(place: Place, recovery: Recovery) -> tuple[Path | None, Totals]
         return None, Totals()
     totals = Totals(**read_json(checkpoint / "totals.json"))
     forget_best(place, totals.steps)
-    recovery.record("resumed", totals.steps, "goes on from its checkpoint")
+    if first:
+        recovery.resumed(totals.steps)
     return checkpoint, totals
 
 

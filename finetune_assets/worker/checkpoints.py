@@ -14,8 +14,6 @@ from pathlib import Path
 from finetune_assets.storage import TEMPORARY, read_json, write_json
 
 WHOLE = "whole.json"
-DIGESTED_BYTES = 64 * 2**20
-"""A digest covers the head of each file; its size covers the rest."""
 
 
 def seal(folder: Path) -> None:
@@ -66,4 +64,4 @@ def prune(folder: Path, kept: int) -> None:
 
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
-        return hashlib.blake2b(stream.read(DIGESTED_BYTES), digest_size=16).hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

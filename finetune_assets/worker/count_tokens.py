@@ -26,6 +26,9 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
     config = models.load_config(spec["base_model"], revision)
     max_length = min(int(spec["max_length"]), models.positions(config))
     source = (spec["kind"], Path(spec["file"]))
-    rows = token_rows(lambda: models.renderer(tokenizer), source, spec["base_model_identity"], max_length, Path(spec["cache"]))
+    with models.rendering(spec["base_model"]):
+        rows = token_rows(
+            lambda: models.renderer(tokenizer), source, spec["base_model_identity"], max_length, Path(spec["cache"])
+        )
     progress.update("count tokens", 1, 1)
     return {**asdict(plan.counted(rows)), "max_length": max_length}

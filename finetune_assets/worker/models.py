@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import jinja2
 import torch
 from transformers import (
     AutoConfig,
@@ -209,6 +211,18 @@ class ChatRenderer:
     def encode(self, text: str) -> list[int]:
         """Token ids; nothing is added."""
         return cast("list[int]", self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def rendering(base_model: str) -> Generator[None]:
+    """While rows are rendered. Raises ModelUnavailable where the model's chat template is broken, or refuses a row."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise ModelUnavailable(
+            f"The chat template of {base_model} cannot render the rows ({error}). Mend its chat_template.jinja, delete it (the "
+            "model then gets a plain one), or take another base_model."
+        ) from error
 
 
 _renderers: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, ChatRenderer] = weakref.WeakKeyDictionary()

@@ -2,8 +2,9 @@
 
 The batches are taken at even distances from the shortest to the longest rows, the longest among them, so that their rate is the
 training's and their memory its peak, with the copy of a checkpoint held beside them. The first two steps warm up and do not
-count. Where memory runs out the micro-batch is halved, as the training would do. Result: tokens_per_second, memory_bytes,
-micro_batch.
+count. Where memory runs out the micro-batch is halved, as the training would do. Of a training in several processes one is
+measured, with its part of the batch and of the threads. Result: tokens_per_second (of all), memory_bytes (of one; null where the
+weights are divided, which one process cannot show), micro_batch.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -34,11 +35,14 @@ WARM = 2
 
 def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Measures. Raises what the training would, but for memory: `ran_out` says that it does not suffice for any micro-batch."""
-    check(spec)
+    check(spec, progress)
     spec = on_this_machine(spec)
-    torch.set_num_threads(int(spec["threads"]))
+    here = int(spec.get("processes") or 1)
+    processes = here * int(spec.get("nodes") or 1)
+    torch.set_num_threads(max(1, int(spec["threads"]) // here))
     first = dict(spec["stages"][0])
-    first["hyperparameters"] = {**first["hyperparameters"], "epochs": 1}
+    share = int(first["hyperparameters"]["batch_size"]) // processes
+    first["hyperparameters"] = {**first["hyperparameters"], "epochs": 1, "batch_size": share}
     stage = Stage({**spec, "stages": [first]}, 0, None)
     tokenizer = models.load_tokenizer(spec["base_model"], stage.revision)
     stage.place.folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +51,16 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         while True:
             try:
                 with memory.limited():
-                    return {**_measured(stage, tokenizer, recovery), "micro_batch": recovery.micro_batch}
+                    made = _measured(stage, tokenizer, recovery)
+                    divided = processes > 1 and spec.get("parallel") == "fsdp"
+                    rate = round(processes * made["tokens_per_second"], 2)
+                    memory_bytes = None if divided else made["memory_bytes"]
+                    return {
+                        **made,
+                        "tokens_per_second": rate,
+                        "memory_bytes": memory_bytes,
+                        "micro_batch": recovery.micro_batch,
+                    }
             except Exception as error:
                 if not memory.ran_out(error):
                     raise

@@ -87,6 +87,12 @@ def same(value: Value) -> Value:
     return held[0]
 
 
+def lost(error: BaseException) -> bool:
+    """Whether an error means that another process of the training is gone: gloo says it in words, NCCL by torch's class."""
+    said = any(text in str(error) for text in ("closed by peer", "reset by peer", "NCCL"))
+    return count() > 1 and (said or type(error).__name__.startswith("Dist"))
+
+
 def wait() -> None:
     """Until all are here."""
     same(None)

@@ -10,7 +10,7 @@ diverged           loss, gradient or weights are no numbers, or the loss rises f
 disk_full          older checkpoints go and the checkpoint is written again, or left out; the model itself needs room
 broken_checkpoint  the one before it is used
 early_stop         validation gets no better: the best weights are the result
-resumed            a process went on where another one ended
+resumed            a process went on where another one ended; what it does after its own recoveries is told by those
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Recovery:
         """`folder`: of the stage; `batch_size`: examples of a step; `smallest`: least micro-batch of the objective."""
         self._folder, self.progress = folder, progress
         self._batch_size, self._smallest = batch_size, smallest
+        self._before = "ended early"  # what became of the process before this one
         file = folder / "recovery.json"
         self.state = State(**read_json(file)) if file.exists() else State()
 
@@ -82,10 +83,15 @@ class Recovery:
             alive = self._folder / "alive.json"
             now = {"boot": boot_id(), "killed_for_memory": killed_for_memory()}
             before = read_json(alive) if alive.exists() else {}
+            self._before = "was killed" if before else self._before
             if before.get("boot") == now["boot"] and now["killed_for_memory"] > before["killed_for_memory"]:
                 self.out_of_memory(0, "the kernel ended the process before this one for want of memory")
             write_json(alive, now)
         self.state = ranks.same(self.state)
+
+    def resumed(self, step: int) -> None:
+        """Tells that this process goes on from a checkpoint of the one before it."""
+        self.record("resumed", step, "goes on from its checkpoint", f"the process before this one {self._before}")
 
     def end(self) -> None:
         """Notes that the process ends by itself."""

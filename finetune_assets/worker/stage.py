@@ -24,7 +24,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from finetune_assets.errors import DataError, TrainingError
 from finetune_assets.storage import read_json, write_json
-from finetune_assets.training.machine import default_precision, free_threads
+from finetune_assets.training.machine import default_precision, free_threads, has_gpu, multiplies_bfloat16
 from finetune_assets.training.tokens import Rows, token_rows
 from finetune_assets.worker import adapters, attention, models, precision, preferences, ranks, shards
 from finetune_assets.worker.loops import DpoLoop, KtoLoop, Resumable, SftLoop, Totals
@@ -82,8 +82,11 @@ class Stage:
 
     @property
     def bf16(self) -> bool:
-        """Whether products are in bfloat16."""
-        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else self.spec["precision"] == "bfloat16"
+        """Whether products are in bfloat16; on a GPU only where it has instructions for it."""
+        if not torch.cuda.is_available():
+            return self.spec["precision"] == "bfloat16"
+        wanted = self.spec["precision"] == "bfloat16" or not has_gpu()  # a GPU that the precision was chosen without
+        return wanted and torch.cuda.is_bf16_supported(including_emulation=False)
 
     @property
     def sharded(self) -> bool:
@@ -153,14 +156,15 @@ def read_rows(stage: Stage, tokenizer: PreTrainedTokenizerBase, max_length: int,
         token_rows, lambda: models.renderer(tokenizer), model=spec["base_model_identity"], max_length=max_length, cache=cache
     )
     progress.update("tokenise", 0, 1)
-    if stage.objective == "continued_pretraining":
-        train, heldout = read(("text", Path(spec["text"]))), Rows()
-        where = spec["text"]
-    else:
-        kind, name, held = FILES[stage.objective]
-        data = Path(spec["dataset"])
-        train, heldout = read((cast("Any", kind), data / name)), read((cast("Any", kind), data / held))
-        where = str(data / name)
+    with models.rendering(spec["base_model"]):
+        if stage.objective == "continued_pretraining":
+            train, heldout = read(("text", Path(spec["text"]))), Rows()
+            where = spec["text"]
+        else:
+            kind, name, held = FILES[stage.objective]
+            data = Path(spec["dataset"])
+            train, heldout = read((cast("Any", kind), data / name)), read((cast("Any", kind), data / held))
+            where = str(data / name)
     progress.update("tokenise", 1, 1)
     if not train.examples:
         raise DataError(f"{where} has no row that fits in {max_length} tokens. Raise hyperparameters.max_length.")
@@ -278,8 +282,13 @@ def layout(spec: dict[str, Any]) -> str:
     return "padding_free" if torch.cuda.is_available() and is_flash_attn_2_available() else "padded"
 
 
-def check(spec: dict[str, Any]) -> None:
-    """Raises TrainingError for what this machine cannot do, before a model is loaded."""
+def check(spec: dict[str, Any], progress: Progress) -> None:
+    """Raises TrainingError for what this machine cannot do, before a model is loaded; tells what it does slowly."""
+    gpu = torch.cuda.is_available()
+    if has_gpu() and not gpu:
+        progress.note("This machine has an NVIDIA GPU that the installed torch does not see: it trains on the processor.")
+    if spec.get("precision") == "bfloat16" and not (gpu or multiplies_bfloat16()):
+        progress.note("This processor has no instructions for bfloat16, in which this training began: it goes on slowly.")
     if spec["adapter"] == "qlora":
         adapters.check_quantised()
     unknown = [stage["objective"] for stage in spec["stages"] if stage["objective"] not in (*FILES, "continued_pretraining")]

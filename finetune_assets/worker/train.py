@@ -43,7 +43,7 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
     if done is not None:
         progress.note("This training is finished already; nothing is trained again.")
         return done
-    check(spec)
+    check(spec, progress)
     gc.freeze()  # what the imports made stays: transformers collects garbage at the start and at every end of a training
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
     ranks.join()
@@ -154,7 +154,7 @@ def summary(spec: dict[str, Any], results: list[Result]) -> Result:
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
         "memory_bytes": int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else peak,
         "resumed": sum(event["what"] == "resumed" for event in events),
-        "recoveries": [event for event in events if event["what"] != "resumed"],
+        "recoveries": events,
         "stages": results,
         "threads": spec["threads"],
         "processes": ranks.count(),

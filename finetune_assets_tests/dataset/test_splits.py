@@ -33,7 +33,7 @@ def test_the_first_buckets_are_test_the_next_validation() -> None:
 @given(st.integers(0, 100), st.integers(0, 100))
 def test_shares_are_kept_and_a_bucket_has_one_split(test: int, validation: int) -> None:
     test, validation = (test, validation) if test + validation <= 100 else (100 - test, 100 - validation)
-    shares = Split(train=1 - test / 100 - validation / 100, test=test / 100, validation=validation / 100)
+    shares = Split(train=(100 - test - validation) / 100, test=test / 100, validation=validation / 100)
     split = assign(frame(list(range(10_000))), shares)["split"]
     assert [int((split == name).sum()) for name in ("test", "validation")] == [100 * test, 100 * validation]
 

@@ -1,14 +1,20 @@
-"""No network: set before anything imports huggingface_hub. And a provider that is none."""
+"""No network: set before anything imports huggingface_hub. A provider that is none, and a small training."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from finetune_assets.assistants.settings import Assistant
+from finetune_assets.storage import Store
 from finetune_assets.training import lifecycle
+from finetune_assets.training.spec import request_for
+from finetune_assets.training.trainer import TrainingRequest
 from finetune_assets_tests.training import fake_provider
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
@@ -35,3 +41,22 @@ def fake(provider_process: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(name, KEY)
     yield provider_process
     assert provider_process.state()["violations"] == []
+
+
+@pytest.fixture(scope="session")
+def request_(tmp_path_factory: pytest.TempPathFactory) -> TrainingRequest:
+    """Forty short rows, one epoch, a tiny model; nobody changes its files."""
+    from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
+
+    folder = tmp_path_factory.mktemp("request")
+    base = make_tiny_model(folder / "base")
+    for name, rows in (("train", dialogues(40, turns=2)), ("validation", dialogues(8, seed=9))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in rows), encoding="utf-8")
+    settings = {"base_model": str(base), "hyperparameters": {"epochs": 1}, "budget": {"usd_per_hour": 3.6}}
+    assistant = Assistant.model_validate({"name": "dental", "select": {"vertical": "dental"}, **settings})
+    return request_for(assistant, folder, "f1", "key")[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)

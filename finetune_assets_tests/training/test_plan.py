@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,35 @@ def test_time_comes_from_earlier_jobs_of_the_model_on_this_machine(base: Path, t
     probed = plan.estimate(request, [count], SMALL, [{"probe": 10, "tokens_per_second": 500, "memory_bytes": 9}], (2, "float32"))
     assert (probed.seconds, probed.memory_bytes, probed.peers, probed.probed) == (plan.START_SECONDS + 1200, 9, 0, True)
     assert plan.estimate(request, [count], None, [], (2, "float32")).seconds is None
+
+
+def test_earlier_jobs_are_those_of_as_many_processes(base: Path, tmp_path: Path):
+    store = Store(tmp_path)
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    identity, values = base_model.identity(str(base)), request.hyperparameters
+    alike = {"base_model_identity": identity, "host": os.uname().nodename, "objective": ["sft"], "adapter": "full"}
+    alike["hyperparameters"] = {"batch_size": values.batch_size, "max_length": values.max_length}
+    ways = {"one": {}, "ddp": {"processes": 2, "parallel": "ddp"}, "fsdp": {"processes": 2, "parallel": "fsdp"}}
+    for name, way in ways.items():
+        write_json(store.job(name) / "result.json", {**alike, **way, "spec_hash": name})
+    asked = {"one": Workers(parallel="fsdp"), "ddp": Workers(nodes=2), "fsdp": Workers(processes=2, parallel="fsdp")}
+    for name, workers in asked.items():
+        assert [found["spec_hash"] for found in plan.finished_peers(store, identity, request, workers)] == [name]
+    assert plan.finished_peers(store, identity, request, Workers(processes=4)) == []
+
+
+def test_several_processes_divide_the_batch_and_with_fsdp_the_weights():
+    stage = ("sft", replace(presets.PRESETS["default"], batch_size=8))
+    alone, ddp, fsdp = (
+        plan.process_memory(LARGE, stage, 512, "full", workers)
+        for workers in (Workers(), Workers(processes=4), Workers(processes=4, parallel="fsdp"))
+    )
+    smaller = plan.estimate_memory(LARGE, replace(stage[1], batch_size=2), 512)
+    assert alone == plan.estimate_memory(LARGE, stage[1], 512)
+    assert ddp == smaller + 4 * LARGE.parameters  # DistributedDataParallel's buckets
+    assert fsdp == pytest.approx(smaller - 18 * LARGE.parameters * 3 / 4, rel=1e-6)
+    large = plan.process_memory(LARGE, stage, 64, "full", Workers(processes=64, parallel="fsdp"))
+    assert large >= plan.RUNTIME_BYTES + 4 * LARGE.parameters  # each reads the whole model first
 
 
 def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):

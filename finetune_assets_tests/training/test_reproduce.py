@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune_assets.errors import DataError, LaunchError, ModelUnavailable
+from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
 from finetune_assets.registry import Version
 from finetune_assets.storage import Store, read_json, write_json
-from finetune_assets.training.publish import publish
+from finetune_assets.training.publish import publish, whole_model
 from finetune_assets.training.reproduce import export, reproduce
 from finetune_assets.worker import models
 from finetune_assets.worker.__main__ import run_task
@@ -48,6 +48,17 @@ def test_a_version_is_made_again_bit_for_bit(made: tuple[Store, Version]):
     store, version = made
     again = reproduce(store, version, launch)
     assert (again.identical, again.farthest, again.changed) == (True, 0.0, {})
+
+
+def test_a_model_that_changed_after_its_training_is_no_version(made: tuple[Store, Version], tmp_path: Path):
+    job = tmp_path / "job"
+    shutil.copytree(made[0].job("h"), job)
+    assert whole_model(job) == job / "model"
+    with (job / "model" / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, 2)
+        weights.write(b"\7")
+    with pytest.raises(TrainingError, match=r"not those that the training left.*Delete .*result.json and materialise"):
+        whole_model(job)
 
 
 def test_another_seed_is_seen(made: tuple[Store, Version], tmp_path: Path):

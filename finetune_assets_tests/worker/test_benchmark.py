@@ -285,6 +285,22 @@ def test_the_page_tells_what_preferences_taught(made: Path, dataset: Path):
     assert "acierto de la recompensa" not in report.html(content)
 
 
+def test_page_and_card_tell_what_the_training_did_about_trouble(made: Path, dataset: Path):
+    content = summary(made, dataset)
+    assert "punto de control" not in report.html(content)
+    cause = "the process before this one was killed"
+    event = {"what": "resumed", "stage": "sft", "step": 1200, "did": "goes on from its checkpoint", "cause": cause}
+    kinds = ("out_of_memory", "diverged", "disk_full", "broken_checkpoint", "early_stop")
+    content["training"]["result"] = {"recoveries": [event, *({**event, "what": kind} for kind in kinds)]}
+    page = report.html(content)
+    assert "Paso 1.200: el proceso anterior había terminado; siguió desde su punto de control." in page
+    assert page.count("Paso 1.200: ") == 6
+    assert "went on with smaller parts" in report.html({**content, "language": "en"})
+    told = card.model_card(read_json(dataset / "manifest.json"), {"recoveries": [event] * 25}, content)
+    assert told.count("- At step 1,200 of sft: the process before this one was killed; goes on from its checkpoint") == 20
+    assert "- 5 more in training_log.jsonl" in told
+
+
 def test_texts_are_escaped(made: Path, dataset: Path):
     content = summary(made, dataset)
     content["samples"]["best"][0]["reference"] = "<script>alert(1)</script>"

@@ -34,6 +34,18 @@ def test_a_broken_newest_checkpoint_is_passed_over(tmp_path: Path, harm: str):
     assert checkpoints.newest_whole(tmp_path) == (good, [bad])
 
 
+def test_a_change_far_into_a_large_file_is_seen(tmp_path: Path):
+    path = make(tmp_path, 9)
+    with (path / "optimizer.pt").open("wb") as file:
+        file.truncate(66 * 2**20)
+    checkpoints.seal(path)
+    assert checkpoints.is_whole(path)
+    with (path / "optimizer.pt").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    assert not checkpoints.is_whole(path)
+
+
 def test_pruning_keeps_the_newest_by_number_and_removes_leftovers(tmp_path: Path):
     for step in (8, 9, 10, 100):
         make(tmp_path, step)

@@ -19,6 +19,7 @@ from finetune_assets.training.encoding import LightRenderer
 from finetune_assets.training.machine import default_precision
 from finetune_assets.training.tokens import token_rows
 from finetune_assets.worker import card
+from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 from finetune_assets_tests.training_jobs import make_spec, write_rows
 
@@ -63,6 +64,19 @@ def test_the_plan_knows_what_a_training_and_its_checkpoints_take(tmp_path: Path,
     assert alone + copy == pytest.approx(with_checkpoints, rel=CLOSE)
     assert copy == pytest.approx(with_checkpoints - without, rel=0.3)
     assert taken(spec, tmp_path / "probe", task="probe") == pytest.approx(with_checkpoints, rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_plan_knows_what_each_of_two_processes_takes(tmp_path: Path, spec: dict[str, Any], parallel: str):
+    shape = base_model.shape(spec["base_model"])
+    assert shape is not None
+    values = presets.of_stage("tiny", "sft", "full", {"batch_size": 8, "max_length": LENGTH})
+    base = Path(spec["base_model"])
+    rows = token_rows(lambda: LightRenderer(base), ("chat", Path(spec["dataset"]) / "train.jsonl"), {}, LENGTH)
+    expected = plan.process_memory(shape, ("sft", values), max(rows.lengths), "full", Workers(processes=2, parallel=parallel))
+    found = taken(spec, tmp_path / parallel, processes=2, parallel=parallel, checkpoint_seconds=1e9)
+    assert expected == pytest.approx(found, rel=0.2)
 
 
 @pytest.mark.slow

@@ -182,13 +182,19 @@ def test_two_machines_have_the_curve_of_one(tmp_path: Path, job: dict[str, Any],
 
 
 @pytest.mark.slow
-def test_a_kill_of_one_process_ends_both_and_the_next_start_goes_on(tmp_path: Path, job: dict[str, Any], alone: Path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_kill_of_one_process_ends_both_and_the_next_start_goes_on(tmp_path: Path, job: dict[str, Any], alone: Path, rank: int):
+    """Which the run makes by itself: where the one that is left has a word to say, it asks for it."""
     output = tmp_path / "two"
     child = start(job, output, checkpoint_seconds=0)
     wait_for_checkpoint(output, child)
-    os.kill(int(read_json(output / "worker.json")["pid"]), signal.SIGKILL)
+    first = int(read_json(output / "worker.json")["pid"])
+    workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+    (other,) = set(workers) - {first}
+    os.kill(first if rank == 0 else other, signal.SIGKILL)
     assert child.wait(120) != 0
     assert not (output / "result.json").exists()
+    assert not (output / "error.json").exists() or read_json(output / "error.json")["restart"]
     child = start(job, output)
     assert child.wait(300) == 0, (output / "stderr.txt").read_text()[-3000:]
     assert read_json(output / "result.json")["resumed"] == 1

@@ -26,7 +26,7 @@ from finetune_assets.worker.recovery import Recovery
 from finetune_assets.worker.rows import LengthGrouped
 from finetune_assets.worker.stage import Stage, make_loop
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
-from finetune_assets_tests.training_jobs import curve, make_spec, write_rows
+from finetune_assets_tests.training_jobs import curve, events, make_spec, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,9 @@ def test_a_killed_job_ends_with_the_same_weights_and_curve(tmp_path: Path, base:
     assert run_task(json.loads(file.read_text())) == 0
     result, expected = read_json(output / "result.json"), read_json(uninterrupted / "result.json")
     assert result["resumed"] == 1
+    (event,) = events(output, "resumed")
+    assert event["step"] >= 19
+    assert event["cause"] == "the process before this one was killed"
     for name in ("model_sha256", "steps", "tokens", "eval_losses", "train_loss", "best_step"):
         assert result[name] == expected[name], name
     assert curve(output) == curve(uninterrupted)
