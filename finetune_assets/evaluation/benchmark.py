@@ -40,7 +40,7 @@ from finetune_assets.evaluation.human.statistics import agreement
 from finetune_assets.evaluation.measured import Made, Measured, measure
 from finetune_assets.evaluation.provenance import curve, model_facts
 from finetune_assets.evaluation.statistics import LEVEL, RESAMPLES, Interval, as_dicts, holm, p_value
-from finetune_assets.evaluation.suite import Case, read_suite
+from finetune_assets.evaluation.suite import Case, Outcome, read_suite
 from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json, write_text
 
@@ -167,6 +167,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "intents": intents.reliability(rows, found, names),
         "facts": found.facts_table(),
         "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED])],
+        "checks_judged": {name: _by_judge(outcomes(cases, result["candidates"][name])) for name in names},
         "judge": _judged(result.get("judge"), made.human),
         "samples": samples.choose(rows, found, assistant.rules),
         "models": {
@@ -235,6 +236,12 @@ def _judged(found: Mapping[str, Any] | None, human: Mapping[str, str]) -> dict[s
     shared = [item for item in found["choices"] if item in human]
     told = {key: value for key, value in found.items() if key != "choices"}
     return {**told, "agreement": agreement(found["choices"], human), "agreement_rows": len(shared)}
+
+
+def _by_judge(found: Sequence[Outcome]) -> dict[str, int]:
+    """Cases of the standing suite that a judging model decided, and how many of them it says hold."""
+    told = [one.passed for one in found if one.judged]
+    return {"held": sum(one is True for one in told), "told": len(told)}
 
 
 def _with_p(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,8 @@ def whole(report: Report) -> Report:
         name: {measure: values.get(measure, unknown) for measure in MEASURES} for name, values in report["candidates"].items()
     }
     decision = {"settled": True, **report["decision"]}
-    return {"intents": [], "seeds": None, "accurate_similarity": None, **report, "candidates": candidates, "decision": decision}
+    absent: dict[str, Any] = {"intents": [], "seeds": None, "accurate_similarity": None, "checks_judged": {}}
+    return {**absent, **report, "candidates": candidates, "decision": decision}
 
 
 def html(report: Report) -> str:

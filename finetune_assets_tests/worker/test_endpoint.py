@@ -231,8 +231,9 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
         "brinda": None,  # the judge says neither: not judged, no failure
     }
     for name in ("gpt", "free", "tuned"):
-        assert found["candidates"][name]["checks"]["value"] == 0.75
-    assert gates["checks"] == "failed"
+        assert found["candidates"][name]["checks"]["value"] == 1
+        assert found["checks_judged"][name] == {"held": 1, "told": 2}
+    assert gates["checks"] == "passed"  # what the judge denies is shown, and fails nothing
     assert found["judge"]["asked"] == 4
     assert found["judge"]["first_place"]["value"] == 1.0  # its bias is told,
     assert found["judge"]["win_rate"]["value"] == 0.5  # and decides nothing
@@ -242,6 +243,10 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     page = report.html(found)
     assert "Costo" in page or "cuestan" in page
     assert "2 de 10 filas sin respuesta" in page
+    assert page.count("según el modelo juez") == 2
+    assert "1 de 2</td>" in page
+    found["judge"]["missing"] = 1
+    assert "de 3 pares" in report.html(found)  # those that have a verdict
 
 
 def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]):
