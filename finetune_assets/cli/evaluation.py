@@ -18,21 +18,26 @@ from finetune_assets.environment import Environment
 @click.option("--suite", type=click.Path(path_type=Path), help="Folder of cases; default: the assistant's `benchmark.checks`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def check(assistant: str, version: str | None, suite: Path | None, as_json: bool) -> None:
-    """Run the standing suite against a version; ends with 1 where a case does not hold."""
+    """Run the standing suite against a version; ends with 1 where a case does not hold, a judging model's word aside."""
     from finetune_assets.evaluation.checking import check_version
 
     title, outcomes = check_version(Environment.read(), assistant, version, suite)
-    failed = [one for one in outcomes if one.passed is False]
+    failed = [one for one in outcomes if one.passed is False and not one.judged]
     if as_json:
         print(json.dumps({"model": title, "failed": len(failed), "cases": [vars(one) for one in outcomes]}, ensure_ascii=False))
     else:
         for one in outcomes:
             mark = {True: "passed", False: "FAILED", None: "skipped"}[one.passed]
-            click.echo(
-                f"{mark:<8}{one.case}" + (f"\n        {one.why}\n        said: {one.reply}" if one.passed is False else "")
-            )
-        skipped = sum(one.passed is None for one in outcomes)
-        click.echo(f"{title}: {len(outcomes) - len(failed) - skipped} passed, {len(failed)} failed, {skipped} skipped")
+            if one.judged:
+                mark = "judge: yes" if one.passed else "judge: no"
+            click.echo(f"{mark:<12}{one.case}")
+            if one.passed is False:
+                click.echo(f"            {one.why}\n            said: {one.reply}")
+        known = [one for one in outcomes if one.passed is not None and not one.judged]
+        told = [one.passed for one in outcomes if one.judged]
+        skipped = len(outcomes) - len(known) - len(told)
+        said = f", {told.count(True)} of {len(told)} hold by the judging model, which decides nothing" if told else ""
+        click.echo(f"{title}: {len(known) - len(failed)} passed, {len(failed)} failed, {skipped} skipped{said}")
     if failed:
         sys.exit(1)
 

@@ -13,18 +13,18 @@ import datetime
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.privacy import known_figures
 from finetune_assets.environment import ROOT
-from finetune_assets.evaluation import decision, intents, retrieval, rules, samples, seeds
-from finetune_assets.evaluation import gates as gate_rules
+from finetune_assets.evaluation import decision, intents, retrieval, rules, samples, seeds, verdicts
 from finetune_assets.evaluation.candidates import (
-    BASE,
     CHAMPION,
     TUNED,
     Candidate,
@@ -39,9 +39,8 @@ from finetune_assets.evaluation.guards import outcomes
 from finetune_assets.evaluation.human.statistics import agreement
 from finetune_assets.evaluation.measured import Made, Measured, measure
 from finetune_assets.evaluation.provenance import curve, model_facts
-from finetune_assets.evaluation.statistics import LEVEL, RESAMPLES, Interval, as_dicts, holm, p_value
-from finetune_assets.evaluation.suite import Case, read_suite
-from finetune_assets.evaluation.texts import Texts
+from finetune_assets.evaluation.statistics import LEVEL, RESAMPLES, as_dicts, holm, p_value
+from finetune_assets.evaluation.suite import Case, Outcome, read_suite
 from finetune_assets.storage import read_json, write_json, write_text
 
 REPORT_VERSION = 3
@@ -145,7 +144,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
     others = [name for name in names if name != TUNED]
     differences = {f"{TUNED}_vs_{other}": found.difference(TUNED, other) for other in others} if TUNED in names else {}
     repeats = seeds.spread(found.estimates, made.trained)
-    judged = _gated(assistant, made, found, differences)
+    judged = verdicts.of_tuned(assistant, made, found, differences)
     manifest = read_json(made.dataset / "manifest.json")
     return {
         "report_version": REPORT_VERSION,
@@ -159,7 +158,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         **_tested(rows, known["test_rows_in_dataset"], found),
         "candidates": {name: as_dicts(found.intervals[name]) for name in names},
         "differences": {name: _with_p(values) for name, values in differences.items()},
-        "decision": _decision(assistant, made, found, names, judged["verdict"], seeds.widened(found.compare, repeats)),
+        "decision": _decision(assistant, made, found, names, judged, seeds.widened(found.compare, repeats)),
         "seeds": repeats,
         "rules": rules.table(assistant.rules, rows, found.references, found.kept),
         "rules_by_intent": rules.by_intent(rows, found.fitting, found.references, found.kept),
@@ -167,6 +166,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
         "intents": intents.reliability(rows, found, names),
         "facts": found.facts_table(),
         "checks": [asdict(outcome) for outcome in outcomes(cases, result["candidates"][TUNED])],
+        "checks_judged": {name: _by_judge(outcomes(cases, result["candidates"][name])) for name in names},
         "judge": _judged(result.get("judge"), made.human),
         "samples": samples.choose(rows, found, assistant.rules),
         "models": {
@@ -174,29 +174,6 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
             for name in names
         },
         **_provenance(assistant, made, manifest, result),
-    }
-
-
-def _gated(
-    assistant: Assistant, made: Made, found: Measured, differences: Mapping[str, Mapping[str, Interval]]
-) -> dict[str, Any]:
-    """Verdict, reasons and gates."""
-    texts = Texts(assistant.language)
-    evidence = gate_rules.Evidence(
-        tuned=found.intervals[TUNED],
-        versus_base=differences.get(f"{TUNED}_vs_{BASE}", {}),
-        versus_champion=differences.get(f"{TUNED}_vs_{CHAMPION}"),
-        training_loss=made.training.get("train_loss"),
-        rows=len(found.references),
-        conversations=found.bootstrap.count,
-        rules_set=len(assistant.rules),
-        rules_fitting=sum(found.fitting),
-    )
-    gates = gate_rules.decide(assistant.gates, evidence, texts)
-    return {
-        "verdict": gate_rules.verdict(gates),
-        "reasons": gate_rules.reasons(gates, evidence, texts),
-        "gates": [gate.as_dict() for gate in gates],
     }
 
 
@@ -213,7 +190,12 @@ def _tested(rows: Sequence[TestRow], in_dataset: int, found: Measured) -> dict[s
 
 
 def _decision(
-    assistant: Assistant, made: Made, found: Measured, names: Sequence[str], verdict: str, compare: decision.Compare
+    assistant: Assistant,
+    made: Made,
+    found: Measured,
+    names: Sequence[str],
+    judged: Mapping[str, Any],
+    compare: decision.Compare,
 ) -> dict[str, Any]:
     bench, rate = assistant.benchmark, assistant.budget.usd_per_hour
     usd, seconds = made.training.get("usd"), made.training.get("seconds")
@@ -223,7 +205,10 @@ def _decision(
     traffic = given if given is not None else made.requests_per_month
     money = decision.Money(usd, traffic, "settings" if given is not None else "corpus" if traffic is not None else "")
     values = {name: found.intervals[name] for name in names}
-    decided = decision.decide(values, compare, assistant.gates.better_than_base or "bits_per_byte", verdict, money)
+    measure = assistant.gates.better_than_base or "bits_per_byte"
+    beyond = np.array([not one.answerable for one in found.reference_judged], bool)
+    judge = partial(verdicts.of_option, assistant, made, found, judged)
+    decided = decision.decide(values, compare, measure, judge, money, partial(found.compare, here=beyond))
     priced = {e.name: e.priced_on.isoformat() if e.priced_on else None for e in bench.endpoints if e.name in names}
     return {**decided, "priced_on": priced, "usd_per_hour": rate, "train_rows": len(split_rows(made.dataset, "train"))}
 
@@ -235,6 +220,12 @@ def _judged(found: Mapping[str, Any] | None, human: Mapping[str, str]) -> dict[s
     shared = [item for item in found["choices"] if item in human]
     told = {key: value for key, value in found.items() if key != "choices"}
     return {**told, "agreement": agreement(found["choices"], human), "agreement_rows": len(shared)}
+
+
+def _by_judge(found: Sequence[Outcome]) -> dict[str, int]:
+    """Cases of the standing suite that a judging model decided, and how many of them it says hold."""
+    told = [one.passed for one in found if one.judged]
+    return {"held": sum(one is True for one in told), "told": len(told)}
 
 
 def _with_p(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

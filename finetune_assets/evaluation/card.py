@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from finetune_assets.evaluation.candidates import BASE, TUNED
+from finetune_assets.evaluation.candidates import BASE, CHAMPION, TUNED
 from finetune_assets.evaluation.decision import order
-from finetune_assets.evaluation.report import MARKDOWN, flat, human
+from finetune_assets.evaluation.report import MARKDOWN, difference, flat, human, verdict_line
 from finetune_assets.evaluation.texts import SIGNED, Texts
 
 T = Texts("en")
@@ -75,7 +75,7 @@ def _front_matter(report: Mapping[str, Any], base_card: Mapping[str, Any]) -> st
 def _intended(report: Mapping[str, Any]) -> str:
     return (
         f"Answers the conversations of the assistant `{report['assistant']}`. **Verdict of its evaluation: "
-        f"{T('verdict.' + report['verdict']).lower()}.** {T('verdict_line.' + report['verdict'])}\n\n"
+        f"{T('verdict.' + report['verdict']).lower()}.** {verdict_line(report, T)}\n\n"
         + "\n".join(f"- {gate_line(gate)}" for gate in report["gates"])
     )
 
@@ -162,7 +162,9 @@ def _recovered(training: Mapping[str, Any]) -> list[str]:
 
 def _evaluation(report: Mapping[str, Any]) -> str:
     names = order(list(report["candidates"]))
-    head = " | ".join(T.candidate(name) for name in names)
+    told = {other: report["differences"].get(f"{TUNED}_vs_{other}") for other in (BASE, CHAMPION)}
+    versus = {other: found for other, found in told.items() if found}
+    titles = [*(T.candidate(name) for name in names), *(f"Tuned less {T.candidate(other).lower()}" for other in versus)]
     lines = [
         "## Evaluation",
         "",
@@ -170,19 +172,16 @@ def _evaluation(report: Mapping[str, Any]) -> str:
         "of users that the training never saw; "
         "95 % intervals from a paired bootstrap over conversations.",
         "",
-        f"| Measure | {head} | Tuned less base |",
-        "|---" * (len(names) + 2) + "|",
+        f"| Measure | {' | '.join(titles)} |",
+        "|---" * (len(titles) + 1) + "|",
     ]
-    versus = report["differences"].get(f"{TUNED}_vs_{BASE}", {})
     for measure in MARKDOWN:
         values = [report["candidates"][name][measure] for name in names]
         if all(value["value"] is None for value in values):
             continue
         cells = [f"{T.value(measure, v['value'])} ({T.range(measure, v)})" if v["value"] is not None else "–" for v in values]
-        difference = versus.get(measure)
-        shown = "" if difference is None or difference["value"] is None else T.value(measure, difference["value"], signed=True)
-        shown += f" ({T.range(measure, difference, signed=True)})" if shown and difference is not None else ""
-        lines.append(f"| {T('measure.' + measure)} | {' | '.join(cells)} | {shown} |")
+        cells += [difference(T, measure, found[measure]) if measure in found else "" for found in versus.values()]
+        lines.append(f"| {T('measure.' + measure)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -231,8 +230,9 @@ def _cost(training: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     usd = training.get("usd")
     spent = f", US$ {T.number(usd, 2)}" if isinstance(usd, int | float) else ""
     use = tuned["usd_per_1000"]["value"]
+    busy = "" if report["models"][TUNED]["url"] else " (while the machine is busy)"
     price = (
-        f", {T.value('usd_per_1000', use)} for 1,000 replies"
+        f", {T.value('usd_per_1000', use)} for 1,000 replies{busy}"
         if use is not None
         else "; no hourly rate is set, so no price is given"
     )

@@ -2,8 +2,9 @@
 
 The recommendation climbs from the simplest option to the next only where that one is better by more than chance, and by at least
 a hundredth (WORTH), in the assistant's chosen measure, so it turns round when the numbers do. Under `MIN_CONVERSATIONS` it
-waits, as the gates do: the step is null and the decision not settled. Prices are those of the settings,
-with their day; seconds are measured.
+waits, as the gates do: the step is null and the decision not settled. What leads is recommended only where the gates that can
+be measured on it pass, or none can (then the report says so). Prices are those of the settings, with their day; seconds are
+measured, and are those in which a machine is busy: one that is always on costs its whole month (`always_on`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ WORTH = 0.01
 """Least relative improvement that is worth another option's trouble, however sure it is."""
 FALLBACK = ("similarity_gain", "chrf")
 """Measures that decide where an option has no likelihood."""
+SMALL = 1e9
+"""Parameters under which a model that gains nothing from its prompt is said to be too small for it: examples hardly help models
+of 0.1 to 1.3 billion (Brown et al. 2020, arXiv:2005.14165, figure 1.2)."""
+HOURS_A_MONTH = 365.25 * 24 / 12
 Compare = Callable[[str, str, str], Interval]
 """(first, second, measure) -> first minus second."""
+Judge = Callable[[str], Mapping[str, Any] | None]
+"""Option -> `verdict` of the gates and their `reasons`; null where no gate can be measured on it."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,15 @@ def usd_per_request(endpoint: EndpointSettings, prompt_tokens: float | None, rep
 
 
 def decide(
-    values: Mapping[str, Mapping[str, Interval]], compare: Compare, measure: str, verdict: str, money: Money
+    values: Mapping[str, Mapping[str, Interval]],
+    compare: Compare,
+    measure: str,
+    judge: Judge,
+    money: Money,
+    knowledge: Compare | None = None,
 ) -> dict[str, Any]:
-    """The report's `decision`. `values`: every measure of each candidate, its cost among them; `measure`: what decides."""
+    """The report's `decision`. `values`: every measure of each candidate, its cost among them; `measure`: what decides;
+    `knowledge`: `compare` on the rows that need more than their conversation, where retrieval is judged (default: on all)."""
     names = list(values)
     costs = {name: values[name]["usd_per_1000"].value for name in names}
     there = [name for name in OPTIONS if name in names]
@@ -63,14 +76,16 @@ def decide(
         steps.append({"from": pick, "to": option, "measure": used, "gain": found.as_dict(), "better": better})
         if better:
             pick = option
+    judged, looked = judge(pick), knowledge or compare
     return {
         "recommendation": pick,
         "settled": all(step["better"] is not None for step in steps),
-        "ready": pick not in (TUNED, TUNED_RAG) or verdict == "serve",
+        "judged": judged,
+        "ready": None if judged is None else judged["verdict"] == "serve",
         "measure": measure,
         "steps": steps,
         "prompting_helps": _helps(prompted),
-        "retrieval_helps": {name: _helps([_gain_over(compare, name, plain, measure, values)]) for name, plain in _with(there)},
+        "retrieval_helps": {name: _helps([_gain_over(looked, name, plain, measure, values)]) for name, plain in _with(there)},
         "monthly": {name: _monthly(costs.get(name), money.requests_per_month) for name in names},
         "requests_per_month": money.requests_per_month,
         "traffic_from": money.traffic_from,
@@ -88,6 +103,11 @@ def break_even(training_usd: float | None, other_per_1000: float | None, tuned_p
     if training_usd is None or other_per_1000 is None or tuned_per_1000 is None or other_per_1000 <= tuned_per_1000:
         return None
     return max(1, round(training_usd / (other_per_1000 - tuned_per_1000) * 1000))
+
+
+def always_on(usd_per_hour: float | None) -> float | None:
+    """US dollars a month of a machine that never rests; null without a rate."""
+    return None if usd_per_hour is None else usd_per_hour * HOURS_A_MONTH
 
 
 def order(names: Sequence[str]) -> list[str]:

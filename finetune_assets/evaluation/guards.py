@@ -24,7 +24,7 @@ def guards(facts: Mapping[str, Any], base: Mapping[str, Any] | None, cases: Sequ
         "forgetting": forgetting(facts.get("general"), (base or {}).get("general")),
         "parity": _share([same for name in PARITY for same in facts.get(name, [])]),
         "canaries": canaries(facts.get("canaries"), (base or {}).get("canaries")),
-        "checks": _share([o.passed for o in outcomes(cases, facts)]),
+        "checks": _share([None if one.judged else one.passed for one in outcomes(cases, facts)]),
     }
 
 

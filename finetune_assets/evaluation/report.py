@@ -13,8 +13,8 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from finetune_assets.evaluation import plots
-from finetune_assets.evaluation.candidates import BASE, TUNED
-from finetune_assets.evaluation.decision import order
+from finetune_assets.evaluation.candidates import BASE, CHAMPION, TUNED
+from finetune_assets.evaluation.decision import SMALL, always_on, order
 from finetune_assets.evaluation.measures import COMPARABLE, MEASURES
 from finetune_assets.evaluation.texts import SIGNED, TEMPLATES, Texts
 from finetune_assets.storage import write_json, write_text
@@ -71,7 +71,11 @@ def whole(report: Report) -> Report:
         name: {measure: values.get(measure, unknown) for measure in MEASURES} for name, values in report["candidates"].items()
     }
     decision = {"settled": True, **report["decision"]}
-    return {"intents": [], "seeds": None, "accurate_similarity": None, **report, "candidates": candidates, "decision": decision}
+    if "judged" not in decision:
+        judged = {key: report[key] for key in ("verdict", "reasons")} if decision["recommendation"] == TUNED else None
+        decision |= {"judged": judged, "ready": decision["ready"] if judged else None}
+    absent: dict[str, Any] = {"intents": [], "seeds": None, "accurate_similarity": None, "checks_judged": {}}
+    return {**absent, **report, "candidates": candidates, "decision": decision}
 
 
 def html(report: Report) -> str:
@@ -91,7 +95,12 @@ def html(report: Report) -> str:
         measures=MEASURES,
         glance=[name for name in GLANCE if report["candidates"][TUNED][name]["value"] is not None][:MOST_GLANCE],
         SIGNED=SIGNED,
-        beats_base=beats_base(report),
+        verdict_line=verdict_line(report, texts),
+        changed=changed(report),
+        volume=volume(report),
+        prompting=prompting(report),
+        always_on=always_on(report["decision"].get("usd_per_hour")),
+        never=[texts.candidate(name) for name in never(report)],
         funnel=funnel(report),
         quality=QUALITY,
         cost=COST,
@@ -107,34 +116,63 @@ def markdown(report: Report) -> str:
     """Verdict, reasons, gates and measures, under MOST_MARKDOWN bytes."""
     report, t = whole(report), Texts(report["language"])
     names = order(list(report["candidates"]))
-    lines = [f"## {t('verdict.' + report['verdict'])}", "", t(f"verdict_line.{report['verdict']}"), ""]
+    decision = report["decision"]
+    lines = [f"## {t('verdict.' + report['verdict'])}", "", verdict_line(report, t), ""]
     lines += [f"- {reason}" for reason in report["reasons"]]
-    lines += ["", f"| {t('text.measure')} | {' | '.join(t.candidate(name) for name in names)} | {t('text.difference')} |"]
-    lines += ["|---" * (len(names) + 2) + "|"]
-    versus = report["differences"].get(f"{TUNED}_vs_{BASE}", {})
+    unjudged = " " + t("decision.unjudged") if decision["judged"] is None else ""
+    lines += ["", t(_advice(report), option=t("decision.option." + decision["recommendation"])) + unjudged]
+    versus = [(other, report["differences"][f"{TUNED}_vs_{other}"]) for other in (BASE, CHAMPION) if _compared(report, other)]
+    titles = [t.candidate(name) for name in names] + [t(f"text.difference_{other}") for other, _ in versus]
+    lines += ["", f"| {t('text.measure')} | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for measure in MARKDOWN:
         cells = [t.value(measure, report["candidates"][name][measure]["value"]) for name in names]
         if any(cell != "–" for cell in cells):
-            difference = versus.get(measure)
-            shown = _difference(t, measure, difference) if difference else ""
-            lines.append(f"| {t('measure.' + measure)} | {' | '.join(cells)} | {shown} |")
+            cells += [difference(t, measure, found[measure]) if measure in found else "" for _, found in versus]
+            lines.append(f"| {t('measure.' + measure)} | {' | '.join(cells)} |")
     lines += ["", t("text.measured", rows=report["test_rows"], conversations=report["test_conversations"]), ""]
-    lines += ["", t(_advice(report), option=t("decision.option." + report["decision"]["recommendation"])), ""]
     text = "\n".join(lines)
     while len(text.encode()) > MOST_MARKDOWN:
         text = text[: len(text) - 200] + "…\n"
     return text
 
 
+def verdict_line(report: Mapping[str, Any], t: Texts) -> str:
+    """The sentence under the verdict. One that cannot tell says whether something was too close, or could not be measured."""
+    open_gates = [gate for gate in report["gates"] if gate["outcome"] == "cannot_tell"]
+    unknown = [t(f"gate.{gate['name']}").lower() for gate in open_gates if gate["value"] is None]
+    if report["verdict"] != "cannot_tell" or not unknown:
+        return t(f"verdict_line.{report['verdict']}")
+    key = "unmeasured" if len(unknown) == len(open_gates) else "partly_unmeasured"
+    return t(f"verdict_line.{key}", gates=", ".join(unknown))
+
+
 def _advice(report: Report) -> str:
-    return "decision.use" if report["decision"]["settled"] else "decision.wait"
+    if not report["decision"]["settled"]:
+        return "decision.wait"
+    return "decision.leads" if report["decision"]["ready"] is False else "decision.use"
 
 
-def _difference(t: Texts, measure: str, difference: Mapping[str, float | None]) -> str:
-    if difference["value"] is None:
+def _compared(report: Report, other: str) -> bool:
+    return f"{TUNED}_vs_{other}" in report["differences"]
+
+
+def changed(report: Report) -> dict[str, list[str]]:
+    """Measures by how the tuned model differs from the champion: `better`, `worse` or `open`; empty without a champion."""
+    if not _compared(report, CHAMPION):
+        return {}
+    found: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
+    for measure, difference in report["differences"][f"{TUNED}_vs_{CHAMPION}"].items():
+        if difference["value"] is not None and MEASURES[measure].better != "neither":
+            found[settled(measure, difference)].append(measure)
+    return found
+
+
+def difference(t: Texts, measure: str, found: Mapping[str, float | None]) -> str:
+    """Value and interval of a difference, in words."""
+    if found["value"] is None:
         return "–"
-    bounds = t.range(measure, dict(difference), signed=True)
-    return f"{t.value(measure, difference['value'], signed=True)} ({bounds})"
+    bounds = t.range(measure, dict(found), signed=True)
+    return t.value(measure, found["value"], signed=True) + (f" ({bounds})" if bounds else "")
 
 
 def settled(measure: str, difference: Mapping[str, float | None]) -> str:
@@ -147,11 +185,32 @@ def settled(measure: str, difference: Mapping[str, float | None]) -> str:
     return "better" if (low > 0) == (way == "higher") else "worse"
 
 
-def beats_base(report: Report) -> bool:
-    """Whether the tuned model beats the base by more than chance in the measure that decides."""
+def volume(report: Report) -> str:
+    """Whether the rows were `enough` to beat the base by more than chance in the measure that decides, `short` of it, or `open`:
+    where the difference may be chance, or there is none to look at."""
     measure = report["decision"]["measure"]
-    difference = report["differences"].get(f"{TUNED}_vs_{BASE}", {}).get(measure)
-    return bool(difference) and settled(measure, difference) == "better"
+    found = report["differences"].get(f"{TUNED}_vs_{BASE}", {}).get(measure)
+    if not found or found["low"] is None or found["high"] is None or found.get("p", 0.0) is None:
+        return "open"
+    if found["low"] == found["high"] == 0:  # the same replies
+        return "short"
+    return {"better": "enough", "worse": "short"}.get(settled(measure, found), "open")
+
+
+def never(report: Report) -> list[str]:
+    """Candidates against which the training is never paid back by cheaper replies, where all prices are known."""
+    decision, priced = report["decision"], {name: v["usd_per_1000"]["value"] for name, v in report["candidates"].items()}
+    if decision["training_usd"] is None or priced[TUNED] is None:
+        return []
+    return [name for name, requests in decision["break_even"].items() if requests is None and priced[name] is not None]
+
+
+def prompting(report: Report) -> str:
+    """Whether the base learns from its prompt: `helps`, `helps_not`, `too_small` (it does not, and is small), `open`."""
+    helps, parameters = report["decision"]["prompting_helps"], report["candidates"].get(BASE, {}).get("parameters", {})
+    if helps is False and (parameters.get("value") or SMALL) < SMALL:
+        return "too_small"
+    return {True: "helps", False: "helps_not"}.get(helps, "open")
 
 
 def funnel(report: Report) -> list[tuple[str, int, float]]:

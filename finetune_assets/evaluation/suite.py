@@ -6,7 +6,7 @@
       not_contains: [a las]
       regex: "cerra(mos|do)"                  # likewise; without regard to case, as are the texts
       json: true                              # the reply is a JSON value; {"tool": "book"}: and holds these keys and values
-      judge: says that the place is closed    # asked of `benchmark.judge`; left out, and counted, where there is none
+      judge: says that the place is closed    # asked of `benchmark.judge`; shown, and in no gate; left out where there is none
     - name: books by tool
       prompt: Quiero una mesa para dos
       tools: [{name: book_table, …}]          # what it may call; default: the assistant's `tools`
@@ -115,6 +115,8 @@ class Outcome:
     why: str
     """What was expected and not found; empty where it passed."""
     reply: str
+    judged: bool = False
+    """That a judging model decided it: then it is shown, and counts in no gate."""
 
 
 def read_suite(folder: Path) -> list[Case]:
@@ -163,10 +165,10 @@ def judge_case(case: Case, reply: str | None, judged: bool | None = None) -> Out
         *_json_faults(case.json_, reply),
         *_call_faults(case.calls, reply),
     ]
-    if case.judge and judged is False:
-        faults.append(f"judge: not so: {case.judge}")
-    unknown = bool(case.judge) and judged is None
-    return Outcome(case.name, None if unknown and not faults else not faults, "; ".join(faults), reply)
+    if case.judge and not faults:
+        why = f"judge: not so: {case.judge}" if judged is False else ""
+        return Outcome(case.name, judged, why, reply, judged=judged is not None)
+    return Outcome(case.name, not faults, "; ".join(faults), reply)
 
 
 def _missing(what: str, wanted: Sequence[str], found: Sequence[str]) -> list[str]:

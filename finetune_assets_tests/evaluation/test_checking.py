@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from finetune_assets.cli import main
+from finetune_assets.evaluation import checking
+from finetune_assets.evaluation.suite import Outcome
 from finetune_assets.registry import Ledger
 from finetune_assets.storage import write_json
 from finetune_assets_tests.tiny_model import make_tiny_model
@@ -29,6 +31,15 @@ def test_without_a_suite_it_says_what_to_do(home: Path):
     found = CliRunner().invoke(main, ["check", "--assistant", "dental"])
     assert found.exit_code == 2
     assert "benchmark.checks" in found.stderr
+
+
+def test_a_judges_word_is_told_and_fails_nothing(monkeypatch: pytest.MonkeyPatch):
+    told = [Outcome("greets", False, "judge: not so: greets", "Hm.", judged=True), Outcome("closed", True, "", "Cerramos.")]
+    monkeypatch.setattr(checking, "check_version", lambda *_: ("v1", told))
+    found = CliRunner().invoke(main, ["check", "--assistant", "dental"])
+    assert found.exit_code == 0
+    assert "judge: no   greets" in found.stdout
+    assert "1 passed, 0 failed, 0 skipped, 0 of 1 hold by the judging model" in found.stdout
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The recommendation follows the numbers, also when they are turned round; a cost without its price is null, never zero."""
 
 import datetime
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,12 @@ MONEY = Money(2.0, 10_000, "corpus")
 
 
 def decided(
-    bits: dict[str, float], noise: float = 0.02, verdict: str = "serve", usd: dict[str, float] | None = None, count: int = 60
+    bits: dict[str, float],
+    noise: float = 0.02,
+    verdict: str | None = "serve",
+    usd: dict[str, float] | None = None,
+    count: int = 60,
+    knowing: dict[str, float] | None = None,
 ) -> dict:
     """Candidates with these bits per byte, whose differences have intervals of `noise` either way."""
 
@@ -22,13 +28,17 @@ def decided(
         known = {"bits_per_byte": Interval(bits[name], 0, 9), "usd_per_1000": Interval(cost, cost, cost)}
         return {measure: known.get(measure, NOTHING) for measure in MEASURES}
 
-    def compare(first: str, second: str, measure: str) -> Interval:
+    def compare(first: str, second: str, measure: str, bits: dict[str, float] = bits) -> Interval:
         if measure != "bits_per_byte":
             return NOTHING
         gap = bits[first] - bits[second]
         return Interval(gap, gap - noise, gap + noise, count)
 
-    return decide({name: value(name) for name in bits}, compare, "bits_per_byte", verdict, MONEY)
+    def judge(_option: str) -> dict | None:
+        return {"verdict": verdict, "reasons": []} if verdict else None
+
+    knowledge = partial(compare, bits=knowing) if knowing else None
+    return decide({name: value(name) for name in bits}, compare, "bits_per_byte", judge, MONEY, knowledge)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +82,17 @@ def test_a_recommended_model_that_misses_its_gates_is_not_ready():
     bits = {"base": 2.0, "few_shot": 2.0, "tuned": 1.0}
     assert decided(bits)["ready"]
     assert not decided(bits, verdict="do_not_serve")["ready"]
-    assert decided({"base": 1.0, "few_shot": 2.0, "tuned": 2.0}, verdict="do_not_serve")["ready"]
+    base = {"base": 1.0, "few_shot": 2.0, "tuned": 2.0}
+    assert decided(base, verdict="do_not_serve")["ready"] is False  # not even the base, by its own gates
+    assert decided(base, verdict=None)["ready"] is None
+
+
+def test_retrieval_is_judged_where_knowledge_is_needed():
+    bits = {"base": 2.0, "rag": 2.0, "tuned": 1.0, "tuned_rag": 1.0}
+    assert decided(bits, noise=0.005)["retrieval_helps"] == {"rag": False, "tuned_rag": False}
+    found = decided(bits, noise=0.005, knowing={**bits, "tuned_rag": 0.5})
+    assert found["retrieval_helps"] == {"rag": False, "tuned_rag": True}
+    assert found["recommendation"] == "tuned"
 
 
 def test_money():

@@ -132,3 +132,7 @@ def test_cases_hold_or_say_why():
     assert judge_case(judged, "hola").passed is None
     assert judge_case(judged, "hola", True).passed
     assert judge_case(judged, "hola", False).passed is False
+    assert [judge_case(judged, "hola", said).judged for said in (True, False, None)] == [True, True, False]
+    both = Case(name="b", prompt="x", judge="saluda", contains=["hola"])
+    found = guards({"checks": ["hola", "adiós"], "checks_judged": [False, None]}, None, [both, both])["checks"]
+    assert found.value == 0  # the second fails by its words; the first is only the judge's

@@ -257,12 +257,61 @@ def test_the_page_says_whether_the_model_learns_from_its_prompt(made: Path, data
     content = summary(made, dataset)
     for helps, said in (
         (None, "no se puede saber si los ejemplos"),
-        (False, "demasiado pequeño para aprender de su instrucción"),
+        (False, "0 millones de parámetros es demasiado pequeño para aprender de su instrucción"),
         (True, "aprende de su instrucción"),
     ):
         content["decision"]["prompting_helps"] = helps
         assert said in report.html(content)
     assert "demasiado pequeño" not in report.html(content)
+    content["decision"]["prompting_helps"] = False
+    for parameters in (7e9, None):  # a large one, and one behind an address
+        content["candidates"]["base"]["parameters"]["value"] = parameters
+        page = report.html(content)
+        assert "no gana aquí con ejemplos" in page
+        assert "demasiado pequeño" not in page
+
+
+def test_the_page_blames_the_rows_only_for_what_they_did(made: Path, dataset: Path):
+    content = summary(made, dataset)  # of twelve rows
+    difference = content["differences"]["tuned_vs_base"][content["decision"]["measure"]]
+    assert difference["p"] is None
+    assert "no se puede saber: con esta prueba, la diferencia" in report.html(content)
+    for low, high, p, said in (
+        (-0.5, 0.5, 1.0, "no se puede saber: con esta prueba, la diferencia"),
+        (-0.5, -0.4, 0.001, "Alcanzaron para superar al modelo base"),
+        (0.4, 0.5, 0.001, "Con ellos no supera al modelo base"),
+    ):
+        difference |= {"value": (low + high) / 2, "low": low, "high": high, "p": p}
+        assert said in report.html(content)
+
+
+def test_what_leads_is_recommended_only_by_gates(made: Path, dataset: Path):
+    content = summary(made, dataset)
+    found = content["decision"]
+    found |= {"recommendation": "base", "settled": True, "ready": False}
+    found["judged"] = {"verdict": "do_not_serve", "reasons": ["Respuestas vacías: todas."]}
+    for told in (report.html(content), report.markdown(content)):
+        assert "aún no listo para servirse: el modelo base tal cual" in told
+        assert "Recomendado" not in told
+    assert "Respuestas vacías: todas." in report.html(content)
+    found |= {"judged": None, "ready": None}
+    for told in (report.html(content), report.markdown(content)):
+        assert "Ninguna exigencia se ha medido en esta opción." in told
+    found |= {"judged": {"verdict": "serve", "reasons": []}, "ready": True}
+    assert "Recomendado: el modelo base tal cual" in report.html(content)
+    del found["judged"]  # as earlier versions wrote it
+    assert "Ninguna exigencia se ha medido en esta opción." in report.html(content)
+
+
+def test_a_verdict_that_cannot_tell_says_what_was_not_measured(made: Path, dataset: Path):
+    content = summary(made, dataset) | {"verdict": "cannot_tell"}
+    content["gates"] = [gate | {"outcome": "passed"} for gate in content["gates"]]
+    content["gates"][0] |= {"outcome": "cannot_tell", "value": None}
+    for told in (report.html(content), report.markdown(content)):
+        assert "no se pudo medir todo lo que se exige (pérdida de entrenamiento)" in told
+        assert "demasiado pequeña o el resultado" not in told
+    content["gates"][1] |= {"outcome": "cannot_tell", "value": 9.9}
+    assert "y parte de lo que se exige no se pudo medir (pérdida" in report.html(content)
 
 
 def test_the_page_tells_what_preferences_taught(made: Path, dataset: Path):

@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
-from finetune_assets.evaluation import benchmark, candidates, report
+from finetune_assets.evaluation import benchmark, candidates, report, verdicts
 from finetune_assets.evaluation.language import language_of
+from finetune_assets.evaluation.measured import measure
 from finetune_assets.evaluation.suite import Case
 from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json
@@ -231,8 +233,9 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
         "brinda": None,  # the judge says neither: not judged, no failure
     }
     for name in ("gpt", "free", "tuned"):
-        assert found["candidates"][name]["checks"]["value"] == 0.75
-    assert gates["checks"] == "failed"
+        assert found["candidates"][name]["checks"]["value"] == 1
+        assert found["checks_judged"][name] == {"held": 1, "told": 2}
+    assert gates["checks"] == "passed"  # what the judge denies is shown, and fails nothing
     assert found["judge"]["asked"] == 4
     assert found["judge"]["first_place"]["value"] == 1.0  # its bias is told,
     assert found["judge"]["win_rate"]["value"] == 0.5  # and decides nothing
@@ -242,6 +245,34 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     page = report.html(found)
     assert "Costo" in page or "cuestan" in page
     assert "2 de 10 filas sin respuesta" in page
+    assert page.count("365,25") == 2  # an always-on machine at half a dollar an hour
+    assert "Qué cambió frente al campeón" in page
+    assert found["candidates"]["tuned"]["seconds_p95"]["low"] is None  # of ten replies
+    assert page.count("según el modelo juez") == 2
+    assert "1 de 2</td>" in page
+    found["judge"]["missing"] = 1
+    assert "de 3 pares" in report.html(found)  # those that have a verdict
+
+
+def test_each_option_is_judged_by_what_can_be_measured_on_it(made: tuple[Path, Path, Assistant]):
+    folder, dataset, assistant = made
+    about, result = benchmark.Made("v2", dataset, {"train_loss": 9.0}), read_json(folder / "out" / "result.json")
+    rows = [candidates.TestRow(**row) for row in read_json(folder / "out" / "rows.json")["rows"]]
+    found = measure(assistant, folder / "out", rows, result, about, benchmark.suite_of(assistant))
+    loose = {name: None for name, field in Gates.model_fields.items() if type(None) in get_args(field.annotation)}
+    gates = Gates(**loose | {"above_similarity_floor": False, "canaries": False, "keeps_details": False})
+
+    def judged(option: str, **wanted: float | None) -> str | None:
+        settings = assistant.model_copy(update={"gates": gates.model_copy(update=wanted)})
+        told = verdicts.of_option(settings, about, found, {"verdict": "serve", "reasons": []}, option)
+        return told["verdict"] if told else None
+
+    assert judged("rag") is None  # nothing is asked
+    assert judged("rag", max_training_loss=2.0) is None  # it was not trained
+    assert judged("tuned_rag", max_training_loss=2.0) == "do_not_serve"
+    assert judged("rag", max_reply_seconds=1e-9) == "do_not_serve"
+    assert judged("rag", max_reply_seconds=1e9) == "serve"
+    assert judged("tuned", max_reply_seconds=1e-9) == "serve"  # the report's own
 
 
 def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]):

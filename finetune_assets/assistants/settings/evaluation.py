@@ -118,7 +118,9 @@ class Gates(Group):
         default=0.95, description="Share of prompts that get the same reply alone, as served, as they got in the benchmark."
     )
     canaries: bool = Field(default=True, description="No secret of `benchmark.canaries` may be learnt by heart.")
-    min_checks: Share | None = Field(default=1.0, description="Share of the standing suite's cases that hold.")
+    min_checks: Share | None = Field(
+        default=1.0, description="Share of the standing suite's cases that hold, without those that a judge decides."
+    )
 
 
 class EndpointSettings(Group):
