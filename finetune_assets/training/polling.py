@@ -1,13 +1,18 @@
 """Asking for all open remote jobs at once, within a bounded time: what they are now, what they cost, and when to ask again.
 
-Providers are asked from a few threads, each request once and for a few seconds; the ledger is written from the caller's. Who says
-429, or does not answer at all, is left alone for a while. What there is no time for comes first in the next tick.
+Providers are asked from a few threads, each request once and for a few seconds. What a thread must not forget it writes to its
+job's journal; status, cost and when to ask again are written from the caller's. Who says 429, or does not answer at all, is left
+alone for a while. What there is no time for comes first in the next tick.
 
     answered                               written down; ended jobs are settled by what they cost, after their files are deleted
     no answer, 429, 5xx                    asked again after 30 s, 1 min, 2 min … 30 min, or when the provider says
     404, three times in a row              failed: the provider knows it no more
-    past `remote.max_hours`                cancelled, and failed as stuck; a pause does not count
-    past it, and no answer three times     failed: nobody can tell what became of it
+    past its deadline                      asked to stop, and asked for until it has: one that was cancelled has failed as stuck,
+                                           one that ended well meanwhile is taken; a pause does not count
+    that an hour ago, still not stopped,   failed: nobody can tell what became of it
+    or no answer three times
+
+The deadline is `remote.max_hours` from the submission, or what `trainers.open_hours` makes of it.
 
 Clocks: deadlines and months go by this machine's; a provider's times are shown, never compared with ours.
 """
@@ -39,8 +44,13 @@ EVENTS = 20
 """Newest events that a tick reads of a running job, for its last metrics."""
 EVERY = datetime.timedelta(seconds=30)
 LONGEST = datetime.timedelta(minutes=30)
+STOPPING = datetime.timedelta(hours=1)
+"""After the deadline: for how long a job may take to stop, or its provider to answer."""
+STOP = "stop"
+"""Key of a journal: when the job was asked to stop at its deadline (`asked`, UTC), and what it was (`was`)."""
 IN_A_ROW = 3
 """Answers of 404, or after the deadline none, after which a job is taken as gone; and in a tick, of one provider: as away."""
+ELSEWHERE = "Start it again, or train elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
 Connect = Callable[[Connection, Journal], RemoteTrainer]
 
 
@@ -166,21 +176,37 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
     handle = own.attach()
     if handle is None:
         return _unsubmitted(remote, own)
-    state = own.poll(handle)
-    told, paused = state, bool(state.progress.get("paused"))
-    if state.status in OPEN_STATUSES and not paused and now() > _deadline(remote, paused):
+    state, journal = own.poll(handle), LedgerJournal(ledger, remote.job.id)
+    stop: dict[str, str] | None = remote.state.get(STOP)
+    if stop is None and state.status in OPEN_STATUSES and not state.progress.get("paused") and now() > _deadline(remote):
         own.cancel(handle)
-        told = own.poll(handle)  # a job that was trained meanwhile, and waited for its deployment, has ended well
-        state = (
-            told if told.status == "succeeded" else replace(told, status="failed", error=_stuck(remote, state.provider_status))
-        )
+        stop = {"asked": now().isoformat(" ", "seconds"), "was": state.provider_status}
+        journal.save(**{STOP: stop})
+        state = own.poll(handle)
+    told, state = state, state if stop is None else _stopping(remote, state, stop)
     if state.status in OPEN_STATUSES:
         metrics = last_metrics(own.events(handle, EVENTS)) if state.status == "running" else {}
         if remote.state.get("missing"):
-            LedgerJournal(ledger, remote.job.id).save(missing=0)
+            journal.save(missing=0)
         return _Answer(remote, replace(state, progress={**state.progress, **metrics}))
     usd = own.cost(told, remote.job.base_model, remote.job.status == "running", tables)
     return _Answer(remote, state, usd=usd, notes=tuple(own.clean_up(handle)))
+
+
+def _stopping(remote: RemoteJob, state: JobState, stop: dict[str, str]) -> JobState:
+    """What a job's state means after it was asked to stop: `cancelled` is the end of a stuck one, any other end is its own."""
+    if state.status == "cancelled":
+        return replace(state, status="failed", error=f"{_stuck(remote, stop['was'])}, so it was cancelled. {ELSEWHERE}")
+    if state.status not in OPEN_STATUSES:
+        return state
+    until = datetime.datetime.fromisoformat(stop["asked"]) + STOPPING
+    stuck = f"{_stuck(remote, stop['was'])}, so it was asked to stop at {stop['asked']} UTC"
+    if now() > until and not state.trained:  # what is trained ends by itself, with or without its deployment
+        where = f"look at {remote.job.provider} for {remote.job.provider_job_id}, it may still run and cost"
+        return replace(state, status="failed", error=f"{stuck}; it still is {state.provider_status!r}: {where}.")
+    warning = f"{stuck}; its end is waited for until {until:%H:%M} UTC"
+    said = f". {state.progress['warning']}" if "warning" in state.progress else ""
+    return replace(state, progress={**state.progress, "warning": warning + said})
 
 
 def _unsubmitted(remote: RemoteJob, own: RemoteTrainer) -> _Answer:
@@ -205,10 +231,10 @@ def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer | None, er
     why = None
     if missing >= IN_A_ROW:
         why = f"The provider knows the job no more, asked {missing} times: {error}"
-    elif remote.failures + 1 >= IN_A_ROW and now() > _deadline(remote):
+    elif remote.failures + 1 >= IN_A_ROW and now() > _last_wait(remote):
         why = (
-            f"{_stuck(remote, remote.provider_status or 'unknown', cancelled=False)} The provider does not say what became of it "
-            f"({error}): look there for {remote.job.provider_job_id}, it may still run and cost."
+            f"{_stuck(remote, remote.provider_status or 'unknown')}. The provider does not say what became of it ({error}): look "
+            f"there for {remote.job.provider_job_id}, it may still run and cost."
         )
     if why is None:
         return _Answer(remote, error=error)
@@ -216,12 +242,8 @@ def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer | None, er
     return _Answer(remote, JobState("failed", "gone" if gone else "unknown", why), notes=notes)
 
 
-def _stuck(remote: RemoteJob, word: str, *, cancelled: bool = True) -> str:
-    did = ", so it was cancelled" if cancelled else ""
-    return (
-        f"stuck: still {word!r} after {_hours(remote):.0f} hours (remote.max_hours){did}. Start it again, or train elsewhere: "
-        "finetune migrate ASSISTANT --to TRAINER/MODEL."
-    )
+def _stuck(remote: RemoteJob, word: str) -> str:
+    return f"stuck: still {word!r} after {_hours(remote):.0f} hours (remote.max_hours)"
 
 
 def _handle(remote: RemoteJob) -> JobHandle:
@@ -233,6 +255,12 @@ def _deadline(remote: RemoteJob, paused: bool = False) -> datetime.datetime:
     held = paused or bool(remote.progress.get("paused"))
     since = now() - _naive(remote.polled_at) if held and remote.polled_at else datetime.timedelta()
     return _naive(remote.deadline) + since
+
+
+def _last_wait(remote: RemoteJob) -> datetime.datetime:
+    """Until then a job that is past its deadline may stop, or its provider answer."""
+    stop = remote.state.get(STOP)
+    return (datetime.datetime.fromisoformat(stop["asked"]) if stop else _deadline(remote)) + STOPPING
 
 
 def _hours(remote: RemoteJob) -> float:

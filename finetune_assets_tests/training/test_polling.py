@@ -66,10 +66,11 @@ class World:
     def poll(self, seconds: float = 30) -> list[Polled]:
         return poll(self.ledger, open_remote(self.ledger), self.connect, None, seconds)
 
-    def past_deadline(self) -> None:
+    def past_deadline(self, minutes: float = 1) -> None:
         """Makes every job older than it may be."""
         with self.ledger.engine.begin() as connection:
-            connection.execute(sa.update(remote_jobs).values(deadline=now() - datetime.timedelta(minutes=1), polled_at=now()))
+            ago = now() - datetime.timedelta(minutes=minutes)
+            connection.execute(sa.update(remote_jobs).values(deadline=ago, polled_at=now()))
 
     def cost(self, job: Job) -> tuple[float | None, bool]:
         """US dollars in the ledger, and whether that is the last word."""
@@ -133,12 +134,53 @@ def test_a_stuck_job_is_cancelled_and_says_so(fake: FakeProvider, world: World) 
     assert fake.state()["files"] == []
 
 
+def being_stopped(fake: FakeProvider, world: World) -> Job:
+    """A job that was asked to stop, and has not stopped yet."""
+    job = world.submit()
+    fake.set(forced={"*": {"status": "running"}})
+    world.past_deadline()
+    for _ in range(2):
+        [polled] = world.poll()
+        assert (polled.ended, polled.job.status) == (False, "running")
+        assert "so it was asked to stop at" in (polled.note or "")
+    assert fake.state()["seen"].count("POST /fine_tuning/jobs/ID/cancel") == 1
+    assert world.cost(job) == (0.5, False)
+    return job
+
+
+def test_a_job_that_was_done_when_it_was_asked_to_stop_is_not_lost(fake: FakeProvider, world: World) -> None:
+    job = being_stopped(fake, world)
+    done = {"status": "succeeded", "fine_tuned_model": "ft:gpt-4o-mini-2024-07-18:org::1", "trained_tokens": 1000}
+    fake.set(forced={"*": done})
+    [ended] = world.poll()
+    assert (ended.ended, ended.job.status, world.cost(job)) == (True, "succeeded", (pytest.approx(0.003), True))
+
+
+def test_a_job_that_stops_late_has_its_cost(fake: FakeProvider, world: World) -> None:
+    job = being_stopped(fake, world)
+    fake.set(forced={"*": {"status": "cancelled", "trained_tokens": 500}})
+    [ended] = world.poll()
+    assert (ended.ended, ended.job.status, world.cost(job)) == (True, "failed", (pytest.approx(0.0015), True))
+    assert "stuck: still 'running' after 0 hours (remote.max_hours), so it was cancelled" in (ended.job.error or "")
+
+
+def test_a_job_that_does_not_stop_is_left_to_a_person(fake: FakeProvider, world: World) -> None:
+    job = being_stopped(fake, world)
+    LedgerJournal(world.ledger, job.id).save(stop={"asked": "2026-11-01 10:00:00", "was": "queued"})
+    [ended] = world.poll()
+    error = ended.job.error or ""
+    assert (ended.ended, ended.job.status, world.cost(job)) == (True, "failed", (0.5, True))
+    assert f"it still is 'running': look at openai for {fake.jobs[0]['id']}, it may still run and cost" in error
+
+
 def test_a_provider_that_is_away_at_the_deadline(fake: FakeProvider, world: World) -> None:
     job = world.submit()
     world.poll()
+    fake.fault(RETRIEVE, "error", status=500, times=4)
     world.past_deadline()
-    fake.fault(RETRIEVE, "error", status=500, times=3)
-    assert [world.poll()[0].ended for _ in range(3)] == [False, False, True]
+    assert [world.poll()[0].ended for _ in range(3)] == [False] * 3  # it may be back within the hour
+    world.past_deadline(minutes=61)
+    assert world.poll()[0].ended
     error = world.ledger.job(job.id).error or ""
     assert "does not say what became of it" in error
     assert fake.jobs[0]["id"] in error  # it may still run: a person has to look
@@ -149,7 +191,7 @@ def test_a_provider_that_is_away_at_the_deadline(fake: FakeProvider, world: Worl
 def test_a_key_that_is_gone_at_the_deadline(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     job = world.submit()
     world.poll()
-    world.past_deadline()
+    world.past_deadline(minutes=61)
     monkeypatch.delenv("OPENAI_API_KEY")
     assert [world.poll()[0].ended for _ in range(3)] == [False, False, True]
     assert "OPENAI_API_KEY" in (world.ledger.job(job.id).error or "")
