@@ -1,8 +1,12 @@
 """What the training assets do where a provider trains: permission and money before, submission, and the finished model."""
 
+import datetime
+import logging
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,16 @@ from finetune_assets.resources.tags import MIGRATE_TO
 from finetune_assets.training import lifecycle
 from finetune_assets.training.lifecycle import Ending, endings
 from finetune_assets.training.migration import retarget
-from finetune_assets.training.remote import Connection
+from finetune_assets.training.polling import REQUEST_SECONDS
+from finetune_assets.training.remote import Connection, Notes
 from finetune_assets.training.screening import check_permission
 from finetune_assets.training.submission import bill, check_month, estimate_of, submit
 from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
-from finetune_assets.training.uses import uses_of
+from finetune_assets.training.trainers import open_hours
+from finetune_assets.training.uses import Uses, uses_of
+
+ANNOUNCED_SECONDS = 40.0
+"""In which providers are asked for last days: a sensor's tick has sixty."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,36 @@ def forbidding_tenants(assistants: AssistantsResource, store: StoreResource, dat
     return sorted(found)
 
 
-def ending_models(assistants: AssistantsResource, store: StoreResource, book: Ledger, name: str) -> list[Ending]:
-    """Rented models of an assistant whose last day is known, soonest first; by the dated table, nobody is asked."""
-    uses = uses_of([assistants.load(name, store.tenants())], book).uses
-    own = [use for use in uses if use.assistant == name]
-    return endings(own, lifecycle.today(), Environment.read().tables)
+def ending_models(
+    context: dg.AssetCheckExecutionContext,
+    assistants: AssistantsResource,
+    store: StoreResource,
+    book: Ledger,
+    trainer: TrainerResource,
+) -> list[Ending]:
+    """Rented models of an assistant whose last day is known, soonest first: by the provider's word, else by the dated table."""
+    name = context.partition_key
+    uses = uses_of([assistants.load(name, store.tenants())], book)
+    own = Uses([use for use in uses.uses if use.assistant == name], uses.places)
+    return endings(own.uses, lifecycle.today(), Environment.read().tables, announced(own, store, trainer, context.log))
+
+
+def announced(
+    uses: Uses, store: StoreResource, trainer: TrainerResource, log: logging.Logger
+) -> dict[tuple[str, str], datetime.date]:
+    """(provider, model) to the last day that the provider itself gives, as far as providers answer within ANNOUNCED_SECONDS."""
+    end, found = time.monotonic() + ANNOUNCED_SECONDS, dict[tuple[str, str], datetime.date]()
+    for connection in uses.connections:
+        models = sorted({use.model for use in uses.uses if use.provider == connection.provider})
+        in_time = takewhile(lambda _: time.monotonic() < end, models)
+        try:
+            with closing(trainer.rented(connection, store.store, Notes()).hurried(REQUEST_SECONDS)) as asked:
+                said = asked.shutdown_dates(in_time)
+        except FinetuneError as error:
+            log.info(f"{connection.provider} was not asked for last days, the dated table has to do: {error}")
+            continue
+        found |= {(connection.provider, model): day for model, day in said.items()}
+    return found
 
 
 def replaced_by(ledger: LedgerResource, name: str, tags: Mapping[str, str]) -> str | None:
@@ -103,7 +137,7 @@ def submit_remote(
     if job.status not in ("pending", "running"):
         return job
     connection = Connection.of(assistant)
-    journal = open_journal(book, job.id, connection.to_dict(), assistant.remote.max_hours)
+    journal = open_journal(book, job.id, connection.to_dict(), open_hours(connection))
     due = bill(assistant, request, estimate_of(job.plan), Environment.read().monthly_usd, job.id)
     with closing(trainer.rented(connection, store.store, journal)) as backend:
         return submit(book, job, backend, request, due)

@@ -39,6 +39,8 @@ from finetune_assets.training.trainer import Estimate
 
 Result = dg.MaterializeResult[Any]
 
+SHOWN = 5
+"""Sentences of a check about models that stop."""
 PLOTTED = 400
 """Most points of a curve on an asset page."""
 
@@ -320,22 +322,28 @@ ASSETS = [training_plan, training_job, trained_model]
 
 @dg.asset_check(asset=trained_model, partitions_def=assistants)
 def model_lives(
-    context: dg.AssetCheckExecutionContext, assistants: AssistantsResource, store: StoreResource, ledger: LedgerResource
+    context: dg.AssetCheckExecutionContext,
+    assistants: AssistantsResource,
+    store: StoreResource,
+    ledger: LedgerResource,
+    trainer: TrainerResource,
 ) -> dg.AssetCheckResult:
-    """Whether the rented models of this assistant go on answering: 90 days ahead it warns, 30 days ahead it fails."""
+    """Whether all rented models of this assistant go on answering: 90 days ahead it warns, 30 days ahead it fails."""
     with ledger.open() as book:
-        found = ending_models(assistants, store, book, context.partition_key)
+        found = ending_models(context, assistants, store, book, trainer)
     if not found:
         return dg.AssetCheckResult(
             passed=True, description="Nothing of this assistant depends on a rented model whose last day is known."
         )
     first = found[0]
     days = first.next_days if first.next_days is not None else first.jobs_days_left
-    error = first.days_left is not None and first.days_left <= WARN_DAYS[1]
+    stops = any(one.days_left is not None and one.days_left <= WARN_DAYS[1] for one in found)
+    urgent = [one for one in found if one.urgent]
+    more = [f"and {len(urgent) - SHOWN} more: finetune doctor"] if len(urgent) > SHOWN else []
     return dg.AssetCheckResult(
-        passed=not first.urgent,
-        severity=dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN,
-        description=" | ".join(one.text() for one in found[:3]),
+        passed=not urgent,
+        severity=dg.AssetCheckSeverity.ERROR if stops else dg.AssetCheckSeverity.WARN,
+        description=" | ".join([*(one.text() for one in (urgent or found)[:SHOWN]), *more]),
         metadata={"days_left": days if days is not None else 0, "model": first.use.model, "models": len(found)},
     )
 

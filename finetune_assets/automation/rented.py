@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-import time
 from collections.abc import Iterable
-from contextlib import closing
-from itertools import takewhile
 
 import dagster as dg
 
+from finetune_assets.assets.remote import announced
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError
 from finetune_assets.registry import Ledger
@@ -21,8 +18,9 @@ from finetune_assets.resources.tags import APPROVED, DATASET, MIGRATE_TO, REASON
 from finetune_assets.storage import write_json
 from finetune_assets.training import lifecycle
 from finetune_assets.training.lifecycle import Ending
-from finetune_assets.training.polling import REQUEST_SECONDS, Polled, poll
-from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
+from finetune_assets.training.polling import Polled, poll
+from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
+from finetune_assets.training.tables import base_name
 from finetune_assets.training.uses import Uses, uses_of
 
 TICK_SECONDS = 40.0
@@ -73,29 +71,21 @@ def dying(
 ) -> list[Ending]:
     """Uses that lose their model or its training within the first warning, or have lost it, soonest first.
 
-    Asks the providers where a key is set, within TICK_SECONDS; where one does not answer, the dated table has to do.
+    Asks the providers where a key is set; where one does not answer in time, the dated table has to do.
     """
-    end = time.monotonic() + TICK_SECONDS
     uses = rented_uses(store, assistants, ledger, {job.assistant for job in ledger.jobs()})
-    announced: dict[tuple[str, str], datetime.date] = {}
-    for connection in uses.connections:
-        models = sorted({use.model for use in uses.uses if use.provider == connection.provider})
-        in_time = takewhile(lambda _: time.monotonic() < end, models)
-        try:
-            with closing(trainer.rented(connection, store.store, Notes()).hurried(REQUEST_SECONDS)) as asked:
-                said = asked.shutdown_dates(in_time)
-        except FinetuneError as error:
-            log.info(f"{connection.provider} was not asked for last days, the dated table has to do: {error}")
-            continue
-        announced |= {(connection.provider, model): day for model, day in said.items()}
-    found = lifecycle.endings(uses.uses, lifecycle.today(), Environment.read().tables, announced)
+    said = announced(uses, store, trainer, log)
+    found = lifecycle.endings(uses.uses, lifecycle.today(), Environment.read().tables, said)
     return [one for one in found if one.urgent]
 
 
 def migrations(
     instance: dg.DagsterInstance, store: StoreResource, assistants: AssistantsResource, found: Iterable[Ending]
 ) -> list[dg.RunRequest]:
-    """One training an assistant whose served or newest model ends, on its successor and the newest frozen data set."""
+    """One training an assistant whose served or newest model ends, on its successor and the newest frozen data set.
+
+    The run key asks for it once for each assistant, base model that ends and successor, whatever is frozen or tuned meanwhile.
+    """
     requests: dict[str, dg.RunRequest] = {}
     enrolled = set(instance.get_dynamic_partitions("assistant"))
     for one in found:
@@ -113,7 +103,7 @@ def migrations(
         fingerprint = link.resolve().name
         reason = f"migration: {use.provider} {use.model} ends on {one.lifecycle.shutdown}"
         requests[use.assistant] = dg.RunRequest(
-            run_key=f"migrate:{use.assistant}:{use.successor}:{fingerprint}",
+            run_key=f"migrate:{use.assistant}:{use.provider}/{base_name(use.model)}:{use.successor}",
             job_name="migrate",
             partition_key=use.assistant,
             tags={MIGRATE_TO: use.successor, DATASET: fingerprint, REASON: reason},

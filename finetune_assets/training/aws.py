@@ -31,9 +31,13 @@ STATUS: dict[str, Status] = {
     "Completed": "succeeded",
     "Failed": "failed",
     "Stopped": "cancelled",
+    "MaxRuntimeExceeded": "failed",
+    "MaxWaitTimeExceeded": "failed",
 }
 UP = ("Active", "InService")
 """A deployment that answers."""
+TAKING_BACK = datetime.timedelta(hours=1)
+"""For how long a deployment that was given up, and could not be deleted, is tried to be deleted again."""
 
 
 class AwsTrainer(ABC):
@@ -139,18 +143,18 @@ class AwsTrainer(ABC):
     def _deployed(self, handle: JobHandle, told: Mapping[str, Any], state: JobState) -> JobState:
         """Makes the deployment, once, and waits for it from tick to tick. One that fails leaves the trained model as it is."""
         journal = self._journal.load()
-        why: str | None = journal.get("given_up")
+        if journal.get("given_up"):
+            return self._taken_back(handle, told, state)
         try:
-            if not why and not journal.get("deployment"):
+            if not journal.get("deployment"):
                 with self.errors("creating the deployment"):
                     self.deploy(handle.id, self.model_of(told))
                 self._journal.save(deployment=handle.id)
-            if not why:
-                word, why, _ = self.deployment(handle.id)
-                if word in UP:
-                    return state
-                if word != "Failed":
-                    return JobState("running", f"Deploying ({word})", None, state.progress, trained=True)
+            word, why, _ = self.deployment(handle.id)
+            if word in UP:
+                return state
+            if word != "Failed":
+                return JobState("running", f"Deploying ({word})", None, state.progress, trained=True)
         except ProviderUnsettled:
             raise
         except ProviderError as error:
@@ -161,6 +165,31 @@ class AwsTrainer(ABC):
         warning = f"the model is trained ({self.model_of(told)}), but its deployment failed: {why or 'no reason given'}"
         return replace(state, progress={**state.progress, "warning": warning})
 
+    def _taken_back(self, handle: JobHandle, told: Mapping[str, Any], state: JobState) -> JobState:
+        """Of a deployment that was given up: the job has ended when it is gone, or TAKING_BACK is over."""
+        left = self._take_back(handle.id)
+        warning = f"the model is trained ({self.model_of(told)}), but its deployment was given up while it was being made"
+        if left is not None:
+            warning += f", and could not be deleted yet ({left})"
+            since = datetime.datetime.fromisoformat(str(self._journal.load()["given_up"]))
+            if datetime.datetime.now(datetime.UTC) - since < TAKING_BACK:
+                return JobState("running", "Deleting its deployment", None, {**state.progress, "warning": warning}, trained=True)
+            warning += f". Delete {handle.id} in the AWS console: it may be billed"
+        return replace(state, progress={**state.progress, "warning": warning})
+
+    def _take_back(self, name: str) -> str | None:
+        """Deletes what `deploy` has made, once; why something may be left."""
+        if self._journal.load().get("undeployed"):
+            return None
+        try:
+            with self.errors(f"deleting the deployment {name}"):
+                self.undeploy(name)
+        except ProviderError as error:
+            if error.status != 404:
+                return str(error)
+        self._journal.save(undeployed=True)
+        return None
+
     def state_of(self, told: Mapping[str, Any]) -> JobState:
         """Ours of theirs; an unknown word means still running."""
         word = self.word(told)
@@ -168,7 +197,7 @@ class AwsTrainer(ABC):
         progress = dict(self.progress(told))
         if word not in STATUS:
             progress["warning"] = f"{self.provider} says {word!r}, which is not known here; taken as running until the deadline"
-        why = told.get("FailureReason") or told.get("failureMessage") or "no reason given"
+        why = told.get("FailureReason") or told.get("failureMessage") or ("no reason given" if word == "Failed" else word)
         error = f"{self.provider} ended the job: {remote.without_secrets(str(why))}" if status == "failed" else None
         return JobState(status, word, error, progress)
 
@@ -181,19 +210,15 @@ class AwsTrainer(ABC):
         return TrainedResult(self.model_of(told), {})
 
     def cancel(self, handle: JobHandle) -> None:
-        """Stops the job; one that has ended is left as it is. Of one that is trained a deployment under way is taken back."""
-        status = self.state_of(self.told(handle.id)).status
-        if status in ("pending", "running"):
+        """Stops the job; one that stops or has ended is left alone. Of a trained one a deployment under way is taken back."""
+        state = self.state_of(self.told(handle.id))
+        if state.status in ("pending", "running") and state.provider_status != "Stopping":
             with self.errors(f"stopping job {handle.id}"):
                 self.stop(handle.id)
-        elif status == "succeeded" and self.deploys and self._place(handle.id) is None:
-            why = "given up while it was being made"
-            try:
-                with self.errors(f"deleting the deployment {handle.id}"):
-                    self.undeploy(handle.id)
-            except ProviderError as error:
-                why += f"; look at it in the AWS console: {error}" if error.status != 404 else ""
-            self._journal.save(given_up=why)
+        elif state.status == "succeeded" and self.deploys and self._place(handle.id) is None:
+            if not self._journal.load().get("given_up"):
+                self._journal.save(given_up=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+            self._take_back(handle.id)  # where that fails, whoever asks for the job tries again
 
     def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
         """Billed tokens at the table's price, where the service tells them; a failed job may be billed too."""
@@ -299,7 +324,7 @@ class AwsTrainer(ABC):
         raise TrainingError(f"{self.provider} has nothing to deploy.")
 
     def undeploy(self, name: str) -> None:
-        """Takes back what `deploy` has made."""
+        """Takes back what `deploy` has made, as far as it goes. Raises where something may be left."""
         raise TrainingError(f"{self.provider} has nothing to deploy.")
 
     def deployment(self, name: str) -> tuple[str, str | None, str]:

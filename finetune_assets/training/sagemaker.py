@@ -30,6 +30,7 @@ STAGES = "stages/"
 CACHE = "/tmp/finetune/tokens"
 """Tokenised rows: in the container, never among the checkpoints."""
 MOST_RUN, MOST_WAIT = 5 * 24 * 3600, 24 * 3600
+LIMITS = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded")
 DATA: dict[str, tuple[str, ...]] = {
     "sft": ("train", "validation"),
     "tools": ("train", "validation"),
@@ -38,6 +39,15 @@ DATA: dict[str, tuple[str, ...]] = {
 }
 """Files of the frozen data set that each objective reads."""
 TECHNIQUES: dict[tuple[str, ...], str] = {("sft",): "SFT", ("dpo",): "DPO"}
+
+
+def limits(options: Mapping[str, Any]) -> tuple[int, int]:
+    """Seconds after which SageMaker itself ends a job: of running (`remote.max_hours`), and with the waiting for spot capacity.
+
+    `options`: those of `remote`, with those of `remote.aws` among them.
+    """
+    run = min(int(float(options.get("max_hours", 72)) * 3600), MOST_RUN)
+    return run, run + (MOST_WAIT if options.get("spot", True) and not options.get("serverless") else 0)
 
 
 class SageMakerTrainer(AwsTrainer):
@@ -95,13 +105,13 @@ class SageMakerTrainer(AwsTrainer):
 
     def create(self, request: TrainingRequest, name: str, uris: Mapping[str, str]) -> None:
         """One training job."""
-        prefix, run_seconds = self.prefix(request.run_key), self._run_seconds
+        prefix = self.prefix(request.run_key)
         asked: dict[str, Any] = {
             "TrainingJobName": name,
             "RoleArn": self.options["role"],
             "OutputDataConfig": {"S3OutputPath": f"{prefix}/output"},
             "InputDataConfig": [self._channel("training", f"{prefix}/input")],
-            "StoppingCondition": {"MaxRuntimeInSeconds": run_seconds},
+            "StoppingCondition": {"MaxRuntimeInSeconds": self._run_seconds},
             "Tags": [{"Key": "run_key", "Value": request.run_key}, {"Key": "fingerprint", "Value": request.fingerprint}],
         }
         if self._serverless:
@@ -115,10 +125,10 @@ class SageMakerTrainer(AwsTrainer):
             asked["ServerlessJobConfig"] = {**serverless, "Peft": "LORA"}
             asked["HyperParameters"] = self.parameters(request)
         else:
-            self._container(request, asked, prefix, run_seconds)
+            self._container(request, asked, prefix)
         self.client("sagemaker").create_training_job(**asked)
 
-    def _container(self, request: TrainingRequest, asked: dict[str, Any], prefix: str, run_seconds: int) -> None:
+    def _container(self, request: TrainingRequest, asked: dict[str, Any], prefix: str) -> None:
         """Our worker, its spec with the container's paths, the base model as a channel where it is a folder here."""
         spec = train_spec(request, self._store)
         spec |= {"dataset": f"{INPUT}/training", "output": OUTPUT, "cache": CACHE, "threads": 0}
@@ -144,7 +154,7 @@ class SageMakerTrainer(AwsTrainer):
         asked["CheckpointConfig"] = {"S3Uri": f"{prefix}/checkpoints", "LocalPath": OUTPUT}
         if self.options.get("spot", True):
             asked["EnableManagedSpotTraining"] = True
-            asked["StoppingCondition"]["MaxWaitTimeInSeconds"] = run_seconds + MOST_WAIT
+            asked["StoppingCondition"]["MaxWaitTimeInSeconds"] = limits(self.options)[1]
 
     def _channel(self, name: str, uri: str) -> dict[str, Any]:
         source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
@@ -156,8 +166,9 @@ class SageMakerTrainer(AwsTrainer):
             return self.client("sagemaker").describe_training_job(TrainingJobName=name)
 
     def word(self, told: Mapping[str, Any]) -> str:
-        """`TrainingJobStatus`."""
-        return str(told.get("TrainingJobStatus") or "missing")
+        """`TrainingJobStatus`; where SageMaker has stopped the job at one of its limits, which."""
+        limit = str(told.get("SecondaryStatus") or "")
+        return limit if limit in LIMITS else str(told.get("TrainingJobStatus") or "missing")
 
     def progress(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """Billed seconds, and the metrics that SageMaker has read from the log."""
@@ -191,7 +202,7 @@ class SageMakerTrainer(AwsTrainer):
 
     @property
     def _run_seconds(self) -> int:
-        return min(int(float(self.options.get("max_hours", 72)) * 3600), MOST_RUN)
+        return limits(self.options)[0]
 
     def stop(self, name: str) -> None:
         """Stops the job."""
@@ -233,10 +244,19 @@ class SageMakerTrainer(AwsTrainer):
 
     def undeploy(self, name: str) -> None:
         """Endpoint, its configuration and its model; the model package stays."""
-        client = self.client("sagemaker")
-        client.delete_endpoint(EndpointName=name)
-        client.delete_endpoint_config(EndpointConfigName=name)
-        client.delete_model(ModelName=name)
+        client, left = self.client("sagemaker"), list[ProviderError]()
+        for what, delete, key in (
+            ("endpoint", client.delete_endpoint, "EndpointName"),
+            ("endpoint configuration", client.delete_endpoint_config, "EndpointConfigName"),
+            ("model", client.delete_model, "ModelName"),
+        ):
+            try:
+                with self.errors(f"deleting the {what} {name}"):
+                    delete(**{key: name})
+            except ProviderError as error:
+                left += [error] if error.status != 404 else []
+        if left:
+            raise left[0]
 
     def deployment(self, name: str) -> tuple[str, str | None, str]:
         """`EndpointStatus`, `FailureReason` and the endpoint's name."""

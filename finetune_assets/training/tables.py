@@ -47,8 +47,8 @@ def find(name: str, make: Callable[..., Found], rules: str, provider: str, model
 
 
 def base_name(model: str) -> str:
-    """The base model in a tuned model's name: `ft:BASE:org:suffix:id` was made from BASE."""
-    return model.split(":")[1] if model.startswith("ft:") else model
+    """The base model in a tuned model's name: `ft:BASE:org:suffix:id`, at Azure `BASE.ft-…`, was made from BASE."""
+    return model.split(":")[1] if model.startswith("ft:") else model.partition(".ft-")[0]
 
 
 @lru_cache(maxsize=8)

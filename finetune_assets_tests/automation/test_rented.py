@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -13,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.definitions.partitions.context import partition_loading_context
 
+from finetune_assets.assets.training import model_lives
 from finetune_assets.automation import sensors
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import open_journal
@@ -22,7 +25,7 @@ from finetune_assets.resources.tags import DATASET, JOB, MIGRATE_TO
 from finetune_assets.storage import Store, point, write_json
 from finetune_assets.training import lifecycle
 from finetune_assets.training.openai_wire import OpenAIWire
-from finetune_assets.training.remote import Connection
+from finetune_assets.training.remote import Connection, RemoteModel
 from finetune_assets.training.submission import bill, submit
 from finetune_assets.training.trainer import Estimate
 from finetune_assets_tests.code_location import DEFINITIONS
@@ -147,8 +150,11 @@ def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(
     [migration] = data.run_requests
     assert (migration.job_name, migration.tags[MIGRATE_TO], migration.tags[DATASET]) == ("migrate", "local/data/base_model", "f1")
 
+    write_json(world.store.dataset("dental", "f2") / "manifest.json", {"fingerprint": "f2"})
+    point(world.store.datasets("dental") / "latest", "f2")
     later = world.tick(sensors.model_lifecycle, *names, cursor=data.cursor)
     assert not later.asset_events  # told already
+    assert [one.run_key for one in later.run_requests] == [migration.run_key]  # Dagster asks for the same key once
     monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2027, 1, 10))
     assert len(world.tick(sensors.model_lifecycle, *names, cursor=data.cursor).asset_events) == 1  # the next threshold
 
@@ -156,3 +162,33 @@ def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(
     fake.set(shutdown={"gpt-4o-mini-2024-07-18": "2026-10-01"})  # the provider's own word goes before the table
     [event] = world.tick(sensors.model_lifecycle, *names).asset_events
     assert "2026-10-01" in numbers(event)["message"]
+
+
+def test_the_check_counts_every_model_and_the_providers_own_days(
+    fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose training ends first, which is a warning, and a version that stops, which is an error."""
+    names = ("store", "assistants", "ledger", "trainer")
+    columns: dict[str, Any] = {"assistant": "dental", "tenant_id": None, "dataset_id": "d", "dataset_fingerprint": "f1"}
+    columns |= {"provider": "openai", "base_model": "b", "hyperparameters": {}, "plan": {}, "spec_hash": "s"}
+    book = Ledger(world.url)
+    version = book.mint_version(book.open_job(columns), "c" * 64, world.store.model("dental", "x").parent)
+    book.close()
+    RemoteModel("openai", "ft:gpt-4o-mini-2024-07-18:org::x", fake.url).write(Path(version.path))
+    (world.folder / "assistants" / "dental.yaml").write_text(SETTINGS + "base_model: gpt-5-small\n")
+
+    def checked(day: datetime.date) -> dg.AssetCheckResult:
+        monkeypatch.setattr(lifecycle, "today", lambda: day)
+        context: Any = SimpleNamespace(partition_key="dental", log=logging.getLogger())
+        check: Any = model_lives.op.compute_fn
+        return check.decorated_fn(context, **{name: world.resources[name] for name in names})
+
+    found = checked(datetime.date(2026, 12, 20))
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "base model in the settings of dental" in (found.description or "")
+    assert f"version {version.version} of dental" in (found.description or "")
+    assert checked(datetime.date(2026, 9, 1)).passed
+    (world.folder / "assistants" / "dental.yaml").write_text(SETTINGS)
+    fake.set(shutdown={"gpt-4o-mini-2024-07-18": "2026-09-20"})  # goes before the table
+    found = checked(datetime.date(2026, 9, 1))
+    assert (found.severity, "2026-09-20 (in 19 days)" in (found.description or "")) == (dg.AssetCheckSeverity.ERROR, True)

@@ -25,7 +25,7 @@ from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.remote import Connection, Notes, RemoteModel  # noqa: E402
 from finetune_assets.training.submission import bill  # noqa: E402
 from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
-from finetune_assets.training.trainers import AWS  # noqa: E402
+from finetune_assets.training.trainers import AWS, open_hours  # noqa: E402
 from finetune_assets_tests.tiny_model import make_tiny_model  # noqa: E402
 from finetune_assets_tests.training.remote_request import assistant, dataset, request  # noqa: E402
 
@@ -46,6 +46,17 @@ JOB = {
     "trainingDataConfig": {"s3Uri": "s3://rows/a"},
     "validationDataConfig": {"validators": []},
     "outputDataConfig": {"s3Uri": "s3://rows/b"},
+}
+SAGEMAKER = "arn:aws:sagemaker:us-east-1:123456789012"
+HUB = "arn:aws:sagemaker:us-east-1:aws:hub-content/SageMakerPublicHub/Model/qwen/1.0.0"
+TRAINED = {
+    "TrainingJobName": "j",
+    "TrainingJobArn": f"{SAGEMAKER}:training-job/j",
+    "ModelArtifacts": {"S3ModelArtifacts": "s3://rows/model"},
+    "TrainingJobStatus": "Completed",
+    "SecondaryStatus": "Completed",
+    "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
+    "CreationTime": WHEN,
 }
 THROTTLED = ("ThrottlingException", "RequestThrottledException", "RequestLimitExceeded", "ProvisionedThroughputExceededException")
 
@@ -286,7 +297,10 @@ def test_sagemaker_runs_our_worker_and_brings_the_model_home(aws: Any, tmp_path:
     handle = trainer.submit(asked)
     told = aws.client("sagemaker").describe_training_job(TrainingJobName=handle.id)
     assert told["EnableManagedSpotTraining"] is True
-    assert told["StoppingCondition"]["MaxWaitTimeInSeconds"] > told["StoppingCondition"]["MaxRuntimeInSeconds"]
+    most = told["StoppingCondition"]
+    assert open_hours(trainer.connection) * 3600 > most["MaxWaitTimeInSeconds"] > most["MaxRuntimeInSeconds"] == 72 * 3600
+    state = trainer.state_of({"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxWaitTimeExceeded"})
+    assert (state.status, state.error) == ("failed", "sagemaker ended the job: MaxWaitTimeExceeded")
     assert told["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
     assert [channel["ChannelName"] for channel in told["InputDataConfig"]] == ["training", "base"]
     sent = objects()
@@ -314,8 +328,7 @@ def test_sagemaker_runs_our_worker_and_brings_the_model_home(aws: Any, tmp_path:
 
 
 def test_sagemaker_serverless(aws: Any, tmp_path: Path) -> None:
-    model = "arn:aws:sagemaker:us-east-1:aws:hub-content/SageMakerPublicHub/Model/qwen/1.0.0"
-    trainer, _, asked = make("sagemaker", tmp_path, model, serverless=True, image=None, base_endpoint="base")
+    trainer, _, asked = make("sagemaker", tmp_path, HUB, serverless=True, image=None, base_endpoint="base")
     trainer.validate(asked)
     client = trainer.client("sagemaker")
     seen: dict[str, Any] = {}
@@ -324,12 +337,48 @@ def test_sagemaker_serverless(aws: Any, tmp_path: Path) -> None:
         stub.add_response("create_training_job", {"TrainingJobArn": "arn:aws:sagemaker:us-east-1:123456789012:training-job/j"})
         trainer.submit(asked)
     assert seen["ServerlessJobConfig"] == {
-        "BaseModelArn": model,
+        "BaseModelArn": HUB,
         "JobType": "FineTuning",
         "CustomizationTechnique": "SFT",
         "Peft": "LORA",
     }
     assert "ResourceConfig" not in seen
+    assert 74 > open_hours(trainer.connection) > seen["StoppingCondition"]["MaxRuntimeInSeconds"] / 3600
+
+
+def test_what_is_left_of_an_endpoint_is_deleted_later(aws: Any, tmp_path: Path) -> None:
+    trainer, journal, _ = make("sagemaker", tmp_path, HUB, serverless=True, image=None, base_endpoint="base")
+    journal.save(provider_job_id="j", run_key="k", deployment="j")
+    handle, deletes = JobHandle("sagemaker", "j", "k", "f"), ("delete_endpoint", "delete_endpoint_config", "delete_model")
+    gone, busy = ("ValidationException", 'Could not find model "j".', 400), ("ThrottlingException", "Rate exceeded", 400)
+    with Stubber(trainer.client("sagemaker")) as stub:
+
+        def expect(*answers: tuple[str, str, int] | None) -> None:
+            stub.add_response("describe_training_job", TRAINED)
+            for operation, answer in zip(deletes, answers, strict=True):
+                stub.add_client_error(operation, *answer) if answer else stub.add_response(operation, {})
+
+        stub.add_response("describe_training_job", TRAINED)
+        about = {"EndpointName": "j", "EndpointArn": f"{SAGEMAKER}:endpoint/j", "CreationTime": WHEN, "LastModifiedTime": WHEN}
+        stub.add_response("describe_endpoint", {**about, "EndpointStatus": "Creating"})
+        stub.add_client_error("delete_endpoint", *busy)
+        stub.add_client_error("delete_endpoint_config", *gone)
+        stub.add_response("delete_model", {})
+        trainer.cancel(handle)
+        expect(busy, gone, gone)
+        state = trainer.poll(handle)
+        assert (state.status, state.provider_status, state.trained) == ("running", "Deleting its deployment", True)
+        assert "deleting the endpoint j failed with 400 ThrottlingException" in state.progress["warning"]
+        expect(None, gone, gone)
+        state = trainer.poll(handle)
+        assert (state.status, "could not be deleted" in state.progress["warning"]) == ("succeeded", False)
+        stub.add_response("describe_training_job", TRAINED)
+        assert trainer.poll(handle).status == "succeeded"  # nothing is left to delete
+        journal.state |= {"undeployed": None, "given_up": "2026-11-01T00:00:00+00:00"}
+        expect(busy, None, None)
+        state = trainer.poll(handle)  # not for ever
+        assert (state.status, "Delete j in the AWS console" in state.progress["warning"]) == ("succeeded", True)
+        stub.assert_no_pending_responses()
 
 
 def test_sagemaker_gets_what_its_chain_reads(aws: Any, tmp_path: Path) -> None:
