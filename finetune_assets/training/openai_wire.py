@@ -29,6 +29,7 @@ from finetune_assets.training import (
     remote,
     screening,
     wire_checkpoints,
+    wire_deployments,
     wire_request,
     wire_states,
 )
@@ -99,14 +100,29 @@ class OpenAIWire:
         return self._handle(request.run_key, request.fingerprint)
 
     def poll(self, handle: JobHandle) -> JobState:
-        """Where the job is; with `remote.deploy` at Nebius it has not ended before its model answers.
+        """Where the job is; at Azure, and with `remote.deploy` at Nebius, it has not ended before its model answers.
 
         Raises ProviderUnsettled where the provider is busy or unreachable.
         """
         with self._errors(f"asking for job {handle.id}"):
             job = self._client().fine_tuning.jobs.retrieve(handle.id)
         state = self._state(job, handle.id)
+        if state.status == "succeeded" and self.profile.by_hand:
+            return self._deployed(handle, str(job.fine_tuned_model), state)
         return self._served(handle, job, state) if state.status == "succeeded" and self._serves else state
+
+    def _deployed(self, handle: JobHandle, model: str, state: JobState) -> JobState:
+        name, why = self._place(handle, model)
+        if name is not None:
+            return state
+        do = wire_deployments.deploy_it(model, handle.id)
+        state = replace(state, progress={**state.progress, "warning": f"the model is trained, but answers nowhere ({why}); {do}"})
+        if self._journal.load().get("given_up"):
+            return state
+        return replace(state, status="running", provider_status="Not deployed", trained=True)
+
+    def _place(self, handle: JobHandle, model: str) -> tuple[str | None, str]:
+        return wire_deployments.place(self._client(), self.provider, self._key(), (model, handle.id))
 
     @property
     def _serves(self) -> bool:
@@ -150,7 +166,7 @@ class OpenAIWire:
             status = self._state(self._client().fine_tuning.jobs.retrieve(handle.id), handle.id).status
             if status in ("pending", "running"):
                 self._client().fine_tuning.jobs.cancel(handle.id)
-        if status == "succeeded" and self._serves:
+        if status == "succeeded" and (self._serves or self.profile.by_hand):
             self._journal.save(given_up=True)
 
     def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
@@ -239,8 +255,15 @@ class OpenAIWire:
             with self._errors(f"downloading the checkpoint of job {handle.id}"):
                 wire_checkpoints.fetch(self._client(), wire_checkpoints.newest(self._client(), handle.id), model)
         else:
-            for name, where in ((trained.model, model), (base, model / "base")):
-                self._model(name, base).write(where)
+            name, why = self._place(handle, trained.model) if self.profile.by_hand else (trained.model, "")
+            if name is None:
+                do = wire_deployments.deploy_it(trained.model, handle.id)
+                raise TrainingError(
+                    f"Job {handle.id} has a model, which answers nowhere ({why}); {do}, then run the same again: nothing is "
+                    "trained twice."
+                )
+            replace(self._model(name, base), of=trained.model if name != trained.model else None).write(model)
+            self._model(base, base).write(model / "base")
         started, ended = getattr(job, "created_at", None), getattr(job, "finished_at", None)
         result = {
             "model": "model",

@@ -58,6 +58,8 @@ class RemoteModel:
     usd_per_million_input: float | None = None
     usd_per_million_output: float | None = None
     priced_on: str | None = None
+    of: str | None = None
+    """The model's own name, where it answers under that of a deployment."""
 
     def write(self, folder: Path) -> None:
         """Makes the folder of this model."""

@@ -63,7 +63,7 @@ def uses_of(assistants: Iterable[Assistant], ledger: Ledger) -> Uses:
             what, kind = f"version {version.version}", "version"
             if version.version == champion:
                 what, kind = f"champion {version.version}", "champion"
-            found.uses.append(Use(name, model.provider, model.model, what, kind, successor))
+            found.uses.append(Use(name, model.provider, model.of or model.model, what, kind, successor))
             found.at(Connection(model.provider, model.base_url, model.key_env))
     return found
 

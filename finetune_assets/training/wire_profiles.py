@@ -34,13 +34,15 @@ class Profile:
     absolute_rate: bool = False
     checkpoints: bool = False
     """A finished job names no model: its checkpoints are the model."""
+    by_hand: bool = False
+    """A tuned model answers once a person has deployed it."""
     strict_models: bool = False
     """`GET /models/NAME` answers 404 for a model that is not there, and for nothing else."""
 
 
 PROFILES: dict[str, Profile] = {
     "openai": Profile("OPENAI_API_KEY", strict_models=True),
-    "azure": Profile("AZURE_OPENAI_API_KEY", bom=True),
+    "azure": Profile("AZURE_OPENAI_API_KEY", bom=True, by_hand=True),
     "nebius": Profile(
         "NEBIUS_API_KEY",
         "https://api.tokenfactory.nebius.com/v1/",

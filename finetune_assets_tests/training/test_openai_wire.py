@@ -377,3 +377,25 @@ def test_a_list_without_end_is_left(fake: FakeProvider, frozen: Path, tmp_path: 
     before = len(fake.state()["seen"])
     trainer.events(handle)
     assert len(fake.state()["seen"]) - before <= 3
+
+
+def test_at_azure_a_job_is_open_until_a_person_has_deployed_its_model(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
+    fake.set(bom=True, deployments={}, progress=["running", "succeeded"])
+    settings = assistant("azure", remote={"base_url": fake.url})
+    asked, trainer = request(frozen, settings), wire(settings, tmp_path)
+    handle = trainer.submit(asked)
+    trainer.poll(handle)
+    state = trainer.poll(handle)
+    model = fake.jobs[0]["fine_tuned_model"]
+    assert (state.status, state.provider_status, state.trained) == ("running", "Not deployed", True)
+    assert f"answers nowhere (404 DeploymentNotFound); deploy {model} under that name, or " in state.progress["warning"]
+    trainer.cancel(handle)  # by hand or at the deadline: what is trained stays
+    state = trainer.poll(handle)
+    assert (state.status, handle.id in state.progress["warning"]) == ("succeeded", True)
+    with pytest.raises(TrainingError, match=r"answers nowhere \(404 DeploymentNotFound\).*run the same again"):
+        trainer.keep(handle, tmp_path / "job", {"base_model": asked.base_model})
+    fake.set(deployments={handle.id: model})
+    trainer.keep(handle, tmp_path / "job", {"base_model": asked.base_model})
+    kept = RemoteModel.read(tmp_path / "job" / "model")
+    assert kept is not None
+    assert (kept.model, kept.of) == (handle.id, model)  # asked by the one, and its last day is the other's

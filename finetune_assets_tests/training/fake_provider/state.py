@@ -40,6 +40,8 @@ class State:
     """Folder of a model: jobs end like Nebius', without a model's name, and their checkpoints have these files."""
     never_active: bool = False
     """Custom models are validated for ever."""
+    deployments: dict[str, str] | None = None
+    """Azure: names under which models answer; null: each answers under its own."""
     served: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     contents: dict[str, bytes] = field(default_factory=dict[str, bytes])
@@ -216,10 +218,13 @@ class State:
         return made
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.model(body["model"])
+        model = body["model"] if self.deployments is None else self.deployments.get(body["model"])
+        if model is None:
+            raise Refusal(404, "The API deployment for this resource does not exist.", "DeploymentNotFound")
+        self.model(model)
         question = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user")
         known = {}
-        for row in (self.models.get(body["model"]) or {}).get("rows", []):
+        for row in (self.models.get(model) or {}).get("rows", []):
             if "messages" in row:
                 asked = next((m["content"] for m in reversed(row["messages"]) if m["role"] == "user"), "")
                 known[asked] = row["messages"][-1]["content"]
