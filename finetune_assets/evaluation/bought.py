@@ -1,9 +1,10 @@
-"""What a benchmark buys: replies of models that a provider serves, and verdicts of a judge; reserved before, settled after."""
+"""What a benchmark and `finetune check` buy: replies of rented models, verdicts of a judge; reserved before, settled after."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,19 @@ def reserve_replies(
     Raises BudgetExceeded where it does not fit into the month; SettingsError where a month is limited and a provider's model has
     no price, and where the assistant or such a tenant forbids what is asked for.
     """
-    where = asked(assistant.benchmark)
+    where, version = asked(assistant.benchmark), reference.split(":")[1]
+    made = work or Store(Environment.read().home).report(assistant.name, version).parent / "work" / version
+    _reserve(ledger, assistant, reference, where, lambda: estimate_replies(assistant, made), forbidding)
+
+
+def _reserve(
+    ledger: Ledger,
+    assistant: Assistant,
+    reference: str,
+    where: Sequence[Priced],
+    estimate: Callable[[], float],
+    forbidding: Sequence[str] = (),
+) -> None:
     away = next((one for one in where if not HERE.match(one.url)), None)
     if away is not None and (forbidding or not assistant.remote.allowed):
         whose = f"{', '.join(forbidding)} in its data set" if assistant.remote.allowed else assistant.name
@@ -109,16 +122,14 @@ def reserve_replies(
         settle(ledger, left, None)
     limits = Limits(assistant.budget.monthly_usd, Environment.read().monthly_usd)
     unpriced = next((one for one in where if one.expected and (one.input is None or one.output is None)), None)
-    version = reference.split(":")[1]
-    made = work or Store(Environment.read().home).report(assistant.name, version).parent / "work" / version
-    usd = None if unpriced else estimate_replies(assistant, made)
+    usd = None if unpriced else estimate()
     mend = (
         f"{unpriced.model} ({unpriced.name}) has no price for replies: add input and output to its entry in prices.yaml in the "
         "folder that FINETUNE_TABLES names."
         if unpriced
         else ""
     )
-    reserve(ledger, Purchase(reference, assistant.name, "benchmark", "replies", usd, None, mend), limits)
+    reserve(ledger, Purchase(reference, assistant.name, reference.partition(":")[0], "replies", usd, None, mend), limits)
 
 
 def settle_replies(ledger: Ledger, assistant: Assistant, work: Path, reference: str) -> float:
@@ -136,3 +147,34 @@ def settle_replies(ledger: Ledger, assistant: Assistant, work: Path, reference: 
     else:
         release(ledger, reference)
     return usd
+
+
+def buy(
+    ledger: Ledger,
+    assistant: Assistant,
+    where: EndpointSettings | Judge,
+    prompts: Sequence[Sequence[dict[str, Any]]],
+    most_tokens: int,
+    tools: Sequence[list[dict[str, Any]]] = (),
+) -> list[dict[str, Any]]:
+    """`worker.endpoint.answers` of one address for `finetune check`, out of the month's budgets like a benchmark's.
+
+    Raises as `reserve_replies` does, and SettingsError where the address's key is not set.
+    """
+    from finetune_assets.worker.endpoint import Endpoint, answers  # noqa: PLC0415 - an HTTP client
+
+    one, reference = _priced(getattr(where, "name", JUDGE), where), f"check:{assistant.name}:{uuid.uuid4().hex[:12]}"
+    tokens = sum(estimate_tokens({"messages": list(prompt)}) for prompt in prompts)
+    at = Endpoint(where.url, where.model, where.api_key_env, where.timeout)
+    _reserve(ledger, assistant, reference, [one], lambda: one.usd(tokens, len(prompts) * min(most_tokens, REPLY_TOKENS)))
+    try:
+        said = answers(at, prompts, most_tokens, tools)
+    except SettingsError:
+        release(ledger, reference)
+        raise
+    used_in, used_out = (sum(int(row.get(kind) or 0) for row in said) for kind in ("prompt_tokens", "reply_tokens"))
+    if used_in + used_out:
+        settle(ledger, reference, one.usd(used_in, used_out), used_in + used_out)
+    else:
+        release(ledger, reference)
+    return said

@@ -13,13 +13,14 @@ from finetune_assets.assets.remote import forbidding_tenants
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.errors import BudgetExceeded, SettingsError
-from finetune_assets.evaluation.bought import estimate_replies, reserve_replies, settle_replies
+from finetune_assets.evaluation.bought import buy, estimate_replies, reserve_replies, settle_replies
 from finetune_assets.evaluation.rented import with_rented
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import month
 from finetune_assets.resources import AssistantsResource, StoreResource
 from finetune_assets.storage import write_json
 from finetune_assets.training.screening import check_permission
+from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.remote_request import assistant
 
 ROWS = 100
@@ -142,3 +143,23 @@ def test_what_a_judge_costs_is_reserved_and_settled(book: Ledger, tmp_path: Path
         reserve_replies(book, judged_by("gpt-99", openai, budget={"monthly_usd": 1.0}), "benchmark:v2:a", work)
     with pytest.raises(SettingsError, match=r"no rows are sent to benchmark\.judge"):
         reserve_replies(book, judged_by("gpt-4o-mini", openai, remote={"allowed": False}), "benchmark:v2:a", work)
+
+
+def test_what_a_check_asks_is_out_of_the_same_month(fake: FakeProvider, book: Ledger) -> None:
+    prompts = [[{"role": "user", "content": "¿Abren mañana? " * 50}]] * 8
+    settings = judged_by("gpt-4o-mini", fake.url, budget={"monthly_usd": 1.0})  # OPENAI_BASE_URL: the table's prices
+    poor, judge = assistant(budget={"monthly_usd": 0.0001}), settings.benchmark.judge
+    assert judge is not None
+    with pytest.raises(BudgetExceeded, match=r"above budget\.monthly_usd"):
+        buy(book, poor, judge, prompts, 8)
+    assert (month(book), fake.state()["seen"]) == ([], [])
+    replies = buy(
+        book, settings, judge.model_copy(update={"model": "gpt-4o-mini-2024-07-18", "api_key_env": "OPENAI_API_KEY"}), prompts, 8
+    )
+    [row] = month(book)
+    used = sum(one["prompt_tokens"] for one in replies), sum(one["reply_tokens"] for one in replies)
+    assert used[0] > 8 * 100
+    assert (row["provider"], row["kind"], row["final"], row["tokens"]) == ("check", "replies", True, sum(used))
+    assert row["usd"] == pytest.approx((used[0] * 0.15 + used[1] * 0.60) / 1e6)
+    buy(book, settings, judge, prompts, 8)  # without a key: nothing was bought
+    assert len(month(book)) == 1
