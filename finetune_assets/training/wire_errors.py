@@ -68,7 +68,7 @@ def _code(error: APIError) -> str | None:
 
 def _mend(status: int | None, code: str | None, doing: str) -> str:  # noqa: PLR0911 - one return a kind
     if status is None:
-        return "Check the address (remote.base_url, OPENAI_BASE_URL) and the network, then run the same again."
+        return "Check the address (remote.base_url, or the provider's …_BASE_URL) and the network, then run the same again."
     if status == 401:
         return "The key is not accepted: set a valid one in the provider's variable (remote.key_env)."
     if code == "insufficient_quota":

@@ -57,7 +57,11 @@ class Remote(Group):
     allowed: bool = Field(
         default=True, description="False: nothing of this assistant or tenant leaves the machine, pooled assistants included."
     )
-    base_url: str | None = Field(default=None, description="Address of the API; default: the provider's, or OPENAI_BASE_URL.")
+    base_url: str | None = Field(
+        default=None,
+        description="Address of the API; default: the provider's, or what OPENAI_BASE_URL, AZURE_OPENAI_BASE_URL or "
+        "OPENAI_COMPATIBLE_BASE_URL holds, by `trainer`.",
+    )
     key_env: str | None = Field(default=None, description="Environment variable that holds the key; default: the provider's.")
     suffix: str = Field(default="finetune", description="First part of the tuned model's name.")
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
@@ -70,7 +74,10 @@ class Remote(Group):
         default=7, description="Days after which the provider deletes uploaded files by itself."
     )
     delete_files: bool = Field(default=True, description="Delete uploaded files as soon as the job has ended.")
-    max_hours: Annotated[float, Field(gt=0)] = Field(default=72.0, description="A job that is open longer is cancelled as stuck.")
+    max_hours: Annotated[float, Field(gt=0)] = Field(
+        default=72.0,
+        description="A job that is open longer is cancelled as stuck. SageMaker: of running; it ends a job there by itself.",
+    )
     min_model_life_days: Annotated[int, Field(ge=0)] = Field(
         default=90, description="A model that is switched off sooner is not trained any more."
     )
