@@ -36,7 +36,8 @@ def rented(environment: Environment, as_of: datetime.date | None = None) -> list
     found = lifecycle.endings(uses.uses, today, environment.tables)
     dated = {one.use for one in found}
     undated = [_undated(use, today) for use in uses.uses if use not in dated]
-    return [*map(_credentials, uses.connections), *(_ending(one, today) for one in found), *undated]
+    keys = dict.fromkeys(map(_credentials, uses.connections))  # a version's address may be another one of the same key
+    return [*keys, *(_ending(one, today) for one in found), *undated]
 
 
 def _credentials(connection: Connection) -> Finding:

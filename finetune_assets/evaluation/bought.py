@@ -173,8 +173,8 @@ def buy(
         release(ledger, reference)
         raise
     used_in, used_out = (sum(int(row.get(kind) or 0) for row in said) for kind in ("prompt_tokens", "reply_tokens"))
-    if used_in + used_out:
-        settle(ledger, reference, one.usd(used_in, used_out), used_in + used_out)
+    if any(row["reply"] is not None for row in said):  # where no tokens are told, the estimate stays
+        settle(ledger, reference, one.usd(used_in, used_out) if used_in + used_out else None, used_in + used_out)
     else:
         release(ledger, reference)
     return said

@@ -94,7 +94,8 @@ class Ending:
             )
         else:
             parts.append(f"{use.what} of {use.assistant} ({use.provider} {use.model})")
-        if known.last_job is not None and self.jobs_days_left is not None:
+        trained = use.kind == "settings" or known.shutdown is None
+        if trained and known.last_job is not None and self.jobs_days_left is not None:
             verb = "is" if self.jobs_days_left >= 0 else "was"
             parts.append(f"the last day for a new training {verb} {known.last_job}")
         target = use.successor or "local/data/base_model"
