@@ -259,7 +259,7 @@ async def _streams(url: str, count: int = 300) -> float:
     body = json.dumps(
         {"model": "aurora", "user": "u", "stream": True, "messages": [{"role": "user", "content": "Hola"}]}
     ).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     taken: list[float] = []
     reader, writer = await asyncio.open_connection(host, int(port))
     for _ in range(count):

@@ -31,6 +31,8 @@ MOST_HELD = 64 << 20
 """Bytes that wait in memory while the disk is full: some 40,000 chats."""
 PROBE = b" " * 4096
 """Tells whether a disk takes rows again."""
+MOST_WORKERS = 64
+"""Of one router (`finetune serve --workers`)."""
 LATE = 10.0
 """Seconds that rows may wait for the ledger before the worker is not ready."""
 
@@ -150,13 +152,23 @@ class Journal:
 
     def _look(self) -> None:
         """How much waits for the writer, and for how long the same segment has been the first: clocks are set, files are not."""
-        waiting = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl"))
-        waiting = [name for name in waiting if name != self.path.name]
+        others = [entry for entry in os.scandir(self.folder) if entry.name.endswith(".jsonl") and entry.name != self.path.name]
+        if len(others) <= MOST_WORKERS:  # the segment that another worker has open holds nothing while nobody asks it
+            others = [entry for entry in others if _holds(entry)]
+        waiting = sorted(entry.name for entry in others)
         self.backlog = len(waiting)
         if not waiting:
             self.first = None
         elif self.first is None or self.first[0] != waiting[0]:
             self.first = (waiting[0], time.monotonic())
+
+
+def _holds(entry: os.DirEntry[str]) -> bool:
+    """Whether there is anything in a segment that the writer may be about to remove."""
+    try:
+        return entry.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def closed(folder: Path) -> Iterator[tuple[Path, list[Row]]]:

@@ -76,6 +76,20 @@ def test_more_rows_than_memory_holds_are_counted_as_lost(tmp_path: Path, monkeyp
     assert len(kept) == sum(taken)
 
 
+def test_the_open_segment_of_a_worker_whom_nobody_asks_makes_no_other_unready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "LATE", 0.0)
+    busy, quiet = Journal(tmp_path), Journal(tmp_path)
+    for waits in (0, 1):  # a row that no writer takes does
+        busy._look()
+        assert (busy.backlog, busy.problem is not None) == (waits, bool(waits))
+        quiet.append([("requests", {"request_id": "r"})])
+        quiet._rotate()
+    for one in (busy, quiet):
+        one.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 6 MB."""
