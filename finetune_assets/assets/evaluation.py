@@ -18,7 +18,7 @@ from finetune_assets.evaluation.history import FILE as HISTORY
 from finetune_assets.evaluation.human.book import export, of_study
 from finetune_assets.evaluation.human.statistics import evaluate
 from finetune_assets.evaluation.human.study import newest
-from finetune_assets.evaluation.report import markdown
+from finetune_assets.evaluation.report import markdown, recommended
 from finetune_assets.evaluation.subject import Subject, rated
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.resources.claims import current_version
@@ -75,7 +75,7 @@ def _told(report: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A report as the metadata of its asset."""
     return {
         "verdict": report["verdict"],
-        "recommendation": report["decision"]["recommendation"],
+        "recommendation": recommended(report),
         "summary": dg.MetadataValue.md(markdown(report)),
         "test_rows": report["test_rows"],
         **{

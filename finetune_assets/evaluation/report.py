@@ -152,6 +152,12 @@ def _advice(report: Report) -> str:
     return "decision.leads" if report["decision"]["ready"] is False else "decision.use"
 
 
+def recommended(report: Report) -> str:
+    """The option that leads, and what stands against it: `rag (not ready)`, `base (judged by no gate)`."""
+    found = report["decision"]
+    return found["recommendation"] + {True: "", False: " (not ready)", None: " (judged by no gate)"}[found["ready"]]
+
+
 def _compared(report: Report, other: str) -> bool:
     return f"{TUNED}_vs_{other}" in report["differences"]
 

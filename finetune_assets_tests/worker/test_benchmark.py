@@ -294,7 +294,9 @@ def test_what_leads_is_recommended_only_by_gates(made: Path, dataset: Path):
         assert "aún no listo para servirse: el modelo base tal cual" in told
         assert "Recomendado" not in told
     assert "Respuestas vacías: todas." in report.html(content)
+    assert report.recommended(content) == "base (not ready)"
     found |= {"judged": None, "ready": None}
+    assert report.recommended(content) == "base (judged by no gate)"
     for told in (report.html(content), report.markdown(content)):
         assert "Ninguna exigencia se ha medido en esta opción." in told
     found |= {"judged": {"verdict": "serve", "reasons": []}, "ready": True}
