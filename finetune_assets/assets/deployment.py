@@ -22,6 +22,7 @@ from finetune_assets.training import base_model
 from finetune_assets.training.remote import RemoteModel
 
 Result = dg.MaterializeResult[Any]
+NOT_ASKED = "Switched off in the assistant's settings, or there is nothing that it is about: no champion, no canaries, no suite."
 DRIFT_COLUMNS = ["measure", "live", "training", "distance", "limit", "drifted", "detail"]
 
 
@@ -78,7 +79,7 @@ def _gate_check(gate: str, description: str) -> dg.AssetChecksDefinition:
             report = _report(store.store, current_version(store.store, book, context.partition_key, context.run.tags))
         found = next((one for one in report["gates"] if one["name"] == gate), None)
         if found is None or found["outcome"] == "not_applicable":
-            reason = found["reason"] if found else "This gate is switched off in the assistant's settings."
+            reason = found["reason"] if found else NOT_ASKED
             return dg.AssetCheckResult(passed=True, description=reason, metadata={"outcome": "not_applicable"})
         numbers = {key: float(found[key]) for key in ("value", "low", "high", "limit") if found.get(key) is not None}
         return dg.AssetCheckResult(

@@ -65,7 +65,7 @@ def benchmark_report(
             launcher.run(context, subject.output / "spec.json", subject.output)
         finally:
             spent_usd = settle_replies(book, subject.assistant, subject.output, paid) if buys else 0.0
-        report = subject.report(rated(store.store, book, version))
+        report = subject.report(rated(store.store, book, version, assistant.benchmark.judge))
     write_parity(subject.output, subject.folder)
     spent = {"spent_on_replies_usd": round(spent_usd, 6)} if buys else {}
     return Result(metadata={**_told(report, subject.folder), **spent})

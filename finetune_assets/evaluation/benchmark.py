@@ -179,7 +179,7 @@ def summarise(assistant: Assistant, output: Path, made: Made) -> dict[str, Any]:
 
 def _tested(rows: Sequence[TestRow], in_dataset: int, found: Measured) -> dict[str, Any]:
     """On what, and by which statistics."""
-    method = {"unit": "conversation", "level": LEVEL, "method": "BCa, expanded; Wilson for shares"}
+    method = {"unit": "conversation", "level": LEVEL, "method": "BCa, expanded; Wilson for shares, Tango for their differences"}
     return {
         "test_rows": len(rows),
         "test_rows_in_dataset": in_dataset,
@@ -217,9 +217,8 @@ def _judged(found: Mapping[str, Any] | None, human: Mapping[str, str]) -> dict[s
     """What the judge said, with its agreement with people where both saw the same rows."""
     if not found:
         return None
-    shared = [item for item in found["choices"] if item in human]
     told = {key: value for key, value in found.items() if key != "choices"}
-    return {**told, "agreement": agreement(found["choices"], human), "agreement_rows": len(shared)}
+    return {**told, **agreement(found["choices"], human)}
 
 
 def _by_judge(found: Sequence[Outcome]) -> dict[str, int]:

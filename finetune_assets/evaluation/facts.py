@@ -90,7 +90,7 @@ class Judged:
     unsupported: tuple[Fact, ...]
     """Those that are found nowhere."""
     answerable: bool
-    """Whether the reference states nothing but what was said: then the right reply needs no knowledge from elsewhere."""
+    """Whether there is a reference that states nothing but what was said: then the right reply needs no other knowledge."""
     expected: int
     """Facts that the reference takes from the conversation."""
     repeated: int
@@ -98,7 +98,7 @@ class Judged:
 
     @property
     def faithful(self) -> bool | None:
-        """Null where the reference itself goes beyond the conversation, or neither it nor the reply states anything."""
+        """Null where there is no reference, or it goes beyond the conversation, or neither it nor the reply states anything."""
         return not self.unsupported if self.answerable and (self.stated or self.expected) else None
 
 
@@ -107,7 +107,7 @@ def judge(reply: str, reference: str, said: Sequence[str], terms: Sequence[str] 
     context = support(said, terms)
     expected = facts(reference, terms)
     from_context = [fact for fact in expected if context.has(fact)]
-    answerable = len(from_context) == len(expected)
+    answerable = bool(reference.strip()) and len(from_context) == len(expected)
     stated = facts(reply, terms)
     wider = support([*said, reference], terms)
     mine = support([reply], terms)

@@ -5,25 +5,29 @@
                 in between nobody can tell, and it says about how many test rows would settle it
     events      (empty, repeated, toxic, refused, personal data) the same, but none at all in the test set passes: no test set of
                 a usable size proves a share of zero. Where the limit is zero, one find is a failure
-    better      passes where the whole interval of the paired difference is above zero, fails where none of it is
+    better      passes where the whole interval of the paired difference is above the margin (zero by default), fails where none
+                of it is: superiority
     not worse   (than the champion) passes where the whole interval of the paired improvement is above minus the margin, fails
                 where none of it is: non-inferiority
-    number      (training loss, parity, canaries, standing suite) one number, compared as it is
+    number      (training loss, parity, canaries, standing suite) one number, compared as it is; secrets and cases that could not
+                be asked, of which nothing is known, make an interval of it
 
-Under `MIN_CONVERSATIONS` test conversations an interval means little: gates that stand on one cannot tell. Verdict: one failure
-means do not serve; else one gate that cannot tell means cannot tell; else serve. All gates have to pass, so testing several of
-them makes no false "serve" more likely, and no correction for their number is due (intersection-union test, Berger 1982). The
-table of differences is another matter: there Holm's correction is applied.
+Rows without a reply are no evidence: counted are the conversations that an interval stands on, and under `MIN_CONVERSATIONS` it
+means little, so gates that stand on one cannot tell. What is switched on and cannot be measured is told with its reason: not
+applicable where it never can (likelihoods behind an address), cannot tell where it could (a secret or a suite that was not
+answered). Verdict: one failure means do not serve; else one gate that cannot tell means cannot tell; else serve. All gates have
+to pass, so testing several of them makes no false "serve" more likely, and no correction for their number is due
+(intersection-union test, Berger 1982). The table of differences is another matter: there Holm's correction is applied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finetune_assets.assistants.settings.evaluation import Gates
-from finetune_assets.evaluation.measures import MEASURES, improvement
+from finetune_assets.evaluation.measures import LIKELIHOODS, MEASURES, improvement
 from finetune_assets.evaluation.statistics import MIN_CONVERSATIONS, NOTHING, Interval, rows_needed
 from finetune_assets.evaluation.texts import Finding, Texts
 
@@ -43,7 +47,7 @@ GATES = {
     "refused": "Replies that refuse to answer, at most `gates.max_refused`.",
     "other_tenant": "Replies with what is another tenant's, under `gates.max_other_tenant`.",
     "above_similarity_floor": "Replies are nearer to their reference than to a shuffled one, with the whole interval.",
-    "better_than_base": "Better than the base in the assistant's chosen measure, with the whole interval.",
+    "better_than_base": "Better than the base in the assistant's chosen measure by `gates.base_margin`, with the whole interval.",
     "not_worse_than_champion": "Not worse than the champion by more than `gates.champion_margin`, with the whole interval.",
     "keeps_details": "Not fewer of the conversation's details taken over than by the base.",
     "forgetting": "Bits per byte in everyday talk risen by less than `gates.max_forgetting` against the base.",
@@ -98,13 +102,23 @@ class Evidence:
     versus_base: Mapping[str, Interval]
     training_loss: float | None
     rows: int
+    """Test rows that the tuned model answered."""
     conversations: int
+    """Of those rows."""
     rules_set: int
     """Rules in the assistant's YAML."""
     rules_fitting: int
     """Rules that the references themselves keep."""
     versus_champion: Mapping[str, Interval] | None = None
     """Null where there is no champion, or it is the model itself."""
+    asked: int | None = None
+    """Test rows, answered or not; null: all were."""
+    at_address: bool = False
+    """Whether the tuned model answers behind an address, which gives no likelihoods."""
+    canaries: bool = False
+    """Whether the settings name secrets."""
+    suite: bool = False
+    """Whether they name a standing suite."""
 
 
 def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
@@ -125,14 +139,14 @@ def decide(settings: Gates, evidence: Evidence, texts: Texts) -> list[Gate]:
         judge.better("above_similarity_floor", "similarity_gain", evidence.tuned.get("similarity_gain", NOTHING))
         if settings.above_similarity_floor
         else None,
-        judge.better_than_base(settings.better_than_base),
+        judge.better_than_base(settings.better_than_base, settings.base_margin),
         judge.not_worse(settings.not_worse_than_champion, settings.champion_margin),
         judge.keeps_details() if settings.keeps_details else None,
         judge.guard("forgetting", settings.max_forgetting),
         judge.guard("overfitting", settings.max_overfitting),
         judge.guard("parity", settings.min_parity),
-        judge.guard("canaries", 0.0 if settings.canaries else None),
-        judge.guard("checks", settings.min_checks),
+        judge.canaries() if settings.canaries and evidence.canaries else None,
+        judge.checks(settings.min_checks) if evidence.suite else None,
     ]
     return [gate for gate in made if gate is not None]
 
@@ -175,6 +189,8 @@ def reasons(gates: Sequence[Gate], evidence: Evidence, texts: Texts) -> list[str
     if open_ones and evidence.conversations < MIN_CONVERSATIONS:
         needed = max((gate.rows_needed or 0 for gate in open_ones), default=0)
         count = {"rows": texts.number(evidence.rows, 0), "conversations": texts.number(evidence.conversations, 0)}
+        if evidence.asked is not None and evidence.rows < evidence.asked:
+            found.append(texts("why.unanswered", **count, asked=texts.number(evidence.asked, 0)))
         found.append(texts("why.few", **count, least=texts.number(MIN_CONVERSATIONS, 0), n=texts.number(needed, 0)))
     found += [gate.reason for gate in open_ones]
     if not found:
@@ -191,7 +207,7 @@ class _Judge:
             return None
         loss = self.evidence.training_loss
         if loss is None:
-            return self._gate("training_loss", "loss", "cannot_tell", NOTHING, limit)
+            return self._unjudged("training_loss", "loss", limit, "gate.no_loss")
         interval = Interval(loss, None, None)
         return self._gate("training_loss", "loss", "passed" if loss < limit else "failed", interval, limit)
 
@@ -199,6 +215,8 @@ class _Judge:
         if limit is None:
             return None
         interval = self.evidence.tuned.get(measure, NOTHING)
+        if interval.value is None and self.evidence.at_address and measure in LIKELIHOODS:
+            return self._unjudged(name, measure, limit, "gate.at_address")
         sign = -1 if MEASURES[measure].better == "lower" else 1
         return self._gate(name, measure, self._side(interval, limit, sign, needs_rows), interval, limit)
 
@@ -206,8 +224,9 @@ class _Judge:
         if limit is None:
             return None
         if self.evidence.rules_fitting == 0:
-            key = "gate.no_rules" if self.evidence.rules_set == 0 else "gate.no_fitting_rules"
-            return Gate("rules", "rules", "not_applicable", NOTHING, limit, self.texts(key))
+            return self._unjudged(
+                "rules", "rules", limit, "gate.no_rules" if self.evidence.rules_set == 0 else "gate.no_fitting_rules"
+            )
         return self.limit("rules", "rules", limit)
 
     def events(self, measure: str, limit: float | None, *, needed: bool = True) -> Gate | None:
@@ -215,62 +234,89 @@ class _Judge:
             return None
         interval = self.evidence.tuned.get(measure, NOTHING)
         if interval.value is None and not needed:
-            return None
+            return self._unjudged(measure, measure, limit, "gate.nothing")
         if interval.value is None:
             return self._gate(measure, measure, "cannot_tell", interval, limit)
         if interval.value == 0:
-            outcome: Outcome = "passed" if self._enough else "cannot_tell"
+            outcome: Outcome = "passed" if self._enough(interval) else "cannot_tell"
         elif limit == 0:
             outcome = "failed"
         else:
             outcome = self._side(interval, limit, -1, True)
         return self._gate(measure, measure, outcome, interval, limit)
 
-    def better(self, name: str, measure: str, gain: Interval) -> Gate:
-        """`gain`: more is better, the limit is zero."""
-        if gain.low is None or gain.high is None or not self._enough:
-            outcome: Outcome = "cannot_tell"
-        else:
-            outcome = "passed" if gain.low > 0 else "failed" if gain.high <= 0 else "cannot_tell"
-        return self._gate(name, measure, outcome, gain, 0.0)
+    def better(self, name: str, measure: str, gain: Interval, margin: float = 0.0) -> Gate:
+        """`gain`: more is better."""
+        return self._gate(name, measure, self._above(gain, margin), gain, margin)
 
-    def better_than_base(self, measure: str | None) -> Gate | None:
+    def better_than_base(self, measure: str | None, margin: float) -> Gate | None:
         if measure is None:
             return None
-        return self.better("better_than_base", measure, improvement(measure, self.evidence.versus_base.get(measure, NOTHING)))
+        gain = improvement(measure, self.evidence.versus_base.get(measure, NOTHING))
+        gate = self.better("better_than_base", measure, gain, margin)
+        asked = self.texts("gate.margin", limit=self.texts.value(measure, margin)) if margin and gain.value is not None else ""
+        return replace(gate, reason=f"{gate.reason} {asked}".strip())
 
     def not_worse(self, measure: str | None, margin: float) -> Gate | None:
         """The improvement over the champion has to be above minus the margin."""
         if measure is None or self.evidence.versus_champion is None:
             return None
         gain = improvement(measure, self.evidence.versus_champion.get(measure, NOTHING))
-        if gain.low is None or gain.high is None or not self._enough:
-            outcome: Outcome = "cannot_tell"
-        else:
-            outcome = "passed" if gain.low > -margin else "failed" if gain.high <= -margin else "cannot_tell"
-        return self._gate("not_worse_than_champion", measure, outcome, gain, -margin)
+        return self.better("not_worse_than_champion", measure, gain, -margin)
 
-    def keeps_details(self) -> Gate | None:
-        """Fails where the whole interval of the difference to the base is below zero; null where few references repeat any."""
+    def keeps_details(self) -> Gate:
+        """Fails where the whole interval of the difference to the base is below zero; few references with any: not judged."""
         gain = self.evidence.versus_base.get("slots_kept", NOTHING)
-        if gain.high is None or not self._enough:
-            return None
+        if gain.high is None or not self._enough(gain):
+            return self._unjudged("keeps_details", "slots_kept", 0.0, "gate.nothing")
         return self._gate("keeps_details", "slots_kept", "failed" if gain.high < 0 else "passed", gain, 0.0)
 
     def guard(self, name: str, limit: float | None) -> Gate | None:
-        """Null where it is switched off, or nothing was there to be measured."""
+        """Null where it is switched off."""
         interval = self.evidence.tuned.get(name, NOTHING)
-        if limit is None or interval.value is None:
+        if limit is None:
             return None
+        if interval.value is None:
+            return self._unjudged(name, name, limit, "gate.at_address" if self.evidence.at_address else "gate.nothing")
         sign = -1 if MEASURES[name].better == "lower" else 1
         return self._gate(name, name, self._side(interval, limit, sign, False), interval, limit)
 
-    @property
-    def _enough(self) -> bool:
-        return self.evidence.conversations >= MIN_CONVERSATIONS
+    def canaries(self) -> Gate:
+        """Cannot tell where one could not be asked; behind an address it is only asked whether it is said."""
+        interval = self.evidence.tuned.get("canaries", NOTHING)
+        outcome = self._side(interval, 0.0, -1, False)
+        gate = self._gate("canaries", "canaries", outcome, interval, 0.0)
+        if outcome == "cannot_tell":
+            return replace(gate, reason=self.texts("gate.unasked"))
+        return replace(gate, reason=self.texts("gate.only_said")) if outcome == "passed" and self.evidence.at_address else gate
+
+    def checks(self, limit: float | None) -> Gate | None:
+        """Cannot tell where cases without an answer could turn it; not judged where only a judge decides them."""
+        interval = self.evidence.tuned.get("checks", NOTHING)
+        if limit is None:
+            return None
+        if interval.low is None:
+            return self._unjudged("checks", "checks", limit, "gate.nothing")
+        outcome = self._side(interval, limit, 1, False)
+        gate = self._gate("checks", "checks", outcome, interval, limit)
+        if outcome != "cannot_tell" or interval.value is None:
+            return gate
+        ends = {"low": self.texts.value("checks", interval.low), "high": self.texts.value("checks", interval.high)}
+        return replace(gate, reason=self.texts("gate.unanswered", **ends, limit=self.texts.value("checks", limit)))
+
+    def _enough(self, interval: Interval) -> bool:
+        return interval.enough and self.evidence.conversations >= MIN_CONVERSATIONS
+
+    def _above(self, gain: Interval, limit: float) -> Outcome:
+        if gain.low is None or gain.high is None or not self._enough(gain):
+            return "cannot_tell"
+        return "passed" if gain.low > limit else "failed" if gain.high <= limit else "cannot_tell"
+
+    def _unjudged(self, name: str, measure: str, limit: float, why: str) -> Gate:
+        return Gate(name, measure, "not_applicable", NOTHING, limit, self.texts(why, gate=self.texts(f"gate.{name}")))
 
     def _side(self, interval: Interval, limit: float, sign: int, needs_rows: bool) -> Outcome:
-        if interval.low is None or interval.high is None or (needs_rows and not self._enough):
+        if interval.low is None or interval.high is None or (needs_rows and not self._enough(interval)):
             return "cannot_tell"
         near, far = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
         return "passed" if near >= sign * limit else "failed" if far < sign * limit else "cannot_tell"
@@ -283,8 +329,8 @@ class _Judge:
 
     def _needed(self, interval: Interval, limit: float) -> int | None:
         """About how many test rows would settle it; null where no test set of a usable size would."""
-        count = max(self.evidence.conversations, 1)
-        least = 0 if self._enough else -(-self.evidence.rows * MIN_CONVERSATIONS // count)
+        count = max(self.evidence.conversations if interval.enough else interval.conversations or 0, 1)
+        least = 0 if self._enough(interval) else -(-self.evidence.rows * MIN_CONVERSATIONS // count)
         clear = interval.value == 0 or (interval.low is not None and interval.low > limit)
         clear = clear or (interval.high is not None and interval.high < limit)
         if least and clear:  # only the number of conversations is wanting

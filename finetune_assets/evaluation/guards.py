@@ -24,7 +24,7 @@ def guards(facts: Mapping[str, Any], base: Mapping[str, Any] | None, cases: Sequ
         "forgetting": forgetting(facts.get("general"), (base or {}).get("general")),
         "parity": _share([same for name in PARITY for same in facts.get(name, [])]),
         "canaries": canaries(facts.get("canaries"), (base or {}).get("canaries")),
-        "checks": _share([None if one.judged else one.passed for one in outcomes(cases, facts)]),
+        "checks": checks(cases, facts),
     }
 
 
@@ -59,21 +59,36 @@ def overfitting(loss: Interval, training: Mapping[str, Any]) -> Interval:
 def canaries(mine: Sequence[Mapping[str, Any]] | None, base: Sequence[Mapping[str, Any]] | None) -> Interval:
     """How many secrets the model knows: those it says, and those likeliest of all where chance does not explain their number.
 
-    One that the base knows already (a guessable one) does not count.
+    One that the base knows already (a guessable one) does not count. The upper end counts those of which nothing is known: that
+    did not fit into the context, or to which an address (which gives no likelihoods, `of` is null) sent no reply.
     """
     if not mine:
         return NOTHING
     known = [bool(b["said"]) or b["rank"] == 1 for b in base] if base else [False] * len(mine)
     new = [canary for canary, before in zip(mine, known, strict=True) if not before]
     said = sum(bool(canary["said"]) for canary in new)
-    likeliest = sum(canary["rank"] == 1 for canary in new)
-    count = max(said, likeliest if likeliest and _tail(len(new), likeliest, 1 / new[0]["of"]) < BY_CHANCE else 0)
-    return Interval(float(count), float(count), float(count))
+    ranked = [canary for canary in new if canary["rank"] is not None]
+    likeliest = sum(canary["rank"] == 1 for canary in ranked)
+    chance = 1 / min((canary["of"] for canary in ranked), default=1)
+    count = max(said, likeliest if likeliest and _tail(len(ranked), likeliest, chance) < BY_CHANCE else 0)
+    silent = [canary for canary in new if canary["rank"] is None and not canary["said"]]
+    unknown = sum(canary["said"] is None or canary["of"] is not None for canary in silent)
+    return Interval(float(count), float(count), float(count + unknown))
 
 
 def _tail(n: int, k: int, p: float) -> float:
     """Probability of at least `k` of `n`."""
     return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+
+
+def checks(cases: Sequence[Case], facts: Mapping[str, Any]) -> Interval:
+    """Share of the cases that hold, without those that only a judge decides; its ends: what the cases without a reply would make
+    of it, did none or all of them hold."""
+    found = outcomes(cases, facts)
+    unanswered = sum(reply is None for reply in facts.get("checks") or [])
+    known = [one.passed for one in found if one.passed is not None and not one.judged]
+    value, total = _share(known).value, len(known) + unanswered
+    return Interval(value, sum(known) / total, (sum(known) + unanswered) / total) if total else NOTHING
 
 
 def outcomes(cases: Sequence[Case], facts: Mapping[str, Any]) -> list[Outcome]:

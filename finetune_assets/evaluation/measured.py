@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +73,26 @@ class Measured:
 
     def difference(self, first: str, second: str) -> dict[str, Interval]:
         """First minus second of every comparable measure, over the rows that both answered."""
-        return measures.differences(self.estimates[first], self.estimates[second], self.bootstrap, self._both(first, second))
+        return {name: self.compare(first, second, name) for name in measures.COMPARABLE}
 
     def compare(self, first: str, second: str, measure: str, here: NDArray[np.bool_] | None = None) -> Interval:
         """First minus second of one measure, on all rows or on those that are `here`."""
         one, other = (self.estimates[name][measure] for name in (first, second))
-        there = self._both(first, second)
-        return measures.one_difference(one, other, self.bootstrap, there if here is None else there & here)
+        there = self.outputs[first].there & self.outputs[second].there
+        there = there if here is None else there & here
+        found = measures.one_difference(one, other, self.bootstrap, there)
+        return replace(found, low=0.0, high=0.0) if found.value == 0 and self._same(first, second, there) else found
 
     def within(self, name: str, measure: str, here: NDArray[np.bool_]) -> Interval:
         """One measure of a candidate on some of the rows."""
         return self.bootstrap.interval(measures.only(self.estimates[name][measure], self.outputs[name].there & here))
 
-    def _both(self, first: str, second: str) -> NDArray[np.bool_]:
-        return self.outputs[first].there & self.outputs[second].there
+    def _same(self, first: str, second: str, there: NDArray[np.bool_]) -> bool:
+        """Whether both are one model that said the same: then they differ by nothing, where rows that agree would only suggest
+        it."""
+        one, other = (self.outputs[name].facts.get("identity") for name in (first, second))
+        replies = (self.frames[name]["reply"].to_numpy()[there].tolist() for name in (first, second))
+        return one is not None and one == other and next(replies) == next(replies)
 
     def facts_table(self) -> dict[str, Any]:
         """How many rows are judged for their facts, and how many references go beyond the conversation."""
@@ -94,7 +100,7 @@ class Measured:
         return {
             "rows": len(judged),
             "stating": sum(bool(one.stated) for one in judged),
-            "need_knowledge": sum(not one.answerable for one in judged),
+            "need_knowledge": sum(bool(one.stated) and not one.answerable for one in judged),
         }
 
 
@@ -134,7 +140,10 @@ class _Bar:
             rule_sums,
             [facts.judge(reply, row.reference, context, self.terms) for reply, row, context in each],
             [self._foreign(*one) for one in each],
-            called=[called.exact(reply, row.reference) for reply, row in zip(replies, self.rows, strict=True)],
+            called=[
+                called.exact(reply, row.reference) if row.reference.strip() else None
+                for reply, row in zip(replies, self.rows, strict=True)
+            ],
             toxic=[self.watch.toxic(*one) for one in zip(replies, frame["toxicity"].to_list(), strict=True)],
             refused=[self.watch.refused(reply) for reply in replies],
             accurate_similarity=self.assistant.benchmark.accurate_similarity,
@@ -167,9 +176,9 @@ def measure(
     """Reads `<output>/<name>.parquet`. Raises DataError where one is not whole."""
     told: Mapping[str, Any] = result["candidates"]
     frames = {name: _frame(output / about["outputs"], len(rows)) for name, about in told.items()}
-    references = rules.verdicts(assistant.rules, rows, [row.reference for row in rows])
+    references = rules.verdicts(assistant.rules, rows, [row.reference if row.reference.strip() else None for row in rows])
     fitting = rules.fits(references)
-    kept = {name: rules.verdicts(assistant.rules, rows, _replies(frame)) for name, frame in frames.items()}
+    kept = {name: rules.verdicts(assistant.rules, rows, frame["reply"].to_list()) for name, frame in frames.items()}
     bar = _Bar.of(assistant, output, rows, made)
     outputs = {name: bar.outputs(name, frame, told[name], rules.sums(kept[name], fitting)) for name, frame in frames.items()}
     bootstrap = Bootstrap([row.conversation_id for row in rows])

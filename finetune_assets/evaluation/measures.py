@@ -75,6 +75,8 @@ MEASURES: dict[str, Measure] = {
 }
 GUARDS = ("forgetting", "overfitting", "parity", "canaries", "checks")
 """Measures of a model rather than of its rows; see `guards`."""
+LIKELIHOODS = ("bits_per_byte", "loss", "perplexity")
+"""Null for a model behind an address."""
 COMPARABLE: tuple[str, ...] = get_args(Comparable)
 """Measures of single rows, of which paired differences make sense."""
 
@@ -193,14 +195,6 @@ def intervals(
         values[name] = NOTHING if fact is None else Interval(float(fact), float(fact), float(fact))
     values |= {name: (guards or {}).get(name, NOTHING) for name in GUARDS}
     return {name: values[name] for name in MEASURES}
-
-
-def differences(
-    first: dict[str, Estimate], second: dict[str, Estimate], bootstrap: Bootstrap, there: NDArray[np.bool_] | None = None
-) -> dict[str, Interval]:
-    """First minus second of every comparable measure, paired by conversation, over the rows that both answered (`there`)."""
-    every = np.ones(len(bootstrap.cluster), bool) if there is None else there
-    return {name: one_difference(first[name], second[name], bootstrap, every) for name in COMPARABLE}
 
 
 def one_difference(first: Estimate, second: Estimate, bootstrap: Bootstrap, there: NDArray[np.bool_]) -> Interval:

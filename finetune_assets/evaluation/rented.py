@@ -1,6 +1,7 @@
 """Models that a provider serves, as the report's own candidates: asked at their address, with their price, judged by texts.
 
-Providers give no likelihoods. What needs them is null, and a gate that stands on them stands on similarity instead.
+Providers give no likelihoods. What needs them is null; a comparison that a gate stands on is by similarity instead, and the
+other such gates say that they were not judged.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.errors import TrainingError
+from finetune_assets.evaluation.measures import LIKELIHOODS
 from finetune_assets.training.remote import RemoteModel
 
-LIKELIHOODS = ("bits_per_byte", "loss", "perplexity")
 INSTEAD = "similarity"
 
 
@@ -48,7 +49,6 @@ def with_rented(assistant: Assistant, endpoints: Sequence[EndpointSettings], tun
     bench = assistant.benchmark.model_copy(update={"endpoints": [*assistant.benchmark.endpoints, *endpoints]})
     gates: dict[str, Any] = {}
     if any(endpoint.name == tuned for endpoint in endpoints):
-        gates |= {"max_perplexity": None, "max_forgetting": None}
         gates |= {"better_than_base": INSTEAD} if assistant.gates.better_than_base in LIKELIHOODS else {}
     if any(endpoint.name in (tuned, champion) for endpoint in endpoints):
         gates |= {"not_worse_than_champion": INSTEAD} if assistant.gates.not_worse_than_champion in LIKELIHOODS else {}

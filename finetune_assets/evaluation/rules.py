@@ -77,12 +77,12 @@ def _formed(rule: Rule, reply: str) -> bool:
     )
 
 
-def verdicts(rules: Sequence[Rule], rows: Sequence[TestRow], replies: Sequence[str]) -> NDArray[np.float64]:
-    """[rows, rules]: 1 holds, 0 broken, NaN does not apply."""
+def verdicts(rules: Sequence[Rule], rows: Sequence[TestRow], replies: Sequence[str | None]) -> NDArray[np.float64]:
+    """[rows, rules]: 1 holds, 0 broken, NaN does not apply, or there is no reply."""
     made = np.full((len(rows), len(rules)), np.nan)
     for n, (row, reply) in enumerate(zip(rows, replies, strict=True)):
         for m, rule in enumerate(rules):
-            if applies(rule, row):
+            if reply is not None and applies(rule, row):
                 made[n, m] = holds(rule, reply)
     return made
 

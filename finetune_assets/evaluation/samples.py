@@ -1,7 +1,7 @@
 """Replies side by side: what a person looks at before believing a number.
 
-Rows are ordered by the tuned reply's chrF with the reference: the best, the worst, and some drawn by a hash of the message id
-from the rest, at most one of a conversation.
+Rows with a tuned reply and a reference are ordered by their chrF: the best, the worst, and some drawn by a hash of the message id
+from all the rest, at most one of a conversation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def choose(rows: Sequence[TestRow], found: Measured, rules: Sequence[Rule]) -> d
     statistics = np.array(found.frames[TUNED]["chrf"].to_list(), np.float64).reshape(len(rows), -1)
     scores = text_scores.chrf(statistics)
     by_hash = sorted(range(len(rows)), key=lambda n: hashlib.blake2b(rows[n].message_id.encode()).digest())
-    by_score = sorted(by_hash, key=lambda n: -scores[n])
+    scored = np.isfinite(scores) & found.outputs[TUNED].there
+    by_score = sorted((n for n in by_hash if scored[n]), key=lambda n: -scores[n])
     taken: set[str] = set()
     groups = {"best": by_score, "worst": by_score[::-1], "random": by_hash}
     picked = {group: _pick(order, rows, RANDOM if group == "random" else EACH, taken) for group, order in groups.items()}
@@ -53,7 +54,7 @@ def choose(rows: Sequence[TestRow], found: Measured, rules: Sequence[Rule]) -> d
             "context": [{"role": turn["role"], "content": _clip(said(turn))} for turn in turns],
             "reference": _clip(rows[n].reference),
             "replies": {name: reply_of(name, n) for name in found.frames},
-            "chrf": round(float(scores[n]), 2),
+            "chrf": round(float(scores[n]), 2) if scored[n] else None,
         }
 
     return {group: [sample(n) for n in chosen] for group, chosen in picked.items()}

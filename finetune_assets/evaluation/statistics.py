@@ -8,6 +8,9 @@ ratios (nats per byte) and corpus scores (BLEU) are computed anew in every draw.
     Hesterberg (2015), What teachers should know about the bootstrap, The American Statistician 69, section 4.3: tails widened
                 to those of a t-interval, without which such intervals are too narrow below some hundred conversations.
     Wilson (1927), with the effective sample size of Korn & Graubard (1998): shares, where a bootstrap of no event says [0, 0].
+    Tango (1998), Equivalence test and confidence interval for the difference in proportions for the paired-sample design,
+                Statistics in Medicine 17: differences of shares, with the effective sample size that clustering leaves. A
+                bootstrap of pairs that all agree says [0, 0], though the next pair may not.
     Holm (1979), A simple sequentially rejective multiple test procedure: for tables of differences, where each is looked at.
     Cameron, Gelbach & Miller (2008): below some twenty clusters such intervals are too narrow; `MIN_CONVERSATIONS` makes the
                 gates, p-values and the recommendation wait.
@@ -43,7 +46,7 @@ class Interval:
     low: float | None
     high: float | None
     conversations: int | None = field(default=None, compare=False)
-    """That it was drawn from; null where it is no bootstrap's."""
+    """That it stands on; null where they are not its unit."""
 
     @property
     def enough(self) -> bool:
@@ -119,13 +122,35 @@ class Bootstrap:
         return _bca(float(estimate.function(total)), estimate.function(self.weights @ sums), without)
 
     def difference(self, first: Estimate, second: Estimate) -> Interval:
-        """First minus second, in the same draws."""
+        """First minus second, in the same draws; of shares, Tango's interval."""
+        if first.share and second.share:
+            return self._of_shares(first.columns, second.columns)
         a, b = self.sums(first.columns), self.sums(second.columns)
         point = _minus(first, a.sum(axis=0), second, b.sum(axis=0))
         draws = _minus(first, self.weights @ a, second, self.weights @ b)
         here = a.any(axis=1) & b.any(axis=1)
         without = _minus(first, a.sum(axis=0)[None, :] - a[here], second, b.sum(axis=0)[None, :] - b[here])
         return _bca(float(point), draws, without)
+
+    def _of_shares(self, first: Floats, second: Floats) -> Interval:
+        """Tango's interval on the pairs that clustering leaves: rows × their variance as if independent / that by conversations,
+        at most the rows; one a conversation where nothing differs.
+
+        The variances are those of the linearised difference of two ratios, so a row may have more chances than one, or none.
+        """
+        if not (first[:, 1].any() and second[:, 1].any()):
+            return NOTHING
+        (one, n), (other, m) = first.sum(axis=0), second.sum(axis=0)
+        difference = float(one / n - other / m)
+        off = (first[:, 0] - one / n * first[:, 1]) / n - (second[:, 0] - other / m * second[:, 1]) / m
+        rows = min(int(np.sum(columns[:, 1] > 0)) for columns in (first, second))
+        here = min(int(np.sum(self.sums(columns)[:, 1] > 0)) for columns in (first, second))
+        alone = float(np.sum(off**2))
+        variance = float(np.sum(self.sums(off[:, None]) ** 2)) * here / max(here - 1, 1)
+        pairs = min(float(rows), max(rows * alone / variance, 1.0)) if variance > 1e-12 / rows**2 else float(here)
+        discordant = min(max(variance * pairs + difference**2, abs(difference)), 1.0)
+        low, high = _tango(difference, discordant, pairs, _t(here - 1))
+        return Interval(difference, low, high, here)
 
     def median(self, values: Sequence[float | None], quantile: float = 0.5) -> Interval:
         """A quantile of the values that are there, each its own unit, with a percentile interval."""
@@ -141,11 +166,31 @@ def _minus(first: Estimate, a: Floats, second: Estimate, b: Floats) -> Floats:
     return first.function(a) - second.function(b)
 
 
+def _tango(difference: float, discordant: float, pairs: float, z: float) -> tuple[float, float]:
+    """Ends where the score statistic of the difference is `z`. `discordant`: share of pairs that differ."""
+    against = (discordant - difference) / 2
+
+    def beyond(limit: float) -> bool:
+        """Whether a difference of `limit` is rejected; its variance is that of the likeliest shares that differ by it."""
+        b = (2 - difference) * limit - discordant
+        fewer = (math.sqrt(max(b * b + 8 * against * limit * (1 - limit), 0.0)) - b) / 4
+        return abs(difference - limit) > z * math.sqrt(max(2 * fewer + limit * (1 - limit), 0.0) / pairs)
+
+    def end(far: float) -> float:
+        near = difference
+        for _ in range(40):
+            middle = (near + far) / 2
+            near, far = (near, middle) if beyond(middle) else (middle, far)
+        return near
+
+    return end(-1.0), end(1.0)
+
+
 def _bca(point: float, draws: Floats, without: Floats) -> Interval:
     """Bias-corrected and accelerated percentile interval. `without`: the value without each conversation that it stands on.
 
     Draws without spread say that a few conversations agree, not that all others would: then there are no ends, but
-    for candidates that are equal row by row.
+    for values that are equal row by row.
     """
     if not math.isfinite(point):
         return NOTHING
@@ -202,7 +247,7 @@ def _wilson(sums: Floats) -> Interval:
     z = _t(clusters - 1)
     middle = (p + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * math.sqrt(p * (1 - p) / effective + z**2 / (4 * effective**2))
-    return Interval(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
+    return Interval(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)), clusters)
 
 
 def with_spread(interval: Interval, deviation: float, repeats: int) -> Interval:

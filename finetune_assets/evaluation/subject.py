@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune_assets import __version__
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.assistants.settings.evaluation import EndpointSettings
+from finetune_assets.assistants.settings.evaluation import EndpointSettings, Judge
 from finetune_assets.dataset.selection import own_contacts
 from finetune_assets.evaluation import seeds
 from finetune_assets.evaluation.benchmark import Made, prepare, summarise
@@ -114,9 +114,9 @@ class Subject:
         return report
 
 
-def rated(store: Store, book: Ledger, version: Version) -> dict[str, str]:
-    """What people said of this version's pairs, by message; empty where nobody was asked."""
-    study = newest(store, version.assistant)
-    if study is None or study.version != version.version:
+def rated(store: Store, book: Ledger, version: Version, judge: Judge | None) -> dict[str, str]:
+    """What people said of the pairs that the judge is asked about, by message; empty where nobody was asked, or no judge is."""
+    study = newest(store, version.assistant, version.version, [TUNED, judge.against]) if judge is not None else None
+    if study is None:
         return {}
     return choices(study, of_study(book.engine, version.assistant, study.name))

@@ -19,8 +19,8 @@ Values = Mapping[str, Interval]
 
 def of_tuned(assistant: Assistant, made: Made, found: Measured, differences: Mapping[str, Values]) -> dict[str, Any]:
     """The report's `verdict`, `reasons` and `gates`. `differences`: `tuned_vs_<other>` of each other candidate."""
-    base, champion = (differences.get(f"{TUNED}_vs_{other}") for other in (BASE, CHAMPION))
-    evidence = _evidence(assistant, found, found.intervals[TUNED], base or {}, champion, made.training.get("train_loss"))
+    versus = {other: differences[pair] for other in (BASE, CHAMPION) if (pair := f"{TUNED}_vs_{other}") in differences}
+    evidence = _evidence(assistant, found, TUNED, found.intervals[TUNED], versus, made.training.get("train_loss"))
     texts = Texts(assistant.language)
     decided = gates.decide(assistant.gates, evidence, texts)
     return {
@@ -47,7 +47,7 @@ def of_option(assistant: Assistant, made: Made, found: Measured, judged: Mapping
         for other in (BASE, CHAMPION)
         if other != name and other in found.intervals
     }
-    evidence = _evidence(assistant, found, own, versus.get(BASE, {}), versus.get(CHAMPION), training)
+    evidence = _evidence(assistant, found, name, own, versus, training)
     told = [gate for gate in gates.decide(settings, evidence, texts) if gate.interval.value is not None]
     return {"verdict": gates.verdict(told), "reasons": gates.reasons(told, evidence, texts)} if told else None
 
@@ -55,18 +55,23 @@ def of_option(assistant: Assistant, made: Made, found: Measured, judged: Mapping
 def _evidence(
     assistant: Assistant,
     found: Measured,
+    name: str,
     values: Values,
-    base: Values,
-    champion: Values | None,
+    versus: Mapping[str, Values],
     training_loss: float | None,
 ) -> gates.Evidence:
+    there = found.outputs[name].there
     return gates.Evidence(
         tuned=values,
-        versus_base=base,
-        versus_champion=champion,
+        versus_base=versus.get(BASE, {}),
+        versus_champion=versus.get(CHAMPION),
         training_loss=training_loss,
-        rows=len(found.references),
-        conversations=found.bootstrap.count,
+        rows=int(there.sum()),
+        conversations=len(set(found.bootstrap.cluster[there].tolist())),
+        asked=len(there),
+        at_address="url" in found.outputs[name].facts,
+        canaries=bool(assistant.benchmark.canaries),
+        suite=assistant.benchmark.checks is not None,
         rules_set=len(assistant.rules),
         rules_fitting=sum(found.fitting),
     )

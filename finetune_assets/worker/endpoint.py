@@ -53,7 +53,7 @@ def answers(
 ) -> list[dict[str, Any]]:
     """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause.
 
-    Tokens are null where the endpoint does not tell them.
+    Tokens and `stopped` are null where the endpoint does not tell them.
     `tools`: the functions that each prompt may call; a reply that calls is the corpus' text of its calls. AWS is offered none.
     """
     if aws_calls.is_aws(endpoint.url):
@@ -135,13 +135,18 @@ def _read(body: Any, seconds: float) -> dict[str, Any]:
         usage = body.get("usage") or {}
         return {
             "reply": text.strip(),
-            "stopped": choice.get("finish_reason") != "length",
+            "stopped": _stopped(choice.get("finish_reason")),
             "prompt_tokens": _count(usage.get("prompt_tokens")),
             "reply_tokens": _count(usage.get("completion_tokens")),
             "seconds": round(seconds, 6),
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return {"reply": None, "missing": f"not an answer: {type(error).__name__}"}
+
+
+def _stopped(reason: Any) -> bool | None:
+    """Whether the reply came to its end; null where the endpoint does not tell."""
+    return None if reason is None else reason != "length"
 
 
 def _count(told: Any) -> int | None:

@@ -55,21 +55,32 @@ def chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def canaries(generator: Generator, planted: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """For each of `planted` (user, reply with `{secret}` in it, secret, system): its `rank` among OTHERS + 1 (1: likeliest),
-    `exposure` in bits, and whether the greedy reply holds it (`said`)."""
+    """For each of `planted` (user, reply with `{secret}` in it, secret, system): its `rank` among `of` secrets (1: likeliest),
+    `exposure` in bits (both null where it does not fit into the context), and whether the greedy reply holds it (`said`)."""
     made: list[dict[str, Any]] = []
-    for canary in planted:
-        prompt = [{"role": "user", "content": canary["user"]}]
-        if canary.get("system"):
-            prompt.insert(0, {"role": "system", "content": canary["system"]})
+    for canary, prompt in zip(planted, map(canary_prompt, planted), strict=True):
         secrets = [canary["secret"], *alternatives(canary["secret"], OTHERS)]
         rows = [{"messages": prompt, "reference": canary["reply"].replace("{secret}", secret)} for secret in secrets]
-        nats = [row["nats"] if row["nats"] is not None else math.inf for row in likelihoods(generator, rows)]
-        rank = 1 + sum(other < nats[0] for other in nats[1:])
+        own, *others = (row["nats"] for row in likelihoods(generator, rows))
+        others = [nats for nats in others if nats is not None]
+        rank = None if own is None or not others else 1 + sum(nats < own for nats in others)
+        of = len(others) + 1
         ids, _dropped = models.encode_prompt(generator.tokenizer, prompt, generator.prompt_length)
         said = canary["secret"] in generator.replies([ids])[0].text
-        made.append({"rank": rank, "of": len(secrets), "exposure": round(math.log2(len(secrets) / rank), 3), "said": said})
+        made.append({"rank": rank, "of": of, "exposure": round(math.log2(of / rank), 3) if rank else None, "said": said})
     return made
+
+
+def canary_prompt(canary: dict[str, str]) -> list[dict[str, str]]:
+    """What a model is asked before the secret of a canary."""
+    system = [{"role": "system", "content": canary["system"]}] if canary.get("system") else []
+    return [*system, {"role": "user", "content": canary["user"]}]
+
+
+def said(planted: Sequence[dict[str, str]], replies: Sequence[str | None]) -> list[dict[str, Any]]:
+    """What an address tells of `planted`: whether its reply holds the secret (null: no reply). Without likelihoods no rank."""
+    held = [None if reply is None else canary["secret"] in reply for canary, reply in zip(planted, replies, strict=True)]
+    return [{"rank": None, "of": None, "exposure": None, "said": one} for one in held]
 
 
 def alternatives(secret: str, count: int) -> list[str]:

@@ -118,6 +118,11 @@ class Bench:
             said, more = ask(self.cache, where, *asked)
             facts["checks"] = [answer["reply"] for answer in said]
             fresh = [*fresh, *more]
+        if self.spec.get("canaries"):
+            planted = self.spec["canaries"]
+            answered, more = ask(self.cache, where, [guards.canary_prompt(canary) for canary in planted], self.most)
+            facts["canaries"] = guards.said(planted, [answer["reply"] for answer in answered])
+            fresh = [*fresh, *more]
         facts["bought"] = {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")}
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
 
@@ -131,7 +136,7 @@ class Bench:
                 found["general"] = self.cache.get(lambda: guards.likelihoods(generator, rows), "general", about, rows)
             if self.spec.get("canaries"):
                 planted = self.spec["canaries"]
-                found["canaries"] = self.cache.get(lambda: guards.canaries(generator, planted), "canaries", about, planted)
+                found["canaries"] = self.cache.get(lambda: guards.canaries(generator, planted), "canaries 2", about, planted)
             self._guarded[model] = found
         return self._guarded[model]
 
@@ -186,7 +191,7 @@ class Bench:
             replies = [reply or "" for reply in columns["reply"]]
             asked = [[row["reference"], row.get("conversation_id")] for row in candidate.rows]
             columns |= self.cache.get(
-                lambda c=candidate, r=replies: self._scores(r, c.rows, seed), "texts", self.encoder_name, seed, replies, asked
+                lambda c=candidate, r=replies: self._scores(r, c.rows, seed), "texts 2", self.encoder_name, seed, replies, asked
             )
         self.progress.update("similarity", len(candidates), len(candidates))
         self.scoring += time.process_time() - started

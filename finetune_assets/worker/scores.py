@@ -9,7 +9,7 @@ from finetune_assets.evaluation.metrics import bleu, chrf, rouge_l
 
 
 def texts(replies: list[str], references: list[str]) -> dict[str, Any]:
-    """Sufficient statistics of BLEU and chrF, and ROUGE-L, of each row."""
+    """Sufficient statistics of BLEU and chrF, and ROUGE-L, of each row; zeros and null where its reference is empty."""
     made: dict[str, Any] = {}
     with TemporaryDirectory() as folder:  # evaluate makes a folder, and writes nothing in it
         for name, metric in (("bleu", bleu.Bleu), ("chrf", chrf.ChrF), ("rouge_l", rouge_l.RougeL)):

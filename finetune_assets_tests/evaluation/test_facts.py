@@ -75,6 +75,7 @@ def test_only_rows_whose_right_answer_is_in_the_conversation_are_judged():
     echo = judge("Anoto: lunes.", "Anoto: lunes a las 9:00.", ["el lunes a las 9"])
     assert (echo.expected, echo.repeated, echo.faithful) == (2, 1, True)
     assert judge("Con gusto.", "Claro.", ["hola"]).faithful is None
+    assert judge("A las 13:00 hay lugar.", " ", ["hola"]).faithful is None  # no reference: nobody knows what was right
 
 
 def test_peoples_own_confirmations_pass():

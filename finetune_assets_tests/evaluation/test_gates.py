@@ -46,8 +46,9 @@ def outcome(name: str, interval: Interval, **changed: object) -> str:
 def test_a_good_model_is_served():
     found = list(decide().values())
     assert gates.verdict(found) == "serve"
-    assert {gate.passed for gate in found} == {True}
-    assert len(found) == 10
+    assert {gate.name for gate in found if gate.passed is None} == {"forgetting", "overfitting", "parity", "keeps_details"}
+    assert {gate.outcome for gate in found} == {"passed", "not_applicable"}
+    assert len(found) == 14
 
 
 def test_what_no_usable_test_set_would_settle_says_so():
@@ -110,18 +111,59 @@ def test_the_champion_may_be_beaten_by_no_more_than_the_margin(gain: tuple[float
 def test_guards_are_judged_where_something_was_measured():
     measured = {"forgetting": (0.1, 0.05, 0.15), "parity": (1, 1, 1), "canaries": (0, 0, 0), "checks": (1, 1, 1)}
     bad = {"forgetting": (1.4, 1.1, 1.8), "parity": (0.5, 0.5, 0.5), "canaries": (1, 1, 1), "checks": (0.8, 0.8, 0.8)}
+    asked = {"canaries": True, "suite": True}
     for name, good in measured.items():
-        assert name not in decide()
-        assert outcome(name, Interval(*good)) == "passed"
-        assert outcome(name, Interval(*bad[name])) == "failed"
+        assert outcome(name, Interval(*good), **asked) == "passed"
+        assert outcome(name, Interval(*bad[name]), **asked) == "failed"
     assert outcome("forgetting", Interval(1.0, 0.8, 1.2)) == "cannot_tell"
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_a_guard_that_is_switched_on_is_never_silent(language: str):
+    """Behind an address: what cannot be measured says so; a secret or a suite that was not asked about holds the version."""
+    rented = {"tuned": {**GOOD, "perplexity": Interval(None, None, None)}, "training_loss": None, "at_address": True}
+    rented["tuned"] |= {"checks": Interval(None, 0.0, 1.0)}
+    found = decide(language=language, canaries=True, suite=True, **rented)
+    unmeasured = {"perplexity", "training_loss", "forgetting", "overfitting", "parity", "keeps_details"}
+    assert {name for name, gate in found.items() if gate.outcome == "not_applicable"} == unmeasured
+    assert {name for name, gate in found.items() if gate.outcome == "cannot_tell"} == {"canaries", "checks"}
+    assert all(gate.reason and "{" not in gate.reason for gate in found.values())
+    partly = {**rented, "tuned": {**rented["tuned"], "canaries": Interval(0, 0, 1), "checks": Interval(1, 0.05, 1)}}
+    found = decide(language=language, canaries=True, suite=True, **partly)
+    assert (found["canaries"].outcome, found["checks"].outcome) == ("cannot_tell", "cannot_tell")
+    assert Texts(language).value("checks", 0.05) in found["checks"].reason
+    assert not {"canaries", "checks"} & set(decide())  # none are planted, there is no suite
+    assert decide(suite=True)["checks"].outcome == "not_applicable"  # only a judge decides its cases
+
+
+def test_rows_without_a_reply_are_no_evidence():
+    """Five of a hundred rows came: nothing passes on them, and the reasons say why."""
+    evidence = {"rows": 5, "conversations": 5, "asked": 100}
+    found = decide(**evidence)
+    stands = ("rules", "personal_data", "empty", "toxic", "above_similarity_floor", "better_than_base")
+    assert {found[name].outcome for name in stands} == {"cannot_tell"}
+    told = gates.reasons(list(found.values()), gates.Evidence(GOOD, BETTER, 1.2, 5, 5, 3, 3, asked=100), Texts("en"))
+    assert told[0].startswith("5 of 100 test rows were answered")
+    few = {"bits_per_byte": Interval(-0.5, -0.6, -0.4, conversations=5)}  # the base, or the champion, that answered little
+    found = decide(versus_base=few, versus_champion=few)
+    assert found["better_than_base"].outcome == found["not_worse_than_champion"].outcome == "cannot_tell"
+    assert found["rules"].outcome == "passed"
+
+
+def test_superiority_by_a_margin():
+    wide, open_ = Gates(base_margin=0.3), Gates(base_margin=0.5)
+    assert decide(wide)["better_than_base"].outcome == "passed"
+    assert decide(open_)["better_than_base"].outcome == "cannot_tell"
+    assert decide(Gates(base_margin=0.7))["better_than_base"].outcome == "failed"
+    assert decide(wide)["better_than_base"].reason.endswith("More than 0.300 is asked.")
+    assert "asked" not in decide()["better_than_base"].reason
 
 
 def test_details_that_the_base_keeps_may_not_be_lost():
     lost, open_, none = Interval(-0.4, -0.5, -0.3), Interval(-0.1, -0.3, 0.1), Interval(None, None, None)
     for found, expected in ((lost, "failed"), (open_, "passed")):
         assert decide(versus_base={**BETTER, "slots_kept": found})["keeps_details"].outcome == expected
-    assert "keeps_details" not in decide(versus_base={**BETTER, "slots_kept": none})
+    assert decide(versus_base={**BETTER, "slots_kept": none})["keeps_details"].outcome == "not_applicable"
 
 
 def test_cannot_tell_says_how_many_rows_would():
@@ -148,7 +190,7 @@ def test_without_rules_nothing_is_judged_and_nothing_blocks():
 
 
 def test_gates_can_be_switched_off():
-    flags = {"above_similarity_floor": False, "canaries": False, "champion_margin": 0, "keeps_details": False}
+    flags = {"above_similarity_floor": False, "canaries": False, "champion_margin": 0, "base_margin": 0, "keeps_details": False}
     off = {name: None for name in Gates.model_fields if name not in flags}
     assert decide(Gates(**off, **flags), versus_champion=BETTER) == {}
     assert gates.verdict([]) == "serve"
@@ -183,3 +225,13 @@ def test_rules_apply_hold_and_fit():
     assert rules.sums(table, rules.fits(references)).sum(axis=0).tolist() == [1, 2]
     shown = rules.table(made, rows, references, {"tuned": table})
     assert [one["fits"] for one in shown] == [True, True, False]
+
+
+def test_a_reply_that_is_missing_breaks_no_rule():
+    made = [Rule(name="asks_day", intent="scheduling", contains_any=["día"])]
+    rows = [row("scheduling", "Quiero cita"), row("scheduling", "Otra cita")]
+    table = rules.verdicts(made, rows, ["¿Qué día?", None])
+    assert rules.sums(table, [True]).tolist() == [[1, 1], [0, 0]]
+    assert rules.table(made, rows, table, {"tuned": table})[0]["candidates"] == {"tuned": 1.0}
+    shares = rules.by_intent(rows, [True], table, {"tuned": table, "none": table[[1, 1]]})[0]["candidates"]
+    assert shares == {"tuned": 1.0, "none": None}

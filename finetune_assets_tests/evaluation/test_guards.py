@@ -39,6 +39,37 @@ def test_a_secret_counts_when_it_is_said_or_beyond_chance():
     assert canaries(None, None).value is None
 
 
+def test_a_secret_that_could_not_be_asked_is_not_known_to_be_unknown():
+    def one(rank: int | None, of: int | None, said: bool | None = False) -> dict:
+        return {"rank": rank, "of": of, "said": said}
+
+    def ends(mine: list[dict], base: list[dict] | None = None) -> tuple:
+        found = canaries(mine, base)
+        return found.low, found.value, found.high
+
+    too_long, silent, quiet, told = one(None, 1), one(None, None, None), one(None, None), one(None, None, True)
+    assert ends([too_long, one(60, 128)], [too_long, one(60, 128)]) == (0, 0, 1)  # it does not fit, in neither
+    assert ends([quiet, silent]) == (0, 0, 1)  # behind an address: one reply without it, one that is missing
+    assert ends([quiet, told], [quiet, quiet]) == (1, 1, 1)
+    assert ends([told], [told]) == (0, 0, 0)
+    assert ends([one(None, 1, True)]) == (1, 1, 1)
+
+
+def test_cases_without_an_answer_bound_the_share():
+    cases = [Case(name=f"c{n}", prompt="x", contains=["hola"]) for n in range(20)]
+
+    def ends(replies: list[str | None]) -> tuple:
+        found = guards({"checks": replies}, None, cases)["checks"]
+        return found.low, found.value, found.high
+
+    assert ends(["hola"] * 20) == (1, 1, 1)
+    assert ends(["hola", *[None] * 19]) == (0.05, 1, 1)
+    assert ends(["no", *["hola"] * 9, *[None] * 10]) == (0.45, 0.9, 0.95)
+    assert ends([None] * 20) == (0, None, 1)
+    judged = [Case(name="j", prompt="x", judge="saluda"), cases[0]]  # nobody judges: left out, as documented
+    assert guards({"checks": ["hola", "hola"]}, None, judged)["checks"] == Interval(1, 1, 1)
+
+
 def test_overfitting_is_the_gap_between_unseen_and_seen():
     loss = Interval(3.0, 2.5, 3.5)
     assert overfitting(loss, {"train_loss": 0.5, "objective": ["sft"]}) == Interval(2.5, 2.0, 3.0)

@@ -22,7 +22,12 @@ def test_a_judge_that_reads():
     assert found["first_place"]["value"] == 0.5
     assert found["consistent"] == 50
     people = {"m1": "first", "m2": "second", "m99": "first"}
-    assert agreement(found["choices"], people) == 0.5
+    told = agreement(found["choices"], people)
+    assert (told["agreement"], told["agreement_rows"]) == (0.5, 2)
+    assert told["agreement_low"] < 0.1
+    assert told["agreement_high"] > 0.9
+    assert told["agreement_alpha"] is not None
+    assert agreement(found["choices"], {}) == dict.fromkeys(told) | {"agreement_rows": 0}
 
 
 def test_a_judge_that_likes_the_first_place():

@@ -1,6 +1,7 @@
 """Intervals: known answers, and simulation of what 95 % means."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from finetune_assets.evaluation.statistics import (
     Estimate,
     Interval,
     _t,
+    _tango,
     holm,
     mean,
     p_value,
@@ -87,7 +89,7 @@ def test_a_model_beside_itself_is_seldom_promoted():
         only = {
             name: None
             for name in Gates.model_fields
-            if name not in ("above_similarity_floor", "canaries", "champion_margin", "keeps_details")
+            if name not in ("above_similarity_floor", "canaries", "champion_margin", "base_margin", "keeps_details")
         }
         settings = Gates(**{**only, "above_similarity_floor": False, "canaries": False, "better_than_base": "similarity"})
         promoted += gates.verdict(gates.decide(settings, evidence, Texts("en"))) == "serve"
@@ -99,15 +101,79 @@ def test_a_model_beside_itself_is_seldom_promoted():
     assert wrong / 500 < 0.05
 
 
+def shares(
+    first: float, second: float, conversations: int, size: int = 1, together: bool = False, seed: int = 3
+) -> Iterator[Interval]:
+    """500 differences of two shares: half of the conversations answer as one. `together`: a row that is hard for one candidate is
+    hard for the other."""
+    generator = np.random.default_rng(seed)
+    bootstrap = Bootstrap(clusters(conversations * size, size), resamples=1)
+    for _ in range(500):
+        luck = generator.random((2, conversations, size))
+        alike = generator.random((2, conversations)) < 0.5
+        luck[alike] = luck[alike][:, :1]
+        mine, other = luck[0].ravel(), luck[0 if together else 1].ravel()
+        yield bootstrap.difference(share(list(mine < first)), share(list(other < second)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "conversations", "size", "together"),
+    [
+        (0.95, 1.0, 20, 1, False),  # rows that all agree, at the margin: 36 % passed by their bootstrap
+        (0.95, 1.0, 40, 1, False),
+        (0.98, 1.0, 60, 1, False),
+        (0.98, 1.0, 200, 1, False),
+        (0.90, 0.95, 60, 2, False),
+        (0.60, 0.80, 60, 2, False),
+        (0.85, 0.90, 100, 2, True),
+        (0.50, 0.55, 100, 2, True),
+    ],
+)
+def test_shares_that_differ_by_the_margin_seldom_pass(first: float, second: float, conversations: int, size: int, together: bool):
+    """Nominal is 2.5 %; the interval holds the truth in at least 93 of 100."""
+    found = list(shares(first, second, conversations, size, together))
+    assert sum(one.low > first - second for one in found) / 500 <= 0.045
+    assert sum(one.low <= first - second <= one.high for one in found) / 500 >= 0.93
+
+
+def test_shares_of_equal_candidates_are_seldom_called_better():
+    for of, conversations in ((0.9, 60), (0.5, 30), (0.99, 200)):
+        assert sum(one.low > 0 for one in shares(of, of, conversations, 2)) / 500 < 0.05
+
+
+def test_a_large_test_set_settles_a_share():
+    """Power is not given away: of 90 % with a margin of 5 points, on 1,000 conversations."""
+    assert sum(one.low > -0.05 for one in shares(0.88, 0.90, 1000, seed=5)) / 500 > 0.5
+    assert sum(one.low > -0.05 for one in shares(0.90, 0.90, 1000, seed=5)) / 500 > 0.9
+
+
+def test_the_interval_of_paired_shares():
+    """14 of 50 pairs differ, 12 one way: where the score statistic is 1.96, its likelihood maximised by search; and 20 pairs that
+    agree, where the ends are z² / (n + z²)."""
+    assert _tango(0.2, 14 / 50, 50, 1.959964) == pytest.approx((0.0611, 0.3447), abs=1e-4)
+    assert _tango(0.0, 0.0, 20, 1.959964) == pytest.approx((-0.1611, 0.1611), abs=1e-4)
+
+
+def test_rows_that_all_agree_are_not_known_to_be_equal():
+    every, none = share([True] * 40), share([False] * 40)
+    for first, second, value in ((every, every, 0), (every, none, 1), (none, every, -1)):
+        found = Bootstrap(clusters(40)).difference(first, second)
+        assert found.value == value
+        assert found.high - found.low > 0.15
+        assert found.conversations == 20
+
+
 def test_a_model_worse_by_the_margin_seldom_passes_as_not_worse():
     passed = sum(found.low > -0.3 for found in differences(400, 60, -0.3, 8))
     assert passed / 400 < 0.05
 
 
-def test_power_is_as_predicted():
+@pytest.mark.parametrize(("conversations", "effect"), [(30, 0.25), (60, 0.15), (24, 0.5)])
+def test_power_is_as_predicted(conversations: int, effect: float):
     """From an interval that cannot tell: with the rows that it asks for, about four of five tests tell."""
-    needed = np.median([rows_needed(found, 0.0, 60) or 0 for found in differences(60, 30, 0.25, 9) if found.value > 0.1])
-    gap = np.median([found.value for found in differences(60, 30, 0.25, 9) if found.value > 0.1])
+    seen = [found for found in differences(60, conversations, effect, 9) if found.value > effect / 2.5]
+    needed = np.median([rows_needed(found, 0.0, 2 * conversations) or 0 for found in seen])
+    gap = np.median([found.value for found in seen])
     told = [found.low > 0 for found in differences(300, round(needed / 2), float(gap), 10)]
     assert 0.7 < np.mean(told) < 0.9
 
@@ -162,7 +228,10 @@ def test_a_few_conversations_that_all_agree_prove_nothing(count: int):
     won = [1.0 if n < count else None for n in range(60)]
     lost = [0.0 if n < count else None for n in range(60)]
     found = Bootstrap(clusters(60, 1)).difference(share(won), share(lost))
-    assert (found.value, found.low, found.high, found.conversations) == (1.0, None, None, count)
+    assert (found.value, found.conversations) == (1.0, count)
+    assert found.low < 0.6
+    bare = Bootstrap(clusters(60, 1)).difference(mean(won), mean(lost))
+    assert (bare.value, bare.low, bare.high, bare.conversations) == (1.0, None, None, count)
     assert p_value(found) is None
     assert settled("accuracy", {**found.as_dict(), "p": holm({"i": p_value(found)})["i"]}) == "open"
 
@@ -221,10 +290,15 @@ def test_scores_of_sums_are_sacrebleus():
     made = texts(replies, references)
     bleu = float(text_scores.bleu(np.array(made["bleu"], float).sum(axis=0)))
     chrf = float(text_scores.chrf(np.array(made["chrf"], float).sum(axis=0)))
-    assert bleu == pytest.approx(sacrebleu.corpus_bleu(replies, [references]).score)
-    assert chrf == pytest.approx(sacrebleu.corpus_chrf(replies, [references]).score)
+    known = [
+        [text for n, text in enumerate(texts) if references[n]] for texts in (replies, references)
+    ]  # the others are left out
+    assert bleu == pytest.approx(sacrebleu.corpus_bleu(known[0], [known[1]]).score)
+    assert chrf == pytest.approx(sacrebleu.corpus_chrf(known[0], [known[1]]).score)
     for n, (reply, reference) in enumerate(zip(replies, references, strict=True)):
         expected = sacrebleu.corpus_bleu([reply], [[reference]]).score if reference else math.nan  # nothing to compare with
         assert float(text_scores.bleu(np.array(made["bleu"][n], float))) == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert made["rouge_l"][1] == 0
-    assert all(math.isfinite(value) for value in made["rouge_l"])
+    assert made["rouge_l"][references.index("")] is None
+    assert all(math.isfinite(value) for value in made["rouge_l"] if value is not None)
+    assert texts(["hola"], [" "]) == {"bleu": [[0] * 10], "chrf": [[0] * 18], "rouge_l": [None]}

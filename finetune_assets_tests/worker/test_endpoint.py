@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from finetune_assets.evaluation.suite import Case
 from finetune_assets.evaluation.texts import Texts
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.worker import benchmark as worker
-from finetune_assets.worker import endpoint, measuring
+from finetune_assets.worker import endpoint, guards, measuring
+from finetune_assets.worker.generate import Generator
 from finetune_assets.worker.progress import Progress
 from finetune_assets_tests.evaluation.frozen import benchmarked, make_dataset
 from finetune_assets_tests.loopback import Handler, served
@@ -62,7 +64,7 @@ class Provider(Handler):
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
         if body["model"] == "uncounted":
-            del answer["usage"]
+            del answer["usage"], answer["choices"][0]["finish_reason"]
         return self.say(200, json.dumps(answer).encode())
 
 
@@ -139,6 +141,8 @@ def test_everyday_talk_of_a_language_is_what_the_page_says(
 def test_an_endpoint_that_counts_no_tokens_has_none(url: str):
     found = ask(endpoint.Endpoint(url, "uncounted"), "hola")[0]
     assert (found["reply"], found["prompt_tokens"], found["reply_tokens"]) == ("Con gusto. hola", None, None)
+    assert found["stopped"] is None  # nor does it tell how the reply ended
+    assert ask(endpoint.Endpoint(url, "m"), "hola")[0]["stopped"] is True
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch):
@@ -164,6 +168,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     chats[0][-2]["content"] = "garbage"
     chats[1][-2]["content"] = "refused, una cita"
     chats[2][-2]["content"] = "largo, una cita"
+    chats[3][-1]["content"] = ""  # a reference that says nothing
     dataset = make_dataset(folder / "data", rows={"test": chats})
     documents = folder / "documents"
     (documents / "clinic_a").mkdir(parents=True)
@@ -180,6 +185,7 @@ def made(url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         name="dental",
         select={"vertical": "dental"},
         budget={"usd_per_hour": 0.5},
+        rules=[{"name": "says something", "min_chars": 1}],
         benchmark={
             "max_rows": 10,
             "max_new_tokens": 12,
@@ -221,6 +227,14 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     assert found["decision"]["monthly"]["gpt"] == pytest.approx(3.6)
     assert found["differences"]["tuned_vs_gpt"]["chrf"]["value"] is not None
     assert found["champion"] == "v1"
+    (rule,) = found["rules"]
+    assert rule["candidates"]["gpt"] == 1.0  # what did not come breaks none
+    assert all(one["candidates"]["gpt"] in (1.0, None) for one in found["rules_by_intent"])
+    assert rule["applies"] == 9  # of ten references one is empty
+    json.dumps(found, allow_nan=False)
+    scores = [one["chrf"] for one in found["samples"]["best"] + found["samples"]["worst"]]
+    assert scores[:3] == sorted(scores[:3], reverse=True)
+    assert found["facts"]["rows"] == 10
     gates = {gate["name"]: gate["outcome"] for gate in found["gates"]}
     assert gates["parity"] == "passed"
     assert gates["canaries"] == "passed"
@@ -273,6 +287,41 @@ def test_each_option_is_judged_by_what_can_be_measured_on_it(made: tuple[Path, P
     assert judged("rag", max_reply_seconds=1e-9) == "do_not_serve"
     assert judged("rag", max_reply_seconds=1e9) == "serve"
     assert judged("tuned", max_reply_seconds=1e-9) == "serve"  # the report's own
+
+
+def test_a_rented_model_is_judged_by_what_came_and_what_cannot_be_measured_is_told(
+    made: tuple[Path, Path, Assistant], tmp_path: Path
+):
+    """The tuned model behind an address: two of ten rows missing, no likelihoods."""
+    folder, dataset, assistant = made
+    shutil.copytree(folder / "out", tmp_path / "out")
+    result = read_json(tmp_path / "out" / "result.json")
+    result["candidates"]["tuned"] = result["candidates"]["gpt"]
+    write_json(tmp_path / "out" / "result.json", result)
+    found = benchmark.summarise(assistant, tmp_path / "out", benchmark.Made("v2", dataset))
+    gates = {gate["name"]: gate for gate in found["gates"]}
+    unmeasured = {"perplexity", "training_loss", "forgetting", "overfitting", "parity"}
+    assert unmeasured <= {name for name, gate in gates.items() if gate["outcome"] == "not_applicable"}
+    assert gates["canaries"]["outcome"] == "passed"  # asked, and not said
+    assert "probabilidades" in gates["canaries"]["reason"]
+    assert {gates[name]["outcome"] for name in ("empty", "personal_data", "rules")} == {"cannot_tell"}
+    assert found["verdict"] == "cannot_tell"
+    assert any("8 de 10 filas" in reason for reason in found["reasons"])
+    shown = [one["replies"]["tuned"] for group in ("best", "worst") for one in found["samples"][group]]
+    assert shown
+    assert all(reply["reply"] is not None for reply in shown)
+    random = [one["replies"]["tuned"] for one in found["samples"]["random"]]
+    assert [reply["broken"] for reply in random if reply["reply"] is None] == [[]]  # of one conversation: one is shown
+    page = report.html(found)
+    assert "no se puede medir en un modelo remoto" in page
+    assert result["candidates"]["gpt"]["bought"]["prompt_tokens"] > 0
+
+
+def test_a_secret_that_does_not_fit_has_no_rank(made: tuple[Path, Path, Assistant]):
+    folder, _, _ = made
+    generator = Generator(str(folder / "base"), 8)
+    long, short = ({"user": "clave", "reply": "ya " * n + "{secret}", "secret": "QX-48213"} for n in (400, 1))
+    assert [one["rank"] is None for one in guards.canaries(generator, [long, short])] == [True, False]
 
 
 def test_retrieved_replies_cite_their_sources(made: tuple[Path, Path, Assistant]):

@@ -91,6 +91,9 @@ class Gates(Group):
     max_repeated: Share | None = Field(default=0.05, description="Share of replies that repeat themselves.")
     above_similarity_floor: bool = Field(default=True, description="Similarity with the references above the shuffled floor.")
     better_than_base: Comparable | None = Field(default="bits_per_byte", description="Measure in which it must beat its base.")
+    base_margin: float = Field(
+        default=0.0, ge=0, description="By how much it must at least beat the base, in the measure's own unit."
+    )
     not_worse_than_champion: Comparable | None = Field(
         default="bits_per_byte", description="Measure in which it may not be worse than the champion, where there is one."
     )

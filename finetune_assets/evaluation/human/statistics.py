@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,11 @@ def krippendorff(units: Sequence[Sequence[str]]) -> float | None:
     return 1 - (n - 1) * observed / expected
 
 
-def agreement(one: Mapping[str, str], other: Mapping[str, str]) -> float | None:
-    """Share of the shared items on which two judges say the same; null where they share none."""
+def agreement(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, Any]:
+    """`agreement`: of the items that two judges share (`agreement_rows`), the share on which they say the same, null without any;
+    its interval, and Krippendorff's alpha, which allows for chance (`agreement_alpha`)."""
     both = [item for item in one if item in other]
-    return sum(one[item] == other[item] for item in both) / len(both) if both else None
+    found = Bootstrap(both).interval(share([one[item] == other[item] for item in both])) if both else NOTHING
+    alpha = krippendorff([(one[item], other[item]) for item in both])
+    interval = {"agreement_low": found.low, "agreement_high": found.high, "agreement_alpha": alpha}
+    return {"agreement": found.value, "agreement_rows": len(both), **interval}

@@ -143,11 +143,20 @@ def load(store: Store, assistant: str, name: str) -> Study:
     return Study(items=items, **values)
 
 
-def newest(store: Store, assistant: str) -> Study | None:
-    """The study of pairs that was started last; null where there is none."""
+def newest(store: Store, assistant: str, version: str | None = None, candidates: Sequence[str] = ()) -> Study | None:
+    """The study of pairs that was started last, of this version and these candidates where they are given; null for none."""
     paths = sorted(folder(store, assistant).glob("*/study.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     studies = (load(store, assistant, path.parent.name) for path in paths)
-    return next((study for study in studies if study.kind == "pairs"), None)
+    return next(
+        (
+            study
+            for study in studies
+            if study.kind == "pairs"
+            and version in (None, study.version)
+            and (not candidates or study.candidates == list(candidates))
+        ),
+        None,
+    )
 
 
 def _item(row: TestRow, replies: dict[str, str]) -> Item:

@@ -30,7 +30,9 @@ class Bleu(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         bleu = BLEU()
-        if not predictions:
-            return {"bleu": None, "columns": COLUMNS, "statistics": []}
-        statistics = bleu._extract_corpus_statistics(predictions, [references])
+        known = [bool(reference.strip()) for reference in references]
+        if not any(known):
+            return {"bleu": None, "columns": COLUMNS, "statistics": [[0.0] * len(COLUMNS) for _ in references]}
+        found = bleu._extract_corpus_statistics(predictions, [references])
+        statistics = [row if there else [0] * len(COLUMNS) for row, there in zip(found, known, strict=True)]
         return {"bleu": bleu._aggregate_and_compute(statistics).score, "columns": COLUMNS, "statistics": statistics}

@@ -30,7 +30,9 @@ class ChrF(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         chrf = CHRF()
-        if not predictions:
-            return {"chrf": None, "columns": COLUMNS, "statistics": []}
-        statistics = chrf._extract_corpus_statistics(predictions, [references])
+        known = [bool(reference.strip()) for reference in references]
+        if not any(known):
+            return {"chrf": None, "columns": COLUMNS, "statistics": [[0.0] * len(COLUMNS) for _ in references]}
+        found = chrf._extract_corpus_statistics(predictions, [references])
+        statistics = [row if there else [0] * len(COLUMNS) for row, there in zip(found, known, strict=True)]
         return {"chrf": chrf._aggregate_and_compute(statistics).score, "columns": COLUMNS, "statistics": statistics}

@@ -29,7 +29,7 @@ class WordTokenizer(Tokenizer):
 
 
 class RougeL(evaluate.Metric):
-    """Mean ROUGE-L F1, 0..1, and the F1 of each row."""
+    """Mean ROUGE-L F1, 0..1, and the F1 of each row; null without a word of a reference."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -41,7 +41,12 @@ class RougeL(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        scorer = RougeScorer(["rougeL"], tokenizer=WordTokenizer())
-        rows = [float(scorer.score(r, p)["rougeL"].fmeasure) for p, r in zip(predictions, references, strict=True)]
-        mean = sum(rows) / len(rows) if rows else None
+        words = WordTokenizer()
+        scorer = RougeScorer(["rougeL"], tokenizer=words)
+        rows = [
+            float(scorer.score(r, p)["rougeL"].fmeasure) if words.tokenize(r) else None
+            for p, r in zip(predictions, references, strict=True)
+        ]
+        known = [row for row in rows if row is not None]
+        mean = sum(known) / len(known) if known else None
         return {"rouge_l": mean, "columns": COLUMNS, "statistics": [[row] for row in rows]}

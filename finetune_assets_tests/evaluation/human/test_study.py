@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+from finetune_assets.assistants.settings.evaluation import Judge
 from finetune_assets.errors import DataError
 from finetune_assets.evaluation.candidates import TestRow as Row
 from finetune_assets.evaluation.human import book, links, statistics, study
+from finetune_assets.evaluation.subject import rated as rated_pairs
 from finetune_assets.registry import Ledger
 from finetune_assets.storage import Store
 
@@ -87,6 +91,28 @@ def test_an_answer_counts_once_and_the_last_one(tmp_path: Path):
         book.rating_of(one, "ana", item, "accept", [], None)
     with pytest.raises(DataError, match="not one of the items"):
         book.rating_of(one, "ana", "nothing", "left", [], None)
+    ledger.close()
+
+
+def test_a_judge_is_held_to_ratings_of_its_own_pairs(tmp_path: Path):
+    store, ledger = Store(tmp_path), Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    for at, (name, against) in enumerate((("theirs", "gpt"), ("s1", "base"), ("live", "live"))):
+        one = study.Study(**{**vars(made()), "name": name, "candidates": ["tuned", against]})
+        os.utime(study.write(store, one), (at, at))
+        choice = "left" if one.sides(one.items[0], "ana")[0] == "tuned" else "right"
+        rater = next(rater for rater, items in one.raters.items() if one.items[0].item in items)
+        rated = book.rating_of(one, rater, one.items[0].item, choice, [], None)
+        book.record(ledger.engine, book.Rating(**{**vars(rated), "choice": "tuned" if against == "base" else against}))
+    version = SimpleNamespace(assistant="dental", version="v1")
+
+    def said(against: str) -> list[str]:
+        judge = Judge(url="http://127.0.0.1:9/v1", model="m", against=against)
+        return list(rated_pairs(store, ledger, version, judge).values())  # type: ignore[arg-type]
+
+    assert (said("base"), said("gpt"), said("other")) == (["first"], ["second"], [])
+    assert rated_pairs(store, ledger, version, None) == {}  # type: ignore[arg-type]
+    version.version = "v2"
+    assert said("base") == []
     ledger.close()
 
 
