@@ -395,6 +395,13 @@ def test_identical_candidates_differ_by_nothing(made: Path, models: tuple[str, s
         assert found["low"] == found["high"] == found["value"]
     report.html(content)
     report.markdown(content)
+    result = read_json(tmp_path / "out" / "result.json")
+    result["candidates"]["tuned"]["identity"] = "other weights, which happened to say the same"
+    write_json(tmp_path / "out" / "result.json", result)
+    empty = benchmark.summarise(ASSISTANT, tmp_path / "out", benchmark.Made("v1", dataset))["differences"]["tuned_vs_base"][
+        "empty"
+    ]
+    assert empty["low"] < empty["value"] == 0 < empty["high"]
 
 
 def test_chat_answers_line_by_line(models: tuple[str, str]):

@@ -312,8 +312,20 @@ def test_a_rented_model_is_judged_by_what_came_and_what_cannot_be_measured_is_to
     assert all(reply["reply"] is not None for reply in shown)
     random = [one["replies"]["tuned"] for one in found["samples"]["random"]]
     assert [reply["broken"] for reply in random if reply["reply"] is None] == [[]]  # of one conversation: one is shown
-    page = report.html(found)
-    assert "no se puede medir en un modelo remoto" in page
+    assert "no se puede medir en un modelo remoto" in report.html(found)
+    frame = pl.read_parquet(tmp_path / "out" / "gpt.parquet")
+    none = {"reply": None, "seconds": None, "prompt_tokens": None, "reply_tokens": None, "missing": "status 429"}
+    result["candidates"]["tuned"] |= {"checks": [None] * 5, "canaries": [{"rank": None, "of": None, "said": None}]}
+    frame.with_columns(pl.lit(value, frame.schema[name]).alias(name) for name, value in none.items()).write_parquet(
+        tmp_path / "out" / "gpt.parquet"
+    )
+    write_json(tmp_path / "out" / "result.json", result)
+    found = benchmark.summarise(assistant, tmp_path / "out", benchmark.Made("v2", dataset))  # nothing came at all
+    assert found["verdict"] == "cannot_tell"
+    assert not [gate["name"] for gate in found["gates"] if gate["outcome"] in ("passed", "failed")]
+    assert found["samples"]["best"] == found["samples"]["worst"] == []
+    json.dumps(found, allow_nan=False)
+    report.html(found)
     assert result["candidates"]["gpt"]["bought"]["prompt_tokens"] > 0
 
 
