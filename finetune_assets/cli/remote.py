@@ -24,9 +24,12 @@ def migrate(assistant: str, target: str, dataset: str | None, approve: bool, wai
     from finetune_assets.training.migration import check_target, frozen
 
     environment = Environment.read()
-    check_target(target)
+    trainer, model = check_target(target)
     tags = {MIGRATE_TO: target, DATASET: frozen(environment, assistant, dataset)}
     perform(Request(assistant, approved=approve, wait=wait, tags=tags), as_json)
+    if not as_json:
+        stay = f"`trainer: {trainer}` and `base_model: {model}` in {assistant}.yaml"
+        click.echo(f"To stay  set {stay}; until then the next training is where the last ones were.", err=True)
 
 
 @click.command()
