@@ -1,4 +1,4 @@
-"""What follows from a judgement, by itself and by a person, on a real ledger; and who is told."""
+"""What follows from a judgement, by itself and by a person, on a real ledger."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from finetune_assets.registry.tables import rollout_events
 from finetune_assets.registry.traffic import feedback, requests
 from finetune_assets.serving import control, experiments
 from finetune_assets.serving.judge import judge
-from finetune_assets.serving.notify import notify
 from finetune_assets.serving.server import Server, Settings
-from finetune_assets_tests.serving.servers import Hook
 from finetune_assets_tests.serving.shop import Shop
 
 QUICK = RolloutSettings(min_requests=100, min_users=20, min_hours=1, steps=[10, 50, 100])
@@ -363,24 +361,3 @@ def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Sh
         assert refused.exit_code == 1
         assert "Nothing was changed, since the ledger did not answer" in refused.output
         assert book.rollout("aurora").status == "running"
-
-
-def test_people_are_told_of_each_change(shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINETUNE_WEBHOOK", hook.url)
-    version = shop.version("a")
-    with shop.ledger() as book:
-        control.start(book, "aurora", version, "verdict serve", "run 1")
-        control.rollback(book, "aurora", "patients complained", "ana")
-        experiments.begin(book, "aurora", ("base", version), 0.5, {"tenants": ["staging"], "users": []}, ("try it", "ana"))
-        experiments.end(book, "aurora", QUICK, ("tried", "ana"))
-    events = ["started", "rolled_back", "experiment_began", "experiment_ended"]
-    assert [message["facts"]["event"] for message in hook.got] == events
-    assert hook.got[2]["text"] == f"aurora: an experiment begins, base against {version} at 50%: try it (ana)"
-    assert hook.got[1]["text"] == f"aurora: {version} is rolled back. patients complained (ana; live: the base model)"
-
-
-def test_a_webhook_that_fails_stops_nothing_and_its_url_stays_secret(hook: Hook) -> None:
-    hook.status = 500
-    problems = notify("text", {}, [hook.url, "http://127.0.0.1:9/secret-token", "ftp://x"])
-    assert len(problems) == 3
-    assert not any("secret" in problem for problem in problems)
