@@ -76,7 +76,7 @@ def test_the_plan_knows_what_each_of_two_processes_takes(tmp_path: Path, spec: d
     rows = token_rows(lambda: LightRenderer(base), ("chat", Path(spec["dataset"]) / "train.jsonl"), {}, LENGTH)
     expected = plan.process_memory(shape, ("sft", values), max(rows.lengths), "full", Workers(processes=2, parallel=parallel))
     found = taken(spec, tmp_path / parallel, processes=2, parallel=parallel, checkpoint_seconds=1e9)
-    assert expected == pytest.approx(found, rel=0.2)
+    assert 0.85 * found < expected < 1.35 * found  # rather too much than too little
 
 
 @pytest.mark.slow
