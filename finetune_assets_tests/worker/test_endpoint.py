@@ -17,7 +17,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
-from finetune_assets.evaluation import benchmark, candidates, report, verdicts
+from finetune_assets.evaluation import benchmark, candidates, card, report, verdicts
 from finetune_assets.evaluation.language import language_of
 from finetune_assets.evaluation.measured import measure
 from finetune_assets.evaluation.suite import Case
@@ -247,6 +247,10 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     assert "2 de 10 filas sin respuesta" in page
     assert page.count("365,25") == 2  # an always-on machine at half a dollar an hour
     assert "Qué cambió frente al campeón" in page
+    assert "Diferencia con el campeón" in report.markdown(found)
+    told = card.model_card(read_json(dataset / "manifest.json"), {}, found)
+    assert "Tuned less champion" in told
+    assert "()" not in told  # a number without an interval has no brackets
     assert found["candidates"]["tuned"]["seconds_p95"]["low"] is None  # of ten replies
     assert page.count("según el modelo juez") == 2
     assert "1 de 2</td>" in page
