@@ -245,6 +245,13 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     page = report.html(found)
     assert "Costo" in page or "cuestan" in page
     assert "2 de 10 filas sin respuesta" in page
+
+
+def test_the_page_tells_the_champion_the_month_and_the_judge(made: tuple[Path, Path, Assistant]):
+    folder, dataset, assistant = made
+    about = benchmark.Made("v2", dataset, {"seconds": 90.0}, champion="v1", requests_per_month=30_000)
+    found = benchmark.summarise(assistant, folder / "out", about)
+    page = report.html(found)
     assert page.count("365,25") == 2  # an always-on machine at half a dollar an hour
     assert "Qué cambió frente al campeón" in page
     assert "Diferencia con el campeón" in report.markdown(found)
