@@ -13,7 +13,7 @@ import yaml
 
 from finetune_assets.evaluation.candidates import BASE, CHAMPION, TUNED
 from finetune_assets.evaluation.decision import order
-from finetune_assets.evaluation.report import MARKDOWN, difference, flat, human, verdict_line
+from finetune_assets.evaluation.report import MARKDOWN, flat, human, interval, verdict_line
 from finetune_assets.evaluation.texts import SIGNED, Texts
 
 T = Texts("en")
@@ -179,8 +179,8 @@ def _evaluation(report: Mapping[str, Any]) -> str:
         values = [report["candidates"][name][measure] for name in names]
         if all(value["value"] is None for value in values):
             continue
-        cells = [f"{T.value(measure, v['value'])} ({T.range(measure, v)})" if v["value"] is not None else "–" for v in values]
-        cells += [difference(T, measure, found[measure]) if measure in found else "" for found in versus.values()]
+        cells = [interval(T, measure, value) for value in values]
+        cells += [interval(T, measure, found[measure], signed=True) if measure in found else "" for found in versus.values()]
         lines.append(f"| {T('measure.' + measure)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

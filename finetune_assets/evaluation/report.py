@@ -127,7 +127,7 @@ def markdown(report: Report) -> str:
     for measure in MARKDOWN:
         cells = [t.value(measure, report["candidates"][name][measure]["value"]) for name in names]
         if any(cell != "–" for cell in cells):
-            cells += [difference(t, measure, found[measure]) if measure in found else "" for _, found in versus]
+            cells += [interval(t, measure, found[measure], signed=True) if measure in found else "" for _, found in versus]
             lines.append(f"| {t('measure.' + measure)} | {' | '.join(cells)} |")
     lines += ["", t("text.measured", rows=report["test_rows"], conversations=report["test_conversations"]), ""]
     text = "\n".join(lines)
@@ -173,12 +173,12 @@ def changed(report: Report) -> dict[str, list[str]]:
     return found
 
 
-def difference(t: Texts, measure: str, found: Mapping[str, float | None]) -> str:
-    """Value and interval of a difference, in words."""
+def interval(t: Texts, measure: str, found: Mapping[str, float | None], *, signed: bool = False) -> str:
+    """`value (low to high)`, without what is not known; `signed`: of a difference."""
     if found["value"] is None:
         return "–"
-    bounds = t.range(measure, dict(found), signed=True)
-    return t.value(measure, found["value"], signed=True) + (f" ({bounds})" if bounds else "")
+    bounds = t.range(measure, dict(found), signed=signed)
+    return t.value(measure, found["value"], signed=signed) + (f" ({bounds})" if bounds else "")
 
 
 def settled(measure: str, difference: Mapping[str, float | None]) -> str:

@@ -18,7 +18,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import Gates
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import SettingsError
-from finetune_assets.evaluation import benchmark, candidates, report, verdicts
+from finetune_assets.evaluation import benchmark, candidates, card, report, verdicts
 from finetune_assets.evaluation.language import language_of
 from finetune_assets.evaluation.measured import measure
 from finetune_assets.evaluation.suite import Case
@@ -259,8 +259,19 @@ def test_every_candidate_is_measured_and_shown(made: tuple[Path, Path, Assistant
     page = report.html(found)
     assert "Costo" in page or "cuestan" in page
     assert "2 de 10 filas sin respuesta" in page
+
+
+def test_the_page_tells_the_champion_the_month_and_the_judge(made: tuple[Path, Path, Assistant]):
+    folder, dataset, assistant = made
+    about = benchmark.Made("v2", dataset, {"seconds": 90.0}, champion="v1", requests_per_month=30_000)
+    found = benchmark.summarise(assistant, folder / "out", about)
+    page = report.html(found)
     assert page.count("365,25") == 2  # an always-on machine at half a dollar an hour
     assert "Qué cambió frente al campeón" in page
+    assert "Diferencia con el campeón" in report.markdown(found)
+    told = card.model_card(read_json(dataset / "manifest.json"), {}, found)
+    assert "Tuned less champion" in told
+    assert "()" not in told  # a number without an interval has no brackets
     assert found["candidates"]["tuned"]["seconds_p95"]["low"] is None  # of ten replies
     assert page.count("según el modelo juez") == 2
     assert "1 de 2</td>" in page

@@ -136,6 +136,7 @@ def test_the_base_itself_is_not_served(shop: Workshop):
     assert found["verdict"] == "do_not_serve"
     assert outcomes(found)["better_than_base"] == "failed"
     assert found["decision"]["recommendation"] not in ("tuned", "tuned_rag")
+    assert found["decision"]["ready"] is False  # nor is it recommended as it is: its own gates fail
 
 
 def test_shuffled_replies_are_not_served(shop: Workshop):
