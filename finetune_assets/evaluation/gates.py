@@ -265,9 +265,10 @@ class _Judge:
         return self.better("not_worse_than_champion", measure, gain, -margin)
 
     def keeps_details(self) -> Gate:
-        """Fails where the whole interval of the difference to the base is below zero; few references with any: not judged."""
+        """Fails where the whole interval of the difference to the base is below zero, of however few references with any (a score
+        interval holds for few); passes only with enough of them, else it is not judged."""
         gain = self.evidence.versus_base.get("slots_kept", NOTHING)
-        if gain.high is None or not self._enough(gain):
+        if gain.high is None or (gain.high >= 0 and not self._enough(gain)):
             return self._unjudged("keeps_details", "slots_kept", 0.0, "gate.nothing")
         return self._gate("keeps_details", "slots_kept", "failed" if gain.high < 0 else "passed", gain, 0.0)
 
