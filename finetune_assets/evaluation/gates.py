@@ -265,10 +265,10 @@ class _Judge:
         return self.better("not_worse_than_champion", measure, gain, -margin)
 
     def keeps_details(self) -> Gate:
-        """Fails where the whole interval of the difference to the base is below zero, of however few references with any (a score
-        interval holds for few); passes only with enough of them, else it is not judged."""
-        gain = self.evidence.versus_base.get("slots_kept", NOTHING)
-        if gain.high is None or (gain.high >= 0 and not self._enough(gain)):
+        """Fails where the whole interval of the difference to the base is below zero, however few of the conversations hold any
+        (Tango's interval allows for few); else it passes with enough of them, and is not judged with fewer."""
+        gain, few = self.evidence.versus_base.get("slots_kept", NOTHING), self.evidence.conversations < MIN_CONVERSATIONS
+        if gain.high is None or few or (gain.high >= 0 and not gain.enough):
             return self._unjudged("keeps_details", "slots_kept", 0.0, "gate.nothing")
         return self._gate("keeps_details", "slots_kept", "failed" if gain.high < 0 else "passed", gain, 0.0)
 
