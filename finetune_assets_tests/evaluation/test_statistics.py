@@ -137,8 +137,10 @@ def test_shares_that_differ_by_the_margin_seldom_pass(first: float, second: floa
 
 
 def test_shares_of_equal_candidates_are_seldom_called_better():
-    for of, conversations in ((0.9, 60), (0.5, 30), (0.99, 200)):
-        assert sum(one.low > 0 for one in shares(of, of, conversations, 2)) / 500 < 0.05
+    for of, conversations in ((0.9, 60), (0.5, 30), (0.99, 200), (0.8, 12), (0.6, 6)):
+        found = list(shares(of, of, conversations, 2))
+        assert sum(one.low > 0 for one in found) / 500 < 0.05
+        assert sum(one.high < 0 for one in found) / 500 < 0.05
 
 
 def test_a_large_test_set_settles_a_share():
