@@ -157,13 +157,15 @@ def training_job(
     assistant = settings_for(assistants, store, context.partition_key, context.run_tags)
     folder = frozen_dataset(store.store, assistant.name, context.run_tags)
     request, _ = request_for(assistant, folder, folder.name)
-    plan = _plan(store.store, assistant.name, folder.name)
+    backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
+    plan = plan_of(store.store, assistant.name, folder.name, backend.spec_hash(request))
     if assistant.require_approval and context.run_tags.get(APPROVED) != "true":
         raise BudgetExceeded(
             f"{assistant.name} has `require_approval: true`, and nobody approved this run. Start it with `finetune run "
             f"--assistant {assistant.name} --approve`, or in the UI with the tag {APPROVED}: true."
         )
-    backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
+    if backend.provider != "local":  # before the job is opened: a refusal leaves none
+        check_remote(assistants, store, ledger, assistant, Plan(request, estimate_of(plan), plan["spec_hash"]))
     with ledger.open() as book:
         manifest = read_json(folder / "manifest.json")
         job = book.open_job(
@@ -176,11 +178,10 @@ def training_job(
                 "base_model": request.base_model,
                 "hyperparameters": request.hyperparameters.to_dict(),
                 "plan": plan,
-                "spec_hash": backend.spec_hash(request),
+                "spec_hash": plan["spec_hash"],
             }
         )
         if backend.provider != "local":
-            check_remote(assistants, store, ledger, assistant, Plan(request, estimate_of(plan), job.spec_hash))
             job = submit_remote(trainer, store, book, assistant, request, job)
             return Result(metadata=remote_metadata(book, job))
         if job.status == "succeeded" and (store.store.job(job.spec_hash) / "result.json").exists():
@@ -203,11 +204,17 @@ def training_job(
         return _trained(store.store, book, job, plan, reused=False)
 
 
-def _plan(store: Store, assistant: str, fingerprint: str) -> dict[str, Any]:
+def plan_of(store: Store, assistant: str, fingerprint: str, spec_hash: str) -> dict[str, Any]:
+    """The stored plan of this very training. Raises DataError where it is of another data set, trainer, model or setting."""
     path = store.plan(assistant)
     plan = read_json(path) if path.exists() else {}
     if plan.get("dataset_fingerprint") != fingerprint:
         raise DataError(f"{assistant} has no training plan for the data set {fingerprint}; materialise training_plan first.")
+    if plan.get("spec_hash") != spec_hash:
+        raise DataError(
+            f"The training plan of {assistant} is of {plan.get('trainer')}/{plan.get('base_model')} with other settings (spec "
+            f"{plan.get('spec_hash')}, now {spec_hash}): its estimate and checks do not hold. Materialise training_plan again."
+        )
     return plan
 
 
