@@ -12,12 +12,12 @@ from finetune_assets.assistants import assistant_names, load_assistant
 from finetune_assets.environment import Environment
 from finetune_assets.errors import FinetuneError, LedgerError
 from finetune_assets.registry import Job, Ledger
-from finetune_assets.registry.remote_jobs import LedgerJournal, RemoteJob, open_remote, record, remote_job
+from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, RemoteJob, open_remote, record, remote_job
 from finetune_assets.registry.spending import month, release, settle, spent
 from finetune_assets.registry.tables import OPEN_STATUSES, now
 from finetune_assets.storage import Store, read_json
 from finetune_assets.training.local import cancel
-from finetune_assets.training.remote import Connection, RemoteTrainer
+from finetune_assets.training.remote import CANCELLED, Connection, RemoteTrainer
 from finetune_assets.training.trainer import JobHandle, JobState
 from finetune_assets.training.trainers import connect
 
@@ -118,14 +118,15 @@ def cancel_job(environment: Environment, job_id: str) -> str:
             return f"{job_id} is {job.status} already; nothing to cancel."
         remote = remote_job(ledger, job_id)
         if remote is not None:
-            if job.provider_job_id is None and not remote.state.get("create_started"):
-                with closing(
-                    connect(Connection(**remote.connection), Store(environment.home), LedgerJournal(ledger, job_id))
-                ) as at:
+            journal = LedgerJournal(ledger, job_id)
+            begun = journal.save(**{CANCELLED: True})  # from here on nobody begins to create it
+            if not begun.get(SUBMITTED) and not begun.get("create_started"):
+                with closing(connect(Connection(**remote.connection), Store(environment.home), journal)) as at:
                     notes = at.clean_up(JobHandle(job.provider, "", job_id, job.dataset_fingerprint))
                 release(ledger, job_id)
                 ledger.set_job(job_id, "cancelled", error="cancelled before it was submitted")
                 return " ".join([f"{job_id} is cancelled; it had not been submitted.", *notes])
+            journal.save(**{CANCELLED: None})  # too late to stop it here
             with _at_provider(environment, ledger, remote) as (trainer, handle):
                 return _cancel_there(environment, ledger, job, trainer, handle)
         stopped = cancel(Store(environment.home).job(job.spec_hash))

@@ -46,21 +46,26 @@ class LedgerJournal:
         with self.ledger.engine.connect() as connection:
             return dict(connection.execute(query).scalar() or {})
 
-    def save(self, **values: Any) -> None:
-        """Adds values, and the file and job ids to the platform's own columns. Raises LedgerError for an unknown job."""
+    def save(self, **values: Any) -> dict[str, Any]:
+        """Adds values, and the file and job ids to the platform's own columns; everything saved, in the same instant.
+
+        Raises LedgerError for an unknown job.
+        """
         known = {"training_file": "training_file_id", "validation_file": "validation_file_id", SUBMITTED: "openai_job_id"}
         columns = {known[key]: value for key, value in values.items() if key in known}
         with self.ledger.engine.begin() as connection:
             where = remote_jobs.c.job_id == self.job_id
-            before = connection.execute(sa.select(remote_jobs.c.state).where(where).with_for_update()).scalar()
-            if before is None:
+            # A write first: it holds the row, on SQLite too, so that nobody saves between this reading and writing.
+            if not connection.execute(sa.update(remote_jobs).where(where).values(job_id=self.job_id)).rowcount:
                 raise LedgerError(f"Job {self.job_id} has no journal; materialise training_job again.")
-            changes: dict[str, Any] = {"state": {**before, **values}}
+            after = {**(connection.execute(sa.select(remote_jobs.c.state).where(where)).scalar() or {}), **values}
+            changes: dict[str, Any] = {"state": after}
             if values.get(SUBMITTED):
                 changes |= {"submitted_at": now(), "next_poll_at": now()}
             connection.execute(sa.update(remote_jobs).where(where).values(changes))
             if columns:
                 connection.execute(sa.update(jobs).where(jobs.c.id == self.job_id).values(columns))
+        return after
 
 
 def open_journal(ledger: Ledger, job_id: str, connection: Mapping[str, Any], hours: float) -> LedgerJournal:

@@ -116,7 +116,7 @@ class AwsTrainer(ABC):
                 name = remote.slug(request.run_key, most=63)
                 self._journal.save(run_key=request.run_key, fingerprint=request.fingerprint)
                 uris = {role: self._upload(role, file.path, request.run_key) for role, file in self.files(request).items()}
-                self._journal.save(create_started=True, uris=uris)
+                remote.stop_if_cancelled(self._journal, self._journal.save(create_started=True, uris=uris))
                 try:
                     with self.errors("creating the job"):
                         self.create(request, name, uris)

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.errors import TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.trainer import JobHandle, JobState, Trainer, TrainingRequest
 
 RECIPE = "remote-1"
 """Version of what is sent for a request. Raise it when the same request would train something else."""
 REMOTE_FILE = "remote.json"
+CANCELLED = "cancelled"
+"""Key of a journal: a person gave the job up before its creation was begun. Whoever uploads its files stops there."""
 State = dict[str, Any]
 
 
@@ -79,8 +82,8 @@ class Journal(Protocol):
         """Everything saved; empty at first."""
         ...
 
-    def save(self, **values: Any) -> None:
-        """Adds values; they are durable when this returns."""
+    def save(self, **values: Any) -> State:
+        """Adds values; they are durable when this returns. Everything saved, in the same instant."""
         ...
 
 
@@ -94,9 +97,17 @@ class Notes:
         """Everything saved."""
         return dict(self.state)
 
-    def save(self, **values: Any) -> None:
+    def save(self, **values: Any) -> State:
         """Adds values."""
         self.state |= values
+        return dict(self.state)
+
+
+def stop_if_cancelled(journal: Journal, begun: State) -> None:
+    """Right before a creation, with what `journal` held when that was begun. Raises TrainingError where a person was faster."""
+    if begun.get(CANCELLED):
+        journal.save(create_started=None)
+        raise TrainingError("The job was cancelled before it was submitted; nothing was created. Start the training again.")
 
 
 class RemoteTrainer(Trainer, Protocol):

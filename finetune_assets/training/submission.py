@@ -12,7 +12,7 @@ from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal
 from finetune_assets.registry.spending import Limits, Purchase, check, month, release, reserve
 from finetune_assets.training import prices
-from finetune_assets.training.remote import RemoteTrainer
+from finetune_assets.training.remote import CANCELLED, RemoteTrainer
 from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
 
 
@@ -65,12 +65,14 @@ def submit(ledger: Ledger, job: Job, trainer: RemoteTrainer, request: TrainingRe
     try:
         reserve(ledger, due.purchase, due.limits)
         trainer.submit(replace(request, run_key=job.id, number=f"v{number}"))
-    except ProviderUnsettled:
-        raise
     except FinetuneError as error:
-        if not journal.load().get("create_started"):
+        state = journal.load()
+        cancelled = bool(state.get(CANCELLED))
+        if not state.get("create_started") and (cancelled or not isinstance(error, ProviderUnsettled)):
+            if cancelled:
+                journal.save(files_deleted=None)  # who cancelled could not know of a file that was still on its way
             notes = trainer.clean_up(JobHandle(job.provider, "", job.id, request.fingerprint))
             release(ledger, job.id)
-            ledger.set_job(job.id, "failed", error=" ".join([str(error), *notes]))
+            ledger.set_job(job.id, "cancelled" if cancelled else "failed", error=" ".join([str(error), *notes]))
         raise
-    return ledger.set_job(job.id, "pending")
+    return ledger.job(job.id)

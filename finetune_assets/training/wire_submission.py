@@ -5,6 +5,7 @@ upload, per file      training_file, …               finds the file by its nam
 about to create       create_started                 looks for the run key before anything else
 created               provider_job_id                attaches to the job
 
+A job that was cancelled before its creation was begun is not created: the journal's answer to `create_started` says so.
 A creation that was not answered and is not listed is tried again, so there may be two jobs, of which one is listed late: the
 journal says `doubtful`, and whoever asks for the job in the next ten minutes looks for the other one, too.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled
-from finetune_assets.training import wire_request
+from finetune_assets.training import remote, wire_request
 from finetune_assets.training.provider_formats import Prepared
 from finetune_assets.training.remote import Connection, Journal, without_secrets
 from finetune_assets.training.trainer import TrainingRequest
@@ -67,7 +68,7 @@ class Submission:
             for role in ROLES:
                 self.await_file(state.get(f"{role}_file"))
         state["create_started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.journal.save(create_started=state["create_started"])
+        remote.stop_if_cancelled(self.journal, self.journal.save(create_started=state["create_started"]))
         self.journal.save(provider_job_id=self.create(wire_request.body(self.connection, request, state), state))
 
     def upload(self, file: Prepared, name: str) -> str:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from finetune_assets.automation.job_control import control_jobs
 from finetune_assets.environment import Environment
-from finetune_assets.errors import LedgerError, ProviderUnsettled, SettingsError
+from finetune_assets.errors import LedgerError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.overview import cancel_job
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import open_journal, remote_job
@@ -23,6 +23,7 @@ from finetune_assets.training.openai_wire import OpenAIWire
 from finetune_assets.training.remote import Connection
 from finetune_assets.training.submission import bill, submit
 from finetune_assets.training.trainer import Estimate
+from finetune_assets.training.wire_submission import Submission
 from finetune_assets_tests.training import fake_provider
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
@@ -92,6 +93,43 @@ def test_a_job_that_was_not_submitted_yet_leaves_nothing(fake: FakeProvider, boo
     assert (len(fake.state()["files"]), len(month(book))) == (2, 1)
     assert cancel_job(Environment.read(), job.id) == f"{job.id} is cancelled; it had not been submitted."
     assert (fake.state()["files"], month(book), book.job(job.id).status) == ([], [], "cancelled")
+
+
+@pytest.mark.parametrize("step", ["upload", "await_file"])
+def test_a_cancel_during_the_upload_buys_nothing(
+    fake: FakeProvider, book: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Somebody cancels after the first upload, or when all files are there."""
+    said: list[str] = []
+    real: Any = getattr(Submission, step)
+
+    def then_cancelled(self: Submission, *arguments: Any) -> Any:
+        done = real(self, *arguments)
+        if not said:
+            said.append(cancel_job(Environment.read(), book.jobs()[0].id))
+        return done
+
+    monkeypatch.setattr(Submission, step, then_cancelled)
+    with pytest.raises(TrainingError):
+        submitted(book, tmp_path / "home")
+    [job] = book.jobs()
+    assert said == [f"{job.id} is cancelled; it had not been submitted."]
+    assert (fake.jobs, fake.state()["files"], month(book), book.job(job.id).status) == ([], [], [], "cancelled")
+
+
+def test_a_cancel_that_comes_while_the_job_is_created_cancels_it_there(
+    fake: FakeProvider, book: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Submission.create
+
+    def then_cancelled(self: Submission, *arguments: Any) -> str:
+        made = real(self, *arguments)
+        assert "is cancelled at openai" in cancel_job(Environment.read(), book.jobs()[0].id)
+        return made
+
+    monkeypatch.setattr(Submission, "create", then_cancelled)
+    assert submitted(book, tmp_path / "home").status == "cancelled"
+    assert [one["status"] for one in fake.jobs] == ["cancelled"]
 
 
 def test_what_was_paid_for_is_not_thrown_away_by_a_late_cancel(fake: FakeProvider, book: Ledger, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class _Nothing:
     def load(self) -> dict[str, object]:
         return {}
 
-    def save(self, **values: object) -> None:
+    def save(self, **values: object) -> dict[str, object]:
         raise AssertionError("an estimate writes nothing")
 
 

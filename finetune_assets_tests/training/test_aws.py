@@ -22,7 +22,8 @@ from botocore.stub import Stubber  # noqa: E402
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, SettingsError, TrainingError  # noqa: E402
 from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
 from finetune_assets.training.aws import AwsTrainer  # noqa: E402
-from finetune_assets.training.remote import Connection, Notes, RemoteModel  # noqa: E402
+from finetune_assets.training.aws_files import Files  # noqa: E402
+from finetune_assets.training.remote import CANCELLED, Connection, Notes, RemoteModel  # noqa: E402
 from finetune_assets.training.submission import bill  # noqa: E402
 from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
 from finetune_assets.training.trainers import AWS, open_hours  # noqa: E402
@@ -120,6 +121,25 @@ def test_bedrock_is_created_once(aws: Any, tmp_path: Path) -> None:
     assert objects() == {}
     with pytest.raises(TrainingError, match="cannot pause"):
         trainer.pause(handle)
+
+
+def test_a_job_that_is_cancelled_during_its_upload_is_not_created(
+    aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, journal, asked = make("bedrock", tmp_path, NOVA)
+    before = aws.client("bedrock").list_model_customization_jobs()["modelCustomizationJobSummaries"]
+    real = Files.put
+
+    def then_cancelled(self: Files, path: Path, uri: str) -> None:
+        real(self, path, uri)
+        journal.save(**{CANCELLED: True})
+
+    monkeypatch.setattr(Files, "put", then_cancelled)
+    with pytest.raises(TrainingError, match="cancelled before it was submitted; nothing was created"):
+        trainer.submit(asked)
+    assert aws.client("bedrock").list_model_customization_jobs()["modelCustomizationJobSummaries"] == before
+    assert (journal.load()["create_started"], trainer.attach()) == (None, None)
+    assert (trainer.clean_up(JobHandle("bedrock", "", asked.run_key, "f")), objects()) == ([], {})
 
 
 def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
