@@ -13,7 +13,7 @@ from finetune_assets.distillation.parity import FILE as PARITY
 from finetune_assets.distillation.parity import sentence as parity_sentence
 from finetune_assets.distillation.parity import with_teacher, write_parity
 from finetune_assets.evaluation.benchmark import REPORT_VERSION
-from finetune_assets.evaluation.bought import asked, reserve_replies, settle_replies
+from finetune_assets.evaluation.bought import asked, leaves, reserve_replies, settle_replies
 from finetune_assets.evaluation.history import FILE as HISTORY
 from finetune_assets.evaluation.human.book import export, of_study
 from finetune_assets.evaluation.human.statistics import evaluate
@@ -60,7 +60,8 @@ def benchmark_report(
     paid, buys = f"benchmark:{version.version}:{context.run_id}", bool(asked(subject.assistant.benchmark))
     with ledger.open() as book:
         if buys:
-            reserve_replies(book, subject.assistant, paid, forbidding=forbidding_tenants(assistants, store, dataset))
+            forbidding = forbidding_tenants(assistants, store, dataset) if leaves(subject.assistant.benchmark) else []
+            reserve_replies(book, subject.assistant, paid, forbidding=forbidding)
         try:
             launcher.run(context, subject.output / "spec.json", subject.output)
         finally:

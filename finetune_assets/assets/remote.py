@@ -15,7 +15,7 @@ import dagster as dg
 from finetune_assets.assistants import Assistant
 from finetune_assets.dataset import read_manifest
 from finetune_assets.environment import Environment
-from finetune_assets.errors import FinetuneError
+from finetune_assets.errors import FinetuneError, SettingsError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, remote_job
 from finetune_assets.registry.spending import month, spent
@@ -74,15 +74,18 @@ def check_leaves(assistants: AssistantsResource, store: StoreResource, assistant
 
 
 def forbidding_tenants(assistants: AssistantsResource, store: StoreResource, dataset: Path) -> list[str]:
-    """Tenants with rows in the data set whose own file says `remote.allowed: false`, whatever the file is called."""
+    """Tenants with rows in the data set whose own file says `remote.allowed: false`, whatever the file is called.
+
+    Raises SettingsError for a file that cannot be read, whatever its name: nobody knows whose wish it holds.
+    """
     in_data, found = set(read_manifest(dataset)["counts"].get("tenant", {})), set[str]()
     for name in assistants.names():
         try:
             settings = assistants.load(name, store.tenants())
-        except FinetuneError:
-            if name in in_data:
-                raise
-            continue  # told where the assistants are examined
+        except FinetuneError as error:
+            raise SettingsError(
+                f"No rows leave this machine while the settings of {name} cannot be read: they may forbid it. {error}"
+            ) from None
         own = settings.select.tenant or name
         if own in in_data and not settings.remote.allowed:
             found.add(own)

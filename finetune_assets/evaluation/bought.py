@@ -56,6 +56,11 @@ def asked(benchmark: Benchmark) -> list[Priced]:
     return [_priced(name, one) for name, one in named]
 
 
+def leaves(benchmark: Benchmark) -> bool:
+    """Whether one of its addresses is outside this machine."""
+    return any(not HERE.match(one.url) for one in asked(benchmark))
+
+
 def _priced(name: str, one: EndpointSettings | Judge) -> Priced:
     provider = provider_at(one.url)
     known = prices.find(provider, one.model, Environment.read().tables) if provider is not None else None

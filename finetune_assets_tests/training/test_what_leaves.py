@@ -13,7 +13,7 @@ from finetune_assets.assets.remote import forbidding_tenants
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import EndpointSettings
 from finetune_assets.errors import BudgetExceeded, SettingsError
-from finetune_assets.evaluation.bought import buy, estimate_replies, reserve_replies, settle_replies
+from finetune_assets.evaluation.bought import buy, estimate_replies, leaves, reserve_replies, settle_replies
 from finetune_assets.evaluation.rented import with_rented
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.spending import month
@@ -40,12 +40,15 @@ def test_a_tenant_forbids_it_in_its_own_file_whatever_that_is_called(tmp_path: P
         ("north", "select: {tenant: clinica_norte}\nremote: {allowed: false}\n"),
         ("clinica_sur", "select: {tenant: clinica_sur}\nremote: {allowed: false}\n"),
         ("clinica_este", "select: {tenant: clinica_este}\n"),
-        ("broken", "select: {\n"),
     ):
         (tmp_path / f"{name}.yaml").write_text(text)
     store, frozen = StoreResource(home=str(tmp_path / "home")), tmp_path / "frozen"
     write_json(frozen / "manifest.json", {"counts": {"tenant": {"clinica_norte": 5, "clinica_este": 4}}})
-    assert forbidding_tenants(AssistantsResource(folder=str(tmp_path)), store, frozen) == ["clinica_norte"]
+    assistants = AssistantsResource(folder=str(tmp_path))
+    assert forbidding_tenants(assistants, store, frozen) == ["clinica_norte"]
+    (tmp_path / "north.yaml").write_text("select: {tenant: clinica_norte}\nremote: {allowed: false, alowed: 1}\n")  # a typo
+    with pytest.raises(SettingsError, match=r"No rows leave.*settings of north cannot be read.*alowed"):
+        forbidding_tenants(assistants, store, frozen)
 
 
 @pytest.fixture
@@ -104,6 +107,10 @@ def test_replies_without_a_price_are_refused_where_a_month_is_limited(book: Ledg
 
 def test_test_rows_stay_here_where_nothing_may_leave(book: Ledger) -> None:
     closed = assistant(remote={"allowed": False})
+    here, there = (
+        asking(closed, [endpoint("tuned", 1.0).model_copy(update={"url": f"http://{at}/v1"})]) for at in ("[::1]", "a")
+    )
+    assert (leaves(here.benchmark), leaves(there.benchmark)) == (False, True)
     away = endpoint("tuned", 1.0).model_copy(update={"url": "https://api.openai.com/v1"})
     with pytest.raises(SettingsError, match=r"dental say .*no rows are sent to tuned \(https://api\.openai\.com/v1\)"):
         reserve_replies(book, asking(closed, [away]), "benchmark:v1:a")
