@@ -248,7 +248,8 @@ class OpenAIWire:
         points = [point for event in self.events(handle) if (point := metrics(event))]
         log = "".join(json.dumps(point) + "\n" for point in points)
         write_text(folder / "training_log.jsonl", log)
-        job = self._client().fine_tuning.jobs.retrieve(handle.id)
+        with self._errors(f"asking for job {handle.id}"):
+            job = self._client().fine_tuning.jobs.retrieve(handle.id)
         model = folder / "model"
         base = str(request["base_model"])
         if self.profile.checkpoints and not self._journal.load().get("served"):

@@ -29,13 +29,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from finetune_assets.environment import variable
 from finetune_assets.errors import FinetuneError, ProviderError, ProviderUnsettled
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, RemoteJob, record
 from finetune_assets.registry.spending import settle
 from finetune_assets.registry.tables import OPEN_STATUSES, now
-from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
+from finetune_assets.training.remote import Connection, Journal, RemoteTrainer, without_secrets
 from finetune_assets.training.trainer import JobHandle, JobState
+from finetune_assets.training.wire_profiles import PROFILES
 
 THREADS = 8
 REQUEST_SECONDS = 10.0
@@ -149,7 +151,10 @@ class _Asker:
         except FinetuneError as error:
             told = error
         except Exception as error:
-            what = f"{remote.job.provider} gave an answer that nobody expected ({type(error).__name__}: {error})"
+            profile = PROFILES.get(remote.job.provider)
+            key_env = remote.connection.get("key_env") or (profile.key_env if profile else "")
+            said = without_secrets(f"{type(error).__name__}: {error}", variable(key_env))
+            what = f"{remote.job.provider} gave an answer that nobody expected ({said})"
             told = ProviderUnsettled(what)
         return _unanswered(self.ledger, remote, own, told)
 

@@ -338,6 +338,16 @@ def test_a_safety_evaluation_that_failed_is_explained(fake: FakeProvider, frozen
         trainer.keep(handle, tmp_path / "job", {"base_model": "b"})
 
 
+def test_a_provider_that_is_busy_while_a_model_is_fetched(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
+    trainer, handle = submitted(frozen, tmp_path)
+    finish(trainer, handle)
+    trainer = trainer.hurried(10)
+    for skip in (0, 1):  # each time that `keep` asks for the job
+        fake.fault("GET /fine_tuning/jobs/ID", "error", status=500, skip=skip)
+        with pytest.raises(ProviderUnsettled, match="asking for job"):
+            trainer.keep(handle, tmp_path / "job", {"base_model": "b"})
+
+
 def test_a_result_that_is_gone(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
     trainer, handle = submitted(frozen, tmp_path)
     finish(trainer, handle)

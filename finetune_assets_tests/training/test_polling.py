@@ -482,3 +482,16 @@ def test_a_users_table_goes_before_the_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "broken" / "prices.yaml").write_text("- {provider: openai, prize: 3}\n")
     with pytest.raises(SettingsError, match=r"prices\.yaml is no table of prices"):
         prices.find("openai", "gpt-4o-mini", tmp_path / "broken")
+
+
+def test_no_key_in_the_note_of_an_unexpected_answer(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "un4usual~shape")
+    job = world.open()
+    LedgerJournal(world.ledger, job.id).save(provider_job_id="ftjob-1")
+
+    def odd(self: OpenAIWire, handle: JobHandle) -> None:
+        raise ValueError("Illegal header value b'un4usual~shape'")
+
+    monkeypatch.setattr(OpenAIWire, "poll", odd)
+    note = world.poll()[0].note or ""
+    assert ("ValueError: Illegal header value" in note, "un4usual" in note) == (True, False)
