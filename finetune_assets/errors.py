@@ -12,6 +12,7 @@
     │   ├── BudgetExceeded       the estimate is above the assistant's budget
     │   ├── ModelUnavailable     a base model that cannot be loaded
     │   └── ProviderError        a rented trainer refused, or answered nonsense; its code and text are in the message
+    │       ├── ProviderJobUnknown it does not know the job itself
     │       └── ProviderUnsettled  it cannot be told yet whether it has the job, or it is busy: the job stays open
     ├── LaunchError              a child process that ended badly
     ├── ServingError             a router or an upstream that cannot do what was asked
@@ -82,6 +83,10 @@ class ProviderError(TrainingError):
 
 class ProviderUnsettled(ProviderError):
     """It cannot be told yet whether the provider has the job, or it is busy; the job stays open, a later try goes on with it."""
+
+
+class ProviderJobUnknown(ProviderError):
+    """The provider does not know the job that was asked for. Of its files, its model or a list such an answer says nothing."""
 
 
 class LaunchError(FinetuneError):

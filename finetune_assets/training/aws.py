@@ -131,7 +131,8 @@ class AwsTrainer(ABC):
 
     def poll(self, handle: JobHandle) -> JobState:
         """Where the job is. With `remote.deploy` it has not ended before its model answers."""
-        told = self.told(handle.id)
+        with remote.asking_for_the_job():
+            told = self.told(handle.id)
         state = self.state_of(told)
         return self._deployed(handle, told, state) if state.status == "succeeded" and self.deploys else state
 

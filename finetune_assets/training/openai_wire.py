@@ -104,7 +104,7 @@ class OpenAIWire:
 
         Raises ProviderUnsettled where the provider is busy or unreachable.
         """
-        with self._errors(f"asking for job {handle.id}"):
+        with remote.asking_for_the_job(), self._errors(f"asking for job {handle.id}"):
             job = self._client().fine_tuning.jobs.retrieve(handle.id)
         state = self._state(job, handle.id)
         if state.status == "succeeded" and self.profile.by_hand:

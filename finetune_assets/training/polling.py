@@ -6,7 +6,8 @@ alone for a while. What there is no time for comes first in the next tick.
 
     answered                               written down; ended jobs are settled by what they cost, after their files are deleted
     no answer, 429, 5xx                    asked again after 30 s, 1 min, 2 min … 30 min, or when the provider says
-    404, three times in a row              failed: the provider knows it no more
+    404 of the job itself, three times     failed: the provider knows it no more
+    in a row, and for an hour
     past its deadline                      asked to stop, and asked for until it has: one that was cancelled has failed as stuck,
                                            one that ended well meanwhile is taken; a pause does not count
     that an hour ago, still not stopped,   failed: nobody can tell what became of it
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.environment import variable
-from finetune_assets.errors import FinetuneError, ProviderError, ProviderUnsettled
+from finetune_assets.errors import FinetuneError, ProviderError, ProviderJobUnknown, ProviderUnsettled
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, RemoteJob, record
 from finetune_assets.registry.spending import settle
@@ -52,6 +53,8 @@ STOP = "stop"
 """Key of a journal: when the job was asked to stop at its deadline (`asked`, UTC), and what it was (`was`)."""
 IN_A_ROW = 3
 """Answers of 404, or after the deadline none, after which a job is taken as gone; and in a tick, of one provider: as away."""
+GONE = datetime.timedelta(hours=1)
+"""For how long the provider has to say 404 of a job, and nothing else, until it is taken as gone: another one costs money."""
 ELSEWHERE = "Start it again, or train elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
 Connect = Callable[[Connection, Journal], RemoteTrainer]
 
@@ -192,7 +195,7 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
     if state.status in OPEN_STATUSES:
         metrics = last_metrics(own.events(handle, EVENTS)) if state.status == "running" else {}
         if remote.state.get("missing"):
-            journal.save(missing=0)
+            journal.save(missing=0, missing_since=None)
         return _Answer(remote, replace(state, progress={**state.progress, **metrics}))
     usd = own.cost(told, remote.job.base_model, remote.job.status == "running", tables)
     return _Answer(remote, state, usd=usd, notes=tuple(own.clean_up(handle)))
@@ -229,13 +232,14 @@ def _unsubmitted(remote: RemoteJob, own: RemoteTrainer) -> _Answer:
 
 def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer | None, error: FinetuneError) -> _Answer:
     """No answer, or a refusal: to be asked again, unless it has been so for long. `own`: null where nobody could be asked."""
-    gone = isinstance(error, ProviderError) and error.status == 404
+    gone = isinstance(error, ProviderJobUnknown)
     missing = int(remote.state.get("missing") or 0) + 1 if gone else 0
+    since = datetime.datetime.fromisoformat(str(remote.state.get("missing_since") or now())) if missing > 1 else now()
     if missing != int(remote.state.get("missing") or 0):
-        LedgerJournal(ledger, remote.job.id).save(missing=missing)
+        LedgerJournal(ledger, remote.job.id).save(missing=missing, missing_since=str(since) if gone else None)
     why = None
-    if missing >= IN_A_ROW:
-        why = f"The provider knows the job no more, asked {missing} times: {error}"
+    if missing >= IN_A_ROW and now() - since >= GONE:
+        why = f"The provider knows the job no more, asked {missing} times since {since:%Y-%m-%d %H:%M} UTC: {error}"
     elif remote.failures + 1 >= IN_A_ROW and now() > _last_wait(remote):
         why = (
             f"{_stuck(remote, remote.provider_status or 'unknown')}. The provider does not say what became of it ({error}): look "

@@ -10,13 +10,14 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.errors import TrainingError
+from finetune_assets.errors import ProviderError, ProviderJobUnknown, TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.trainer import JobHandle, JobState, Trainer, TrainingRequest
 
@@ -108,6 +109,17 @@ def stop_if_cancelled(journal: Journal, begun: State) -> None:
     if begun.get(CANCELLED):
         journal.save(create_started=None)
         raise TrainingError("The job was cancelled before it was submitted; nothing was created. Start the training again.")
+
+
+@contextmanager
+def asking_for_the_job() -> Generator[None]:
+    """Around the one request for a job itself: what is not there is the job. Raises ProviderJobUnknown."""
+    try:
+        yield
+    except ProviderError as error:
+        if error.status != 404:
+            raise
+        raise ProviderJobUnknown(str(error), error.status, error.code) from None
 
 
 class RemoteTrainer(Trainer, Protocol):

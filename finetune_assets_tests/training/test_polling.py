@@ -264,8 +264,12 @@ def test_a_provider_that_is_away_is_asked_less_often(fake: FakeProvider, world: 
 
 def test_a_job_that_the_provider_does_not_know_any_more(fake: FakeProvider, world: World) -> None:
     job = world.submit()
-    fake.fault(RETRIEVE, "error", status=404, code="fine_tune_not_found", message="no such job", times=3)
-    assert [world.poll()[0].ended for _ in range(3)] == [False, False, True]
+    fake.fault(RETRIEVE, "error", status=404, code="fine_tune_not_found", message="no such job", times=5)
+    assert [world.poll()[0].ended for _ in range(4)] == [False] * 4
+    journal = LedgerJournal(world.ledger, job.id)
+    hour_ago = datetime.datetime.fromisoformat(journal.load()["missing_since"]) - polling.GONE
+    journal.save(missing_since=str(hour_ago))
+    assert world.poll()[0].ended
     assert "knows the job no more" in (world.ledger.job(job.id).error or "")
     assert world.cost(job) == (0.5, True)
     assert fake.state()["files"] == []
@@ -287,7 +291,18 @@ def test_a_deployment_that_never_answers_is_given_up_and_the_model_comes_home(fa
     assert (world.folder / "kept" / "model" / "adapter_config.json").exists()
 
 
-def test_404_counts_only_in_a_row(fake: FakeProvider, world: World) -> None:
+def test_404_of_the_list_or_the_events_is_not_the_jobs(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    journal = LedgerJournal(world.ledger, job.id)
+    journal.save(provider_job_id=None, missing=99, missing_since="2026-01-01 00:00:00")
+    fake.fault("GET /fine_tuning/jobs", "error", status=404, times=1)
+    assert (world.poll()[0].ended, journal.load()["missing"]) == (False, 0)
+    assert not world.poll()[0].ended
+    assert journal.load()["provider_job_id"] == fake.jobs[0]["id"]
+
+
+def test_404_counts_only_in_a_row(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "GONE", datetime.timedelta())
     world.submit()
     for status in (404, 404, 500, 404, 404, None, 404):
         if status is not None:
