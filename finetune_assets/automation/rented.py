@@ -8,13 +8,15 @@ from collections.abc import Iterable
 import dagster as dg
 
 from finetune_assets.assets.remote import announced
+from finetune_assets.automation.retrain import next_attempt
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import due, open_remote
 from finetune_assets.registry.tables import now
 from finetune_assets.resources import AssistantsResource, StoreResource, TrainerResource
-from finetune_assets.resources.tags import APPROVED, DATASET, MIGRATE_TO, REASON
+from finetune_assets.resources.claims import MAX_ATTEMPTS
+from finetune_assets.resources.tags import APPROVED, DATASET, LEAVING, MIGRATE_TO, REASON
 from finetune_assets.storage import write_json
 from finetune_assets.training import lifecycle
 from finetune_assets.training.lifecycle import Ending
@@ -84,7 +86,8 @@ def migrations(
 ) -> list[dg.RunRequest]:
     """One training an assistant whose served or newest model ends, on its successor and the newest frozen data set.
 
-    The run key asks for it once for each assistant, base model that ends and successor, whatever is frozen or tuned meanwhile.
+    The run key asks for it once for each assistant, base model that ends and successor, whatever is frozen or tuned meanwhile;
+    one that failed is asked for again, MAX_ATTEMPTS times in all.
     """
     requests: dict[str, dg.RunRequest] = {}
     enrolled = set(instance.get_dynamic_partitions("assistant"))
@@ -100,13 +103,17 @@ def migrations(
             or not link.exists()
         ):
             continue
-        fingerprint = link.resolve().name
+        leaving = f"{use.provider}/{base_name(use.model)}"
+        attempt = next_attempt(
+            instance, "migrate", {MIGRATE_TO: use.successor, LEAVING: leaving, "dagster/partition": use.assistant}
+        )
+        key = f"migrate:{use.assistant}:{leaving}:{use.successor}"
         reason = f"migration: {use.provider} {use.model} ends on {one.lifecycle.shutdown}"
         requests[use.assistant] = dg.RunRequest(
-            run_key=f"migrate:{use.assistant}:{use.provider}/{base_name(use.model)}:{use.successor}",
+            run_key=key if attempt == 1 else f"{key}:{min(attempt, MAX_ATTEMPTS)}",
             job_name="migrate",
             partition_key=use.assistant,
-            tags={MIGRATE_TO: use.successor, DATASET: fingerprint, REASON: reason},
+            tags={MIGRATE_TO: use.successor, LEAVING: leaving, DATASET: link.resolve().name, REASON: reason},
         )
     return list(requests.values())
 

@@ -155,6 +155,13 @@ def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(
     later = world.tick(sensors.model_lifecycle, *names, cursor=data.cursor)
     assert not later.asset_events  # told already
     assert [one.run_key for one in later.run_requests] == [migration.run_key]  # Dagster asks for the same key once
+    asked: list[str] = []
+    for _ in range(4):  # a run that failed is asked for again, three times in all
+        [again] = world.tick(sensors.model_lifecycle, *names, cursor=data.cursor).run_requests
+        asked.append(again.run_key)
+        tags = {**again.tags, "dagster/partition": "dental"}
+        world.instance.add_run(dg.DagsterRun(job_name="migrate", status=dg.DagsterRunStatus.FAILURE, tags=tags))
+    assert (asked[0], len(set(asked)), asked[2]) == (migration.run_key, 3, asked[3])
     monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2027, 1, 10))
     assert len(world.tick(sensors.model_lifecycle, *names, cursor=data.cursor).asset_events) == 1  # the next threshold
 
