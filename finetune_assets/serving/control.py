@@ -88,6 +88,11 @@ def _ended(ledger: Ledger, assistant: str) -> set[str]:
     return ended
 
 
+def _served(ledger: Ledger, assistant: str) -> set[str]:
+    """Versions that have gone through every step and been champion."""
+    return {event["version"] for event in ledger.events(assistant) if event["event"] == "promoted"}
+
+
 def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) -> Move | None:
     """Judges the current step and does what follows; null where nothing changed, or somebody else was first."""
     before = ledger.rollout(assistant)
@@ -170,7 +175,7 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
         before = ledger.rollout(assistant)
         if to is None:
             _refuse_a_second(ledger, before, first.generation if seen is None else seen, lately=seen is None)
-        after = rollouts.rollback(before, to)
+        after = rollouts.rollback(before, to, _served(ledger, assistant))
         if after.champion is not None and after.champion != before.champion:
             _need_files(ledger, assistant, after.champion)
         move = Move("rolled_back", before, after, None, reason)

@@ -314,6 +314,18 @@ def test_nobody_goes_back_to_a_version_whose_files_are_gone(shop: Shop) -> None:
         assert control.rollback(book, "aurora", "all of them", "ana", "base").after.champion is None
 
 
+def test_no_way_back_leads_to_a_version_that_never_served(shop: Shop) -> None:
+    first, second, third = shop.version("a"), shop.version("b"), shop.version("c")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "10")
+    with shop.ledger() as book:
+        control.rollback(book, "aurora", "too many errors", "guards")
+        for never in (second, third):  # taken back a moment ago; never rolled out
+            with pytest.raises(RolloutRefused, match="never served everybody"):
+                control.rollback(book, "aurora", "try it", "ana", to=never)
+        assert book.rollout("aurora").champion == first
+
+
 def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
     first = shop.version("a")
     shop.roll_out(first, "50")
