@@ -94,10 +94,20 @@ def _served(ledger: Ledger, assistant: str) -> set[str]:
 
 
 def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) -> Move | None:
-    """Judges the current step and does what follows; null where nothing changed, or somebody else was first."""
+    """Judges the current step and does what follows; null where nothing changed, or somebody else was first.
+
+    The stored verdict is read at each look: a benchmark that takes `serve` back during the rollout ends it.
+    """
     before = ledger.rollout(assistant)
-    if not before.is_open:
+    if before.candidate is None:
         return None
+    verdict = ledger.version(assistant, before.candidate).verdict
+    if verdict != "serve":
+        reason = f"its offline verdict is no longer serve but {verdict}"
+        try:
+            return _move(ledger, Move("rolled_back", before, rollouts.rollback(before), None, reason), actor)
+        except LedgerError:
+            return None
     judged = judge(ledger, before, settings)
     decided = decide(before, judged, settings)
     if decided is None:
@@ -137,10 +147,13 @@ def _event_of(after: Rollout) -> str:
 def advance(ledger: Ledger, assistant: str, settings: RolloutSettings, reason: str, actor: str, seen: int | None = None) -> Move:
     """A person's yes to the next step. `seen`: the generation that the person looked at, which must be the current one.
 
-    Raises RolloutRefused where a guard failed, where there is no rollout, or where it has moved since.
+    Raises RolloutRefused where a guard failed, where the verdict is no longer `serve`, where there is no rollout, or where it
+    has moved since.
     """
     _need_reason(reason)
     before = _as_seen(ledger, assistant, seen)
+    if before.candidate is not None:
+        _need_serve(ledger, assistant, before.candidate)
     judged = judge(ledger, before, settings) if before.is_open else None
     after = rollouts.advance(before, judged.outcome if judged else "gathering", settings.steps, person=True)
     return _move(ledger, Move(_event_of(after), before, after, judged, reason), actor)
@@ -168,8 +181,8 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
     nothing to go back from; LedgerError for an unknown version.
     """
     _need_reason(reason)
-    if to is not None and to != rollouts.BASE and ledger.version(assistant, to).verdict != "serve":
-        raise RolloutRefused(f"Version {to} of {assistant} was never fit to be served; `finetune models list` shows verdicts.")
+    if to is not None and to != rollouts.BASE:
+        ledger.version(assistant, to)
     first = ledger.rollout(assistant)
     for _ in range(ATTEMPTS):
         before = ledger.rollout(assistant)
@@ -177,6 +190,7 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
             _refuse_a_second(ledger, before, first.generation if seen is None else seen, lately=seen is None)
         after = rollouts.rollback(before, to, _served(ledger, assistant))
         if after.champion is not None and after.champion != before.champion:
+            _need_serve(ledger, assistant, after.champion)
             _need_files(ledger, assistant, after.champion)
         move = Move("rolled_back", before, after, None, reason)
         try:
@@ -184,6 +198,15 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
         except LedgerError:
             continue  # somebody else moved it: look again
     raise LedgerError(f"The rollout of {assistant} changes faster than it can be rolled back; who is changing it?")
+
+
+def _need_serve(ledger: Ledger, assistant: str, version: str) -> None:
+    verdict = ledger.version(assistant, version).verdict
+    if verdict != "serve":
+        raise RolloutRefused(
+            f"The verdict of {version} ({assistant}) is {verdict or 'none'}, not serve: it serves nobody. `finetune models list` "
+            f"shows verdicts. Back to the base model: finetune rollout rollback {assistant} --to base --reason …"
+        )
 
 
 def _need_files(ledger: Ledger, assistant: str, version: str) -> None:

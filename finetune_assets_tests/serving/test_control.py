@@ -238,6 +238,30 @@ def test_a_person_says_yes_where_it_is_asked_for(shop: Shop) -> None:
         assert control.advance(book, "aurora", asked, "fine", "ana").after.step == "10"
 
 
+def test_the_offline_verdict_is_read_at_each_step(shop: Shop) -> None:
+    first, second = shop.two_versions("50")
+    for arm in ("champion", "candidate"):
+        traffic(shop, arm, 400, negative=0.2)
+    with shop.ledger() as book:
+        book.register("aurora", second, "do_not_serve", ["benchmarked again"], "report.html")
+        with pytest.raises(RolloutRefused, match="is do_not_serve, not serve"):
+            control.advance(book, "aurora", QUICK, "all guards are fine", "ana")
+    move = step(shop)
+    assert move is not None
+    assert (move.event, at(shop)) == ("rolled_back", (first, "idle", "idle"))
+    assert "no longer serve but do_not_serve" in move.reason
+
+
+def test_the_way_back_reads_the_verdict_too(shop: Shop) -> None:
+    first, _ = shop.two_versions("done")
+    with shop.ledger() as book:
+        book.register("aurora", first, "cannot_tell", ["benchmarked again"], "report.html")
+        for to in (None, first):
+            with pytest.raises(RolloutRefused, match="is cannot_tell, not serve"):
+                control.rollback(book, "aurora", "complaints", "ana", to)
+        assert control.rollback(book, "aurora", "complaints", "ana", "base").after.champion is None
+
+
 def test_a_person_does_not_go_over_a_guard_that_failed(shop: Shop) -> None:
     shop.roll_out(shop.version("a"), "50")
     traffic(shop, "candidate", 300, bad=0.3)
