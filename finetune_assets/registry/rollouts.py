@@ -134,7 +134,8 @@ def rollback(state: Rollout, to: str | None = None, served: Collection[str] = ()
     """Back at once, from every state. An open rollout ends and its champion stays; else the previous champion is back.
 
     `to` names another version that becomes champion (`base`: the base model): one of `served`, those that have been champion,
-    since any other would reach everybody without a step. Raises RolloutRefused also where there is nothing to go back from.
+    since any other would reach everybody without a step; from there, the way back is the base model. Raises RolloutRefused also
+    where there is nothing to go back from.
     """
     if to is not None:
         champion = None if to == BASE else to
@@ -145,7 +146,8 @@ def rollback(state: Rollout, to: str | None = None, served: Collection[str] = ()
                 f"Version {to} has never served everybody of {state.assistant}: that is no way back. Roll it out: "
                 f"finetune rollout start {state.assistant} {to} --reason …"
             )
-        return _idle(state, champion=champion, previous=state.champion)
+        same = champion == state.champion
+        return _idle(state, champion=champion, previous=state.previous if same else None)  # never forward to what was left
     if state.is_open:
         return _idle(state, champion=state.champion, previous=state.previous)
     if state.champion is None:

@@ -56,7 +56,7 @@ def offer(ledger: Ledger, assistant: str, version: str, reason: str, actor: str)
     if version in (state.champion, state.candidate):
         return "unchanged"
     if version in _ended(ledger, assistant):
-        return "was rolled back before; `finetune rollout start` brings it back"
+        return "was rolled back or replaced before; `finetune rollout start` brings it back"
     if state.is_open and state.share > 0:
         return f"waits for the end of the rollout of {state.candidate}"
     start(ledger, assistant, version, reason, actor)
@@ -78,10 +78,10 @@ def offer_waiting(ledger: Ledger, assistant: str, actor: str) -> str | None:
 
 
 def _ended(ledger: Ledger, assistant: str) -> set[str]:
-    """Versions that were taken back and not started again by a person since."""
+    """Versions that were taken back, or have been champion, and were not started again by a person since."""
     ended: set[str] = set()
     for event in ledger.events(assistant):
-        if event["event"] == "rolled_back":
+        if event["event"] in ("rolled_back", "promoted"):  # a rollback over an open rollout names the candidate alone
             ended.add(event["version"])
         elif event["event"] == "started":
             ended.discard(event["version"])

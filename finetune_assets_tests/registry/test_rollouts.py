@@ -85,6 +85,10 @@ def test_back_to_any_earlier_version_and_to_the_base_model() -> None:
     state = Rollout("dental", "v3", 7, None, previous="v2")
     assert rollouts.rollback(state).champion == "v2"
     assert rollouts.rollback(state, "v1", {"v1", "v2", "v3"}).champion == "v1"
+    there = rollouts.rollback(state, "v1", {"v1", "v2", "v3"})
+    assert rollouts.rollback(there).champion is None  # not forward to v3, which was left
+    opened = rollouts.start(state, "v4", "serve")
+    assert rollouts.rollback(opened, "v3").previous == "v2"  # only the rollout ends
     with pytest.raises(RolloutRefused, match="never served everybody"):
         rollouts.rollback(state, "v1", {"v2", "v3"})
     assert rollouts.rollback(state, "base").champion is None

@@ -119,7 +119,7 @@ def test_a_bad_candidate_goes_back_by_itself_and_does_not_return_by_itself(
     assert (move.event, at(shop)) == ("rolled_back", (None, "idle", "idle"))
     assert why in move.reason
     with shop.ledger() as book:
-        assert "rolled back before" in control.offer(book, "aurora", version, "again", "test")
+        assert "rolled back or replaced before" in control.offer(book, "aurora", version, "again", "test")
         assert control.offer_waiting(book, "aurora", "test") is None
         assert control.start(book, "aurora", version, "a person has looked at it", "ana").after.step == "shadow"
 
@@ -360,6 +360,19 @@ def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
         control.rollback(book, "aurora", "bad", "ana")
         assert "in shadow" in (control.offer_waiting(book, "aurora", "test") or "")
         assert book.rollout("aurora").candidate == second
+
+
+def test_a_champion_that_was_left_does_not_return_by_itself(shop: Shop) -> None:
+    first, second = shop.two_versions("done")
+    shop.roll_out(shop.version("c"), "10")
+    with shop.ledger() as book:
+        assert control.rollback(book, "aurora", "both are bad", "ana", to=first).after.champion == first
+        assert control.offer_waiting(book, "aurora", "test") is None
+        assert "replaced before" in control.offer(book, "aurora", second, "again", "test")
+        seen = book.rollout("aurora").generation
+        assert control.rollback(book, "aurora", "that one too", "ana", seen=seen).after.champion is None
+        assert control.offer_waiting(book, "aurora", "test") is None
+        assert control.start(book, "aurora", second, "looked at", "ana").after.candidate == second
 
 
 def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> None:
