@@ -214,6 +214,7 @@ def experiment() -> None:
 @click.option("--share", default=0.5, show_default=True, help="Share of the people that get B.")
 @click.option("--tenant", "tenant_ids", multiple=True, help="All users of this tenant; may be repeated.")
 @click.option("--user", "user_ids", multiple=True, help="This user; may be repeated.")
+@click.option("--unproven", is_flag=True, help="Also a version whose verdict is not `serve`; the history keeps which.")
 @REASON
 @WHO
 def experiment_begin(  # noqa: PLR0913, PLR0917
@@ -223,6 +224,7 @@ def experiment_begin(  # noqa: PLR0913, PLR0917
     share: float,
     tenant_ids: tuple[str, ...],
     user_ids: tuple[str, ...],
+    unproven: bool,
     reason: str,
     who: str,
 ) -> None:
@@ -231,7 +233,7 @@ def experiment_begin(  # noqa: PLR0913, PLR0917
 
     people = {"tenants": list(tenant_ids), "users": list(user_ids)}
     with _ledger() as ledger:
-        experiments.begin(ledger, assistant, (first, second), share, people, (reason, who))
+        experiments.begin(ledger, assistant, (first, second), share, people, (reason, who), unproven=unproven)
     click.echo(
         f"{assistant}: {first} (A) against {second} (B), {share:.0%} get B; result: /dashboard/{assistant}/experiment, or "
         f"finetune experiment result {assistant}"

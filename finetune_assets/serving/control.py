@@ -14,6 +14,7 @@ from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import LedgerError, RolloutRefused
 from finetune_assets.registry import Ledger, Rollout, rollouts
 from finetune_assets.registry.tables import now
+from finetune_assets.serving import experiments
 from finetune_assets.serving.judge import Judgement, judge
 from finetune_assets.serving.notify import notify
 
@@ -248,6 +249,7 @@ def _need_reason(reason: str) -> None:
 
 
 def _move(ledger: Ledger, move: Move, actor: str) -> Move:
+    tried = move.event == "rolled_back" and experiments.current(ledger, move.before.assistant)
     evidence = move.judgement.as_dict() if move.judgement else None
     after = ledger.move(move.before, move.after, move.event, (move.reason, actor), evidence)
     version = after.candidate or move.before.candidate or after.champion or rollouts.BASE
@@ -258,4 +260,7 @@ def _move(ledger: Ledger, move: Move, actor: str) -> Move:
     facts = {"assistant": after.assistant, "event": move.event, "version": version, "step": after.step, "actor": actor}
     for problem in notify(text, {**facts, "generation": after.generation, "reason": move.reason}):
         log.warning(problem)
+    if tried and experiments.current(ledger, after.assistant) is None:
+        over = f"the experiment is over: a version of it was rolled back ({actor})"
+        experiments.tell(after.assistant, "experiment_ended", over)
     return Move(move.event, move.before, after, move.judgement, move.reason, text)

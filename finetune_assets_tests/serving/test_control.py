@@ -395,6 +395,30 @@ def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> 
         assert book.rollout("aurora").champion == first
 
 
+def test_an_experiment_takes_proven_versions_and_ends_when_one_is_rolled_back(shop: Shop) -> None:
+    first, second = shop.two_versions("10")
+    bad = shop.version("c", verdict="do_not_serve")
+    people = {"tenants": ["staging"], "users": []}
+    with shop.ledger() as book:
+        with pytest.raises(RolloutRefused, match=f"{bad}: do_not_serve"):
+            experiments.begin(book, "aurora", (first, bad), 0.5, people, ("try", "ana"))
+        experiments.begin(book, "aurora", (first, bad), 0.5, people, ("try", "ana"), unproven=True)
+        assert book.events("aurora")[-1]["evidence"] == {"unproven": {bad: "do_not_serve"}}
+        control.rollback(book, "aurora", "complaints", "ana")
+        assert experiments.current(book, "aurora") is not None  # neither of its versions
+        experiments.end(book, "aurora", QUICK, ("done", "ana"))
+        experiments.begin(book, "aurora", ("base", first), 0.5, people, ("try", "ana"))
+        control.rollback(book, "aurora", "complaints", "ana", to="base")
+        assert experiments.current(book, "aurora") is None
+        ended, back = book.events("aurora")[-2:]
+        assert (ended["event"], ended["version"], ended["reason"]) == ("experiment_ended", first, f"{first} was rolled back")
+        assert back["event"] == "rolled_back"
+        control.start(book, "aurora", second, "again", "ana")
+        experiments.begin(book, "aurora", (first, second), 0.5, people, ("try", "ana"))
+        control.rollback(book, "aurora", "complaints", "ana", seen=book.rollout("aurora").generation)
+        assert experiments.current(book, "aurora") is None
+
+
 def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the page and on the command line: a sentence, not an error 500 and not a traceback."""
     shop.roll_out(shop.version("a"))
