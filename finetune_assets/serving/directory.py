@@ -44,15 +44,16 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rollouts by assistant, API keys by their hash, experiments by assistant."""
+    """Rollouts by assistant, valid API keys by their hash, experiments by assistant, and whether a key was ever made."""
 
     rollouts: dict[str, Rollout]
     keys: dict[str, Key]
     experiments: dict[str, dict[str, Any]]
+    keyed: bool
 
 
 class Directory:
-    """The newest snapshot; a thread keeps it so. `open_door`: no key is needed as long as there is none (loopback only)."""
+    """The newest snapshot; a thread keeps it so. `open_door`: no key is needed until one is made (loopback only)."""
 
     def __init__(self, environment: Environment, ledger: Ledger, open_door: bool = False) -> None:
         self.environment, self.ledger, self.open_door = environment, ledger, open_door
@@ -86,8 +87,8 @@ class Directory:
 
     @property
     def is_open(self) -> bool:
-        """Whether whoever is on this machine may ask without a key."""
-        return self.open_door and not self.snapshot.keys
+        """Whether whoever is on this machine may ask without a key; not again once a key was made, though all are revoked."""
+        return self.open_door and not self.snapshot.keyed
 
     def key(self, text: str) -> Key | None:
         """What an API key stands for; null for an unknown one."""
@@ -139,14 +140,14 @@ class Directory:
     def _read(self) -> Snapshot:
         with self.ledger.engine.connect() as connection:
             rows = connection.execute(sa.select(rollouts)).mappings().all()
-            keys = connection.execute(
-                sa.select(api_keys.c.key_hash, api_keys.c.tenant_id, api_keys.c.name).where(api_keys.c.revoked_at.is_(None))
-            ).all()
+            columns = (api_keys.c.key_hash, api_keys.c.tenant_id, api_keys.c.name, api_keys.c.revoked_at)
+            keys = connection.execute(sa.select(*columns)).all()
         experiments = {str(row["assistant"]): row["experiment"] for row in rows if row["experiment"]}
         return Snapshot(
             {str(row["assistant"]): rollout_of(row) for row in rows},
-            {row.key_hash: Key(row.tenant_id, row.name) for row in keys},
+            {row.key_hash: Key(row.tenant_id, row.name) for row in keys if row.revoked_at is None},
             experiments,
+            bool(keys),
         )
 
     def _settings(self) -> None:

@@ -13,7 +13,7 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import ServingError
 from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import keys
-from finetune_assets.serving.directory import METRICS
+from finetune_assets.serving.directory import METRICS, Directory
 from finetune_assets.serving.intake import Options
 from finetune_assets.serving.router import Router
 from finetune_assets.serving.server import Server, Settings
@@ -53,6 +53,16 @@ def test_keys_stand_between_tenants(fresh: Shop) -> None:
         assert wait_for(lambda: ask(aurora).status_code == 401, 2)
     assert sum("403 for POST" in line for line in served.lines) >= 4
     assert not any(key in line for line in served.lines for key in (aurora, sol, admin))
+
+
+def test_revoking_the_last_key_opens_nothing(fresh: Shop) -> None:
+    with fresh.ledger() as book:
+        directory = Directory(Environment.read(fresh.environment), book, open_door=True)
+        assert directory.is_open
+        key = keys.add(book, "*")
+        keys.revoke(book, keys.listed(book)[0]["key_hash"])
+        directory = Directory(Environment.read(fresh.environment), book, open_door=True)
+        assert (directory.is_open, directory.key(key)) == (False, None)
 
 
 def test_another_address_needs_a_key_first(fresh: Shop) -> None:
