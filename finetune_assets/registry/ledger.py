@@ -288,8 +288,8 @@ class Ledger:
 def _end_experiment(connection: sa.Connection, before: Rollout, after: Rollout, actor: str) -> None:
     here = rollouts.c.assistant == before.assistant
     running = connection.execute(sa.select(rollouts.c.experiment).where(here)).scalar()
-    gone = {before.candidate, None if after.champion == before.champion else before.champion} - {None}
-    taken = sorted(gone & {running["a"], running["b"]}) if running else []
+    gone = {before.candidate, None if after.champion == before.champion else before.champion}
+    taken = [side for side in (running["a"], running["b"]) if side is not None and side in gone] if running else []
     if not taken:
         return
     why = (f"{taken[0]} was rolled back", actor)
