@@ -10,6 +10,7 @@ import hashlib
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ LOOK = 0.1
 """Seconds between two looks at the ledger."""
 SETTINGS = 5.0
 """Seconds between two looks at the assistants' files."""
+LEDGER, FILES = "The ledger", "The assistants' files"
 ADMIN = "*"
 METRICS = "*metrics"
 """In place of a tenant: keys of an administrator, and keys that read `/metrics` and nothing else."""
@@ -109,6 +111,7 @@ class Directory:
         connection: sa.Connection | None = None
         seen: Any = None
         settings = time.monotonic()
+        told: dict[str, str] = {}
         while not self.ended.wait(LOOK):
             try:
                 connection = connection or self.ledger.engine.connect()
@@ -117,16 +120,22 @@ class Directory:
                     self.snapshot = self._read()
                     seen = version
                 self.fresh = time.monotonic()
-            except SQLAlchemyError as error:
-                log.warning("The ledger cannot be read (%s); the last known rollouts stay in effect.", type(error).__name__)
+                told.pop(LEDGER, None)
+            except Exception as error:  # whatever it is: a rollback has to reach this worker once it is over
+                _tell(LEDGER, error, told)
                 if connection is not None:
-                    connection.invalidate()
-                    connection.close()
-                connection = None
+                    with suppress(Exception):  # it may be lost already
+                        connection.invalidate()
+                        connection.close()
+                connection, seen = None, None  # data_version means something within one connection only
                 self.ended.wait(0.5)
             if time.monotonic() - settings > SETTINGS:
                 settings = time.monotonic()
-                self._settings()
+                try:
+                    self._settings()
+                    told.pop(FILES, None)
+                except Exception as error:
+                    _tell(FILES, error, told)
         if connection is not None:
             connection.close()
 
@@ -163,6 +172,15 @@ class Directory:
                     found[name] = self.assistants[name]
                 log.warning("%s", error)
         self.assistants, self.tenants = found, known
+
+
+def _tell(what: str, error: Exception, told: dict[str, str]) -> None:
+    """Logs a cause once, until another one comes or all is well again. A database's own words may hold its address."""
+    name, text = type(error).__name__, str(error).partition("\n")[0]
+    if told.get(what) != f"{name} {text}":
+        told[what] = f"{name} {text}"
+        shown = name if isinstance(error, SQLAlchemyError) else f"{name}: {text}"
+        log.warning("%s cannot be read (%s); what was known last stays in effect.", what, shown)
 
 
 def hash_key(key: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from starlette.routing import Route
 
 from finetune_assets.environment import Environment
@@ -63,6 +65,24 @@ def test_revoking_the_last_key_opens_nothing(fresh: Shop) -> None:
         keys.revoke(book, keys.listed(book)[0]["key_hash"])
         directory = Directory(Environment.read(fresh.environment), book, open_door=True)
         assert (directory.is_open, directory.key(key)) == (False, None)
+
+
+def test_nothing_ends_what_follows_the_ledger(fresh: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """A row that no program can read, then a good one: the worker knows of the good one, and the log has the cause once."""
+    fresh.roll_out(fresh.version("b"))
+    with fresh.ledger() as book, fresh.ledger() as other:
+        directory = Directory(Environment.read(fresh.environment), book)
+        directory.start()
+        with other.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE rollouts SET experiment = '{broken'"))
+        assert wait_for(lambda: "The ledger cannot be read (JSONDecodeError" in caplog.text, 5)
+        time.sleep(1.5)
+        assert caplog.text.count("The ledger cannot be read") == 1
+        assert directory.thread.is_alive()
+        with other.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE rollouts SET experiment = NULL, share = 0.1"))
+        assert wait_for(lambda: directory.rollout("aurora").share == 0.1, 5)
+        directory.close()
 
 
 def test_another_address_needs_a_key_first(fresh: Shop) -> None:
