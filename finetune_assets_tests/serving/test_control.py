@@ -148,6 +148,17 @@ def test_failing_like_the_champion_says_nothing_of_the_candidate(shop: Shop) -> 
     assert (held.event, held.judgement and held.judgement.outcome) == ("held", "not_measurable")
 
 
+@pytest.mark.parametrize("step_", ["shadow", "10", "50"])
+def test_failing_far_more_than_a_champion_that_fails_too_is_failing(shop: Shop, step_: str) -> None:
+    shop.roll_out(shop.version("a"), step_)
+    traffic(shop, "champion", 1800, bad=0.06)
+    traffic(shop, "candidate", 200, bad=0.6)
+    move = step(shop)
+    assert move is not None
+    assert (move.event, at(shop)) == ("rolled_back", (None, "idle", "idle"))
+    assert "the champion fails too, but certainly less often" in move.reason
+
+
 def test_inconclusive_asks_a_person_and_never_goes_on_by_itself(shop: Shop) -> None:
     shop.roll_out(shop.version("a"), "50")
     traffic(shop, "champion", 120, negative=0.2)
