@@ -178,7 +178,7 @@ def rollout_hold(assistant: str, reason: str, who: str, release: bool) -> None:
 @ASSISTANT
 @REASON
 @WHO
-@click.option("--to", help="A version that becomes champion, or `base`. Default: the one before.")
+@click.option("--to", help="A version that has been champion, or `base`. Default: the one before.")
 def rollout_rollback(assistant: str, reason: str, who: str, to: str | None) -> None:
     """Back at once: the candidate is taken from everybody; without a rollout, the champion before is back."""
     from finetune_assets.serving import control
