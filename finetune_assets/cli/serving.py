@@ -178,7 +178,7 @@ def rollout_hold(assistant: str, reason: str, who: str, release: bool) -> None:
 @ASSISTANT
 @REASON
 @WHO
-@click.option("--to", help="A version that becomes champion, or `base`. Default: the one before.")
+@click.option("--to", help="A version that has been champion, or `base`. Default: the one before.")
 def rollout_rollback(assistant: str, reason: str, who: str, to: str | None) -> None:
     """Back at once: the candidate is taken from everybody; without a rollout, the champion before is back."""
     from finetune_assets.serving import control
@@ -214,6 +214,7 @@ def experiment() -> None:
 @click.option("--share", default=0.5, show_default=True, help="Share of the people that get B.")
 @click.option("--tenant", "tenant_ids", multiple=True, help="All users of this tenant; may be repeated.")
 @click.option("--user", "user_ids", multiple=True, help="This user; may be repeated.")
+@click.option("--unproven", is_flag=True, help="Also a version whose verdict is not `serve`; the history keeps which.")
 @REASON
 @WHO
 def experiment_begin(  # noqa: PLR0913, PLR0917
@@ -223,6 +224,7 @@ def experiment_begin(  # noqa: PLR0913, PLR0917
     share: float,
     tenant_ids: tuple[str, ...],
     user_ids: tuple[str, ...],
+    unproven: bool,
     reason: str,
     who: str,
 ) -> None:
@@ -231,7 +233,7 @@ def experiment_begin(  # noqa: PLR0913, PLR0917
 
     people = {"tenants": list(tenant_ids), "users": list(user_ids)}
     with _ledger() as ledger:
-        experiments.begin(ledger, assistant, (first, second), share, people, (reason, who))
+        experiments.begin(ledger, assistant, (first, second), share, people, (reason, who), unproven=unproven)
     click.echo(
         f"{assistant}: {first} (A) against {second} (B), {share:.0%} get B; result: /dashboard/{assistant}/experiment, or "
         f"finetune experiment result {assistant}"

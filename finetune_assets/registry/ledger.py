@@ -243,7 +243,8 @@ class Ledger:
     def move(self, before: Rollout, after: Rollout, event: str, why: tuple[str, str], evidence: Any = None) -> Rollout:
         """Stores a rollout's next state and its event, if nobody changed it since `before`. `why`: reason and actor.
 
-        Raises LedgerError if the generation has moved on.
+        A rollback also ends, in the same transaction, an experiment with a version that is taken back. Raises LedgerError if the
+        generation has moved on.
         """
         values = {field: value for field, value in vars(after).items() if field != "assistant"} | {"updated_at": now()}
         moved = f"The rollout of {before.assistant} moved on from generation {before.generation}; read it again and decide anew."
@@ -258,6 +259,8 @@ class Ledger:
                     same = (rollouts.c.assistant == before.assistant) & (rollouts.c.generation == before.generation)
                     if connection.execute(sa.update(rollouts).where(same).values(values)).rowcount != 1:
                         raise LedgerError(moved)
+                if event == "rolled_back":
+                    _end_experiment(connection, before, after, why[1])
                 connection.execute(sa.insert(rollout_events).values(row))
         except IntegrityError:
             raise LedgerError(moved) from None
@@ -280,6 +283,19 @@ class Ledger:
         row = _event_row(assistant, generation, event, version, previous, (reason, actor))
         with self.engine.begin() as connection:
             connection.execute(sa.insert(rollout_events).values(row))
+
+
+def _end_experiment(connection: sa.Connection, before: Rollout, after: Rollout, actor: str) -> None:
+    here = rollouts.c.assistant == before.assistant
+    running = connection.execute(sa.select(rollouts.c.experiment).where(here)).scalar()
+    gone = {before.candidate, None if after.champion == before.champion else before.champion}
+    taken = [side for side in (running["a"], running["b"]) if side is not None and side in gone] if running else []
+    if not taken:
+        return
+    why = (f"{taken[0]} was rolled back", actor)
+    row = _event_row(before.assistant, after.generation, "experiment_ended", taken[0], before.champion, why)
+    connection.execute(sa.update(rollouts).where(here).values(experiment=sa.null()))
+    connection.execute(sa.insert(rollout_events).values(row))
 
 
 def _event_row(

@@ -12,7 +12,7 @@ or writes. Argo Rollouts and Flagger are the models: failed, inconclusive and no
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -130,17 +130,24 @@ def release(state: Rollout) -> Rollout:
     return replace(state, status="running", held_by=None, generation=state.generation + 1)
 
 
-def rollback(state: Rollout, to: str | None = None) -> Rollout:
+def rollback(state: Rollout, to: str | None = None, served: Collection[str] = ()) -> Rollout:
     """Back at once, from every state. An open rollout ends and its champion stays; else the previous champion is back.
 
-    `to` names another version that becomes champion (`base`: the base model). Raises RolloutRefused where there is nothing to
-    go back from.
+    `to` names another version that becomes champion (`base`: the base model): one of `served`, those that have been champion,
+    since any other would reach everybody without a step; from there, the way back is the base model. Raises RolloutRefused also
+    where there is nothing to go back from.
     """
     if to is not None:
         champion = None if to == BASE else to
         if champion == state.champion and not state.is_open:
             raise RolloutRefused(f"{to} already serves {state.assistant}.")
-        return _idle(state, champion=champion, previous=state.champion)
+        if champion not in (None, state.champion, *served):
+            raise RolloutRefused(
+                f"Version {to} has never served everybody of {state.assistant}: that is no way back. Roll it out: "
+                f"finetune rollout start {state.assistant} {to} --reason …"
+            )
+        same = champion == state.champion
+        return _idle(state, champion=champion, previous=state.previous if same else None)  # never forward to what was left
     if state.is_open:
         return _idle(state, champion=state.champion, previous=state.previous)
     if state.champion is None:

@@ -14,6 +14,7 @@ from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import LedgerError, RolloutRefused
 from finetune_assets.registry import Ledger, Rollout, rollouts
 from finetune_assets.registry.tables import now
+from finetune_assets.serving import experiments
 from finetune_assets.serving.judge import Judgement, judge
 from finetune_assets.serving.notify import notify
 
@@ -56,7 +57,7 @@ def offer(ledger: Ledger, assistant: str, version: str, reason: str, actor: str)
     if version in (state.champion, state.candidate):
         return "unchanged"
     if version in _ended(ledger, assistant):
-        return "was rolled back before; `finetune rollout start` brings it back"
+        return "was rolled back or replaced before; `finetune rollout start` brings it back"
     if state.is_open and state.share > 0:
         return f"waits for the end of the rollout of {state.candidate}"
     start(ledger, assistant, version, reason, actor)
@@ -78,21 +79,36 @@ def offer_waiting(ledger: Ledger, assistant: str, actor: str) -> str | None:
 
 
 def _ended(ledger: Ledger, assistant: str) -> set[str]:
-    """Versions that were taken back and not started again by a person since."""
+    """Versions that were taken back, or have been champion, and were not started again by a person since."""
     ended: set[str] = set()
     for event in ledger.events(assistant):
-        if event["event"] == "rolled_back":
+        if event["event"] in ("rolled_back", "promoted"):  # a rollback over an open rollout names the candidate alone
             ended.add(event["version"])
         elif event["event"] == "started":
             ended.discard(event["version"])
     return ended
 
 
+def _served(ledger: Ledger, assistant: str) -> set[str]:
+    """Versions that have gone through every step and been champion."""
+    return {event["version"] for event in ledger.events(assistant) if event["event"] == "promoted"}
+
+
 def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) -> Move | None:
-    """Judges the current step and does what follows; null where nothing changed, or somebody else was first."""
+    """Judges the current step and does what follows; null where nothing changed, or somebody else was first.
+
+    The stored verdict is read at each look: a benchmark that takes `serve` back during the rollout ends it.
+    """
     before = ledger.rollout(assistant)
-    if not before.is_open:
+    if before.candidate is None:
         return None
+    verdict = ledger.version(assistant, before.candidate).verdict
+    if verdict != "serve":
+        reason = f"its offline verdict is no longer serve but {verdict}"
+        try:
+            return _move(ledger, Move("rolled_back", before, rollouts.rollback(before), None, reason), actor)
+        except LedgerError:
+            return None
     judged = judge(ledger, before, settings)
     decided = decide(before, judged, settings)
     if decided is None:
@@ -132,10 +148,13 @@ def _event_of(after: Rollout) -> str:
 def advance(ledger: Ledger, assistant: str, settings: RolloutSettings, reason: str, actor: str, seen: int | None = None) -> Move:
     """A person's yes to the next step. `seen`: the generation that the person looked at, which must be the current one.
 
-    Raises RolloutRefused where a guard failed, where there is no rollout, or where it has moved since.
+    Raises RolloutRefused where a guard failed, where the verdict is no longer `serve`, where there is no rollout, or where it
+    has moved since.
     """
     _need_reason(reason)
     before = _as_seen(ledger, assistant, seen)
+    if before.candidate is not None:
+        _need_serve(ledger, assistant, before.candidate)
     judged = judge(ledger, before, settings) if before.is_open else None
     after = rollouts.advance(before, judged.outcome if judged else "gathering", settings.steps, person=True)
     return _move(ledger, Move(_event_of(after), before, after, judged, reason), actor)
@@ -163,15 +182,16 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
     nothing to go back from; LedgerError for an unknown version.
     """
     _need_reason(reason)
-    if to is not None and to != rollouts.BASE and ledger.version(assistant, to).verdict != "serve":
-        raise RolloutRefused(f"Version {to} of {assistant} was never fit to be served; `finetune models list` shows verdicts.")
+    if to is not None and to != rollouts.BASE:
+        ledger.version(assistant, to)
     first = ledger.rollout(assistant)
     for _ in range(ATTEMPTS):
         before = ledger.rollout(assistant)
         if to is None:
             _refuse_a_second(ledger, before, first.generation if seen is None else seen, lately=seen is None)
-        after = rollouts.rollback(before, to)
+        after = rollouts.rollback(before, to, _served(ledger, assistant))
         if after.champion is not None and after.champion != before.champion:
+            _need_serve(ledger, assistant, after.champion)
             _need_files(ledger, assistant, after.champion)
         move = Move("rolled_back", before, after, None, reason)
         try:
@@ -179,6 +199,15 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
         except LedgerError:
             continue  # somebody else moved it: look again
     raise LedgerError(f"The rollout of {assistant} changes faster than it can be rolled back; who is changing it?")
+
+
+def _need_serve(ledger: Ledger, assistant: str, version: str) -> None:
+    verdict = ledger.version(assistant, version).verdict
+    if verdict != "serve":
+        raise RolloutRefused(
+            f"The verdict of {version} ({assistant}) is {verdict or 'none'}, not serve: it serves nobody. `finetune models list` "
+            f"shows verdicts. Back to the base model: finetune rollout rollback {assistant} --to base --reason …"
+        )
 
 
 def _need_files(ledger: Ledger, assistant: str, version: str) -> None:
@@ -220,6 +249,7 @@ def _need_reason(reason: str) -> None:
 
 
 def _move(ledger: Ledger, move: Move, actor: str) -> Move:
+    tried = move.event == "rolled_back" and experiments.current(ledger, move.before.assistant)
     evidence = move.judgement.as_dict() if move.judgement else None
     after = ledger.move(move.before, move.after, move.event, (move.reason, actor), evidence)
     version = after.candidate or move.before.candidate or after.champion or rollouts.BASE
@@ -230,4 +260,7 @@ def _move(ledger: Ledger, move: Move, actor: str) -> Move:
     facts = {"assistant": after.assistant, "event": move.event, "version": version, "step": after.step, "actor": actor}
     for problem in notify(text, {**facts, "generation": after.generation, "reason": move.reason}):
         log.warning(problem)
+    if tried and experiments.current(ledger, after.assistant) is None:
+        over = f"the experiment is over: a version of it was rolled back ({actor})"
+        experiments.tell(after.assistant, "experiment_ended", over)
     return Move(move.event, move.before, after, move.judgement, move.reason, text)

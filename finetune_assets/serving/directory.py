@@ -10,6 +10,7 @@ import hashlib
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ LOOK = 0.1
 """Seconds between two looks at the ledger."""
 SETTINGS = 5.0
 """Seconds between two looks at the assistants' files."""
+LEDGER, FILES = "The ledger", "The assistants' files"
 ADMIN = "*"
 METRICS = "*metrics"
 """In place of a tenant: keys of an administrator, and keys that read `/metrics` and nothing else."""
@@ -44,15 +46,16 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rollouts by assistant, API keys by their hash, experiments by assistant."""
+    """Rollouts by assistant, valid API keys by their hash, experiments by assistant, and whether a key was ever made."""
 
     rollouts: dict[str, Rollout]
     keys: dict[str, Key]
     experiments: dict[str, dict[str, Any]]
+    keyed: bool
 
 
 class Directory:
-    """The newest snapshot; a thread keeps it so. `open_door`: no key is needed as long as there is none (loopback only)."""
+    """The newest snapshot; a thread keeps it so. `open_door`: no key is needed until one is made (loopback only)."""
 
     def __init__(self, environment: Environment, ledger: Ledger, open_door: bool = False) -> None:
         self.environment, self.ledger, self.open_door = environment, ledger, open_door
@@ -86,8 +89,8 @@ class Directory:
 
     @property
     def is_open(self) -> bool:
-        """Whether whoever is on this machine may ask without a key."""
-        return self.open_door and not self.snapshot.keys
+        """Whether whoever is on this machine may ask without a key; not again once a key was made, though all are revoked."""
+        return self.open_door and not self.snapshot.keyed
 
     def key(self, text: str) -> Key | None:
         """What an API key stands for; null for an unknown one."""
@@ -108,6 +111,7 @@ class Directory:
         connection: sa.Connection | None = None
         seen: Any = None
         settings = time.monotonic()
+        told: dict[str, str] = {}
         while not self.ended.wait(LOOK):
             try:
                 connection = connection or self.ledger.engine.connect()
@@ -116,16 +120,22 @@ class Directory:
                     self.snapshot = self._read()
                     seen = version
                 self.fresh = time.monotonic()
-            except SQLAlchemyError as error:
-                log.warning("The ledger cannot be read (%s); the last known rollouts stay in effect.", type(error).__name__)
+                told.pop(LEDGER, None)
+            except Exception as error:  # whatever it is: a rollback has to reach this worker once it is over
+                _tell(LEDGER, error, told)
                 if connection is not None:
-                    connection.invalidate()
-                    connection.close()
-                connection = None
+                    with suppress(Exception):  # it may be lost already
+                        connection.invalidate()
+                        connection.close()
+                connection, seen = None, None  # data_version means something within one connection only
                 self.ended.wait(0.5)
             if time.monotonic() - settings > SETTINGS:
                 settings = time.monotonic()
-                self._settings()
+                try:
+                    self._settings()
+                    told.pop(FILES, None)
+                except Exception as error:
+                    _tell(FILES, error, told)
         if connection is not None:
             connection.close()
 
@@ -139,14 +149,14 @@ class Directory:
     def _read(self) -> Snapshot:
         with self.ledger.engine.connect() as connection:
             rows = connection.execute(sa.select(rollouts)).mappings().all()
-            keys = connection.execute(
-                sa.select(api_keys.c.key_hash, api_keys.c.tenant_id, api_keys.c.name).where(api_keys.c.revoked_at.is_(None))
-            ).all()
+            columns = (api_keys.c.key_hash, api_keys.c.tenant_id, api_keys.c.name, api_keys.c.revoked_at)
+            keys = connection.execute(sa.select(*columns)).all()
         experiments = {str(row["assistant"]): row["experiment"] for row in rows if row["experiment"]}
         return Snapshot(
             {str(row["assistant"]): rollout_of(row) for row in rows},
-            {row.key_hash: Key(row.tenant_id, row.name) for row in keys},
+            {row.key_hash: Key(row.tenant_id, row.name) for row in keys if row.revoked_at is None},
             experiments,
+            bool(keys),
         )
 
     def _settings(self) -> None:
@@ -162,6 +172,15 @@ class Directory:
                     found[name] = self.assistants[name]
                 log.warning("%s", error)
         self.assistants, self.tenants = found, known
+
+
+def _tell(what: str, error: Exception, told: dict[str, str]) -> None:
+    """Logs a cause once, until another one comes or all is well again. A database's own words may hold its address."""
+    name, text = type(error).__name__, str(error).partition("\n")[0]
+    if told.get(what) != f"{name} {text}":
+        told[what] = f"{name} {text}"
+        shown = name if isinstance(error, SQLAlchemyError) else f"{name}: {text}"
+        log.warning("%s cannot be read (%s); what was known last stays in effect.", what, shown)
 
 
 def hash_key(key: str) -> str:

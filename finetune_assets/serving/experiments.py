@@ -1,7 +1,7 @@
 """A/B in staging: two versions side by side for chosen tenants or users, at any split, with the guards' statistics.
 
-Nobody else ever gets either version, and nothing is promoted: an experiment ends when a person ends it. Its result then stays
-in the history, as the evidence of the event.
+Nobody else ever gets either version, and nothing is promoted: an experiment ends when a person ends it, and its result then stays
+in the history, as the evidence of the event. It ends at once, without a result, when one of its versions is rolled back.
 """
 
 from __future__ import annotations
@@ -95,16 +95,29 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def begin(
-    ledger: Ledger, assistant: str, versions: tuple[str, str], share: float, who: dict[str, list[str]], why: tuple[str, str]
+def begin(  # noqa: PLR0913
+    ledger: Ledger,
+    assistant: str,
+    versions: tuple[str, str],
+    share: float,
+    who: dict[str, list[str]],
+    why: tuple[str, str],
+    *,
+    unproven: bool = False,
 ) -> None:
     """Starts version A against B (`base`: the base model); `who`: {"tenants": […], "users": […]}, `why`: reason and actor.
 
-    Raises RolloutRefused where one is running or nobody is named, LedgerError for an unknown version.
+    `unproven`: also a version whose verdict is not `serve`; the event keeps its verdict. Raises RolloutRefused for such a version
+    otherwise, where an experiment is running, or where nobody is named; LedgerError for an unknown version.
     """
-    for version in versions:
-        if version != BASE:
-            ledger.version(assistant, version)
+    found = [ledger.version(assistant, version) for version in versions if version != BASE]
+    doubtful = {version.version: version.verdict for version in found if version.verdict != "serve"}
+    if doubtful and not unproven:
+        said = ", ".join(f"{version}: {verdict or 'none'}" for version, verdict in doubtful.items())
+        raise RolloutRefused(
+            f"An experiment of {assistant} takes versions whose verdict is serve ({said}). For people who know that it "
+            "may answer badly: --unproven."
+        )
     if versions[0] == versions[1]:
         raise RolloutRefused(f"An experiment of {assistant} needs two versions, not {versions[0]} twice.")
     if versions[1] == BASE:
@@ -113,12 +126,6 @@ def begin(
         raise RolloutRefused(f"The share of version B is {share:g}; it must lie between 0 and 1.")
     if not any(who.values()):
         raise RolloutRefused("Name the tenants or users that take part: an experiment is for people who know of it.")
-    _store(ledger, assistant, versions, share, who, why)
-
-
-def _store(
-    ledger: Ledger, assistant: str, versions: tuple[str, str], share: float, who: dict[str, list[str]], why: tuple[str, str]
-) -> None:
     first, second = versions
     state = ledger.rollout(assistant)
     generation = state.generation + 1
@@ -132,8 +139,8 @@ def _store(
     if state.generation and current(ledger, assistant):
         raise RolloutRefused(f"{assistant} has an experiment already; end it first with `finetune experiment end {assistant}`.")
     reason = f"{first} against {second} at {share:.0%}: {why[0]}"
-    _write(ledger, state, value, ("experiment_began", reason, why[1]))
-    _tell(assistant, "experiment_began", f"an experiment begins, {reason} ({why[1]})")
+    _write(ledger, state, value, ("experiment_began", reason, why[1]), {"unproven": doubtful} if doubtful else None)
+    tell(assistant, "experiment_began", f"an experiment begins, {reason} ({why[1]})")
 
 
 def end(ledger: Ledger, assistant: str, settings: RolloutSettings, why: tuple[str, str]) -> Result:
@@ -144,11 +151,12 @@ def end(ledger: Ledger, assistant: str, settings: RolloutSettings, why: tuple[st
     if not why[0].strip():
         raise RolloutRefused("Say why: the reason stays in the history (--reason).")
     _write(ledger, ledger.rollout(assistant), None, ("experiment_ended", why[0], why[1]), found.as_dict())
-    _tell(assistant, "experiment_ended", f"the experiment is over. {found.text} {why[0]} ({why[1]})")
+    tell(assistant, "experiment_ended", f"the experiment is over. {found.text} {why[0]} ({why[1]})")
     return found
 
 
-def _tell(assistant: str, event: str, text: str) -> None:
+def tell(assistant: str, event: str, text: str) -> None:
+    """Notifies people of a begin or an end."""
     for problem in notify(f"{assistant}: {text}", {"assistant": assistant, "event": event}):
         log.warning(problem)
 

@@ -121,6 +121,24 @@ def errors(first: Sequence[bool], last: Sequence[bool], usual: float, most: floa
     return Guard("errors", outcome, share, None, None, most, len(seen), shown)
 
 
+def worse(candidate: Sequence[bool], champion: Sequence[bool], share: float) -> bool:
+    """Whether the candidate certainly fails more often than the champion, by the last FIRST requests of each.
+
+    A request of the smaller arm meets those of the other that came at its time: where both arms are whole, as many as there are
+    of each; else as many as `share` plans (in shadow, 0, each request is one of both). So an outage of both is no difference.
+    False alarms are as rare as the chart's of a late change.
+    """
+    if max(len(candidate), len(champion)) >= FIRST:
+        mine, theirs = meeting(share or 0.5)
+        count = max(1, min(len(candidate) // mine, len(champion) // theirs))
+        candidate, champion = candidate[-count * mine :], champion[-count * theirs :]
+    count = min(len(candidate), len(champion))
+    if count == 0:
+        return False
+    ours, others = ([float(part.mean()) for part in np.array_split(np.asarray(arm), count)] for arm in (candidate, champion))
+    return interval([a - b for a, b in zip(ours, others, strict=True)], 1 / CUSUM_ODDS)[1] > 0
+
+
 # feedback
 
 

@@ -50,7 +50,7 @@ SIMULATED_FAULT = "x-simulated-fault"
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker is started. `open_door`: no key is needed as long as none exists (loopback only)."""
+    """How a worker is started. `open_door`: no key is needed until one is made (loopback only)."""
 
     engine_url: str
     open_door: bool

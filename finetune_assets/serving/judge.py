@@ -55,7 +55,7 @@ def weigh(seen: Observed, state: Rollout, settings: RolloutSettings) -> Judgemen
     """What was observed, against the settings.
 
     A failed guard counts at once, everything else only when the step has its least requests, users and hours. If the champion
-    fails as the candidate does, the errors say nothing of the candidate: not measurable.
+    fails too, and the candidate not certainly more often, the errors say nothing of the candidate: not measurable.
     """
     made = _guards(seen, state, settings)
     outcome = guards.together(made)
@@ -85,8 +85,12 @@ def _guards(seen: Observed, state: Rollout, settings: RolloutSettings) -> tuple[
     usual, most = settings.usual_errors, settings.max_errors
     errors = guards.errors(mine.first, mine.last, usual, most)
     if errors.outcome == "failed" and guards.errors(theirs.first, theirs.last, usual, most).outcome == "failed":
-        text = f"{errors.text}; so does the champion, so that this says nothing of the candidate"
-        errors = Guard("errors", "not_measurable", errors.value, None, None, most, errors.seen, text)
+        text = f"{errors.text}; the champion fails too, but certainly less often"
+        outcome: Outcome = "failed"
+        if not guards.worse(mine.last, theirs.last, state.share):
+            text = f"{errors.text}; so does the champion, so that this says nothing of the candidate"
+            outcome = "not_measurable"
+        errors = Guard("errors", outcome, errors.value, None, None, most, errors.seen, text)
     made: list[Guard | None] = [errors, guards.cost(mine.usd, theirs.usd, settings.max_cost_ratio)]
     if state.step != SHADOW:  # a shadow reply waits behind the live ones, and nobody rates it
         made.append(guards.latency(mine.seconds, theirs.seconds, settings.max_latency_ratio))

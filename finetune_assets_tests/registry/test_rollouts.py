@@ -15,7 +15,7 @@ from finetune_assets.registry import Rollout, rollouts
 STEPS = st.sampled_from([[10, 50, 100], [100], [1, 5, 25, 100], [50, 100]])
 MOVES = st.lists(
     st.tuples(
-        st.sampled_from(["start", "advance", "hold", "release", "rollback"]),
+        st.sampled_from(["start", "advance", "hold", "release", "rollback", "rollback to"]),
         st.sampled_from(["gathering", "passed", "failed", "inconclusive", "not_measurable"]),
         st.booleans(),  # a person
         st.booleans(),  # an approval is wanted
@@ -26,7 +26,7 @@ MOVES = st.lists(
 )
 
 
-def apply(state: Rollout, move: tuple[Any, ...], steps: list[int]) -> Rollout:
+def apply(state: Rollout, move: tuple[Any, ...], steps: list[int], served: set[str]) -> Rollout:
     name, outcome, person, approval, version, verdict = move
     if name == "start":
         return rollouts.start(state, version, verdict)
@@ -34,6 +34,8 @@ def apply(state: Rollout, move: tuple[Any, ...], steps: list[int]) -> Rollout:
         return rollouts.advance(state, outcome, steps, person=person, approval=approval)
     if name == "hold":
         return rollouts.hold(state, "person" if person else "guards")
+    if name == "rollback to":
+        return rollouts.rollback(state, version, served)
     return rollouts.release(state) if name == "release" else rollouts.rollback(state)
 
 
@@ -41,11 +43,11 @@ def apply(state: Rollout, move: tuple[Any, ...], steps: list[int]) -> Rollout:
 @given(STEPS, MOVES)
 def test_whatever_is_done(steps: list[int], moves: list[tuple[Any, ...]]) -> None:
     state = Rollout("dental", None, 0, None)
-    path = [0]
+    path, served = [0], set[str]()
     for move in moves:
         before = state
         try:
-            state = apply(state, move, steps)
+            state = apply(state, move, steps, served)
         except RolloutRefused:
             continue
         name, outcome, person, _, version, verdict = move
@@ -65,6 +67,9 @@ def test_whatever_is_done(steps: list[int], moves: list[tuple[Any, ...]]) -> Non
         if state.champion != before.champion and name == "advance":
             assert path == [0, *[step for step in steps if step < 100]]
             assert (state.champion, state.previous) == (before.candidate, before.champion)
+            served.add(str(state.champion))
+        # whoever goes back, and however: nobody serves everybody who has not been through every step
+        assert state.champion is None or state.champion in served
         if before.status in ("held", "awaiting_approval") and name == "advance":
             assert person
         assert (state.candidate is None) == (state.step == "idle") == (state.status == "idle")
@@ -79,7 +84,13 @@ def test_whatever_is_done(steps: list[int], moves: list[tuple[Any, ...]]) -> Non
 def test_back_to_any_earlier_version_and_to_the_base_model() -> None:
     state = Rollout("dental", "v3", 7, None, previous="v2")
     assert rollouts.rollback(state).champion == "v2"
-    assert rollouts.rollback(state, "v1").champion == "v1"
+    assert rollouts.rollback(state, "v1", {"v1", "v2", "v3"}).champion == "v1"
+    there = rollouts.rollback(state, "v1", {"v1", "v2", "v3"})
+    assert rollouts.rollback(there).champion is None  # not forward to v3, which was left
+    opened = rollouts.start(state, "v4", "serve")
+    assert rollouts.rollback(opened, "v3").previous == "v2"  # only the rollout ends
+    with pytest.raises(RolloutRefused, match="never served everybody"):
+        rollouts.rollback(state, "v1", {"v2", "v3"})
     assert rollouts.rollback(state, "base").champion is None
     with pytest.raises(RolloutRefused, match="already serves"):
         rollouts.rollback(state, "v3")

@@ -119,7 +119,7 @@ def test_a_bad_candidate_goes_back_by_itself_and_does_not_return_by_itself(
     assert (move.event, at(shop)) == ("rolled_back", (None, "idle", "idle"))
     assert why in move.reason
     with shop.ledger() as book:
-        assert "rolled back before" in control.offer(book, "aurora", version, "again", "test")
+        assert "rolled back or replaced before" in control.offer(book, "aurora", version, "again", "test")
         assert control.offer_waiting(book, "aurora", "test") is None
         assert control.start(book, "aurora", version, "a person has looked at it", "ana").after.step == "shadow"
 
@@ -146,6 +146,17 @@ def test_failing_like_the_champion_says_nothing_of_the_candidate(shop: Shop) -> 
     held = step(shop, QUICK.model_copy(update={"ask_after_hours": 1.0}))
     assert held is not None
     assert (held.event, held.judgement and held.judgement.outcome) == ("held", "not_measurable")
+
+
+@pytest.mark.parametrize("step_", ["shadow", "10", "50"])
+def test_failing_far_more_than_a_champion_that_fails_too_is_failing(shop: Shop, step_: str) -> None:
+    shop.roll_out(shop.version("a"), step_)
+    traffic(shop, "champion", 1800, bad=0.06)
+    traffic(shop, "candidate", 200, bad=0.6)
+    move = step(shop)
+    assert move is not None
+    assert (move.event, at(shop)) == ("rolled_back", (None, "idle", "idle"))
+    assert "the champion fails too, but certainly less often" in move.reason
 
 
 def test_inconclusive_asks_a_person_and_never_goes_on_by_itself(shop: Shop) -> None:
@@ -238,6 +249,30 @@ def test_a_person_says_yes_where_it_is_asked_for(shop: Shop) -> None:
         assert control.advance(book, "aurora", asked, "fine", "ana").after.step == "10"
 
 
+def test_the_offline_verdict_is_read_at_each_step(shop: Shop) -> None:
+    first, second = shop.two_versions("50")
+    for arm in ("champion", "candidate"):
+        traffic(shop, arm, 400, negative=0.2)
+    with shop.ledger() as book:
+        book.register("aurora", second, "do_not_serve", ["benchmarked again"], "report.html")
+        with pytest.raises(RolloutRefused, match="is do_not_serve, not serve"):
+            control.advance(book, "aurora", QUICK, "all guards are fine", "ana")
+    move = step(shop)
+    assert move is not None
+    assert (move.event, at(shop)) == ("rolled_back", (first, "idle", "idle"))
+    assert "no longer serve but do_not_serve" in move.reason
+
+
+def test_the_way_back_reads_the_verdict_too(shop: Shop) -> None:
+    first, _ = shop.two_versions("done")
+    with shop.ledger() as book:
+        book.register("aurora", first, "cannot_tell", ["benchmarked again"], "report.html")
+        for to in (None, first):
+            with pytest.raises(RolloutRefused, match="is cannot_tell, not serve"):
+                control.rollback(book, "aurora", "complaints", "ana", to)
+        assert control.rollback(book, "aurora", "complaints", "ana", "base").after.champion is None
+
+
 def test_a_person_does_not_go_over_a_guard_that_failed(shop: Shop) -> None:
     shop.roll_out(shop.version("a"), "50")
     traffic(shop, "candidate", 300, bad=0.3)
@@ -314,6 +349,18 @@ def test_nobody_goes_back_to_a_version_whose_files_are_gone(shop: Shop) -> None:
         assert control.rollback(book, "aurora", "all of them", "ana", "base").after.champion is None
 
 
+def test_no_way_back_leads_to_a_version_that_never_served(shop: Shop) -> None:
+    first, second, third = shop.version("a"), shop.version("b"), shop.version("c")
+    shop.roll_out(first, "done")
+    shop.roll_out(second, "10")
+    with shop.ledger() as book:
+        control.rollback(book, "aurora", "too many errors", "guards")
+        for never in (second, third):  # taken back a moment ago; never rolled out
+            with pytest.raises(RolloutRefused, match="never served everybody"):
+                control.rollback(book, "aurora", "try it", "ana", to=never)
+        assert book.rollout("aurora").champion == first
+
+
 def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
     first = shop.version("a")
     shop.roll_out(first, "50")
@@ -324,6 +371,19 @@ def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
         control.rollback(book, "aurora", "bad", "ana")
         assert "in shadow" in (control.offer_waiting(book, "aurora", "test") or "")
         assert book.rollout("aurora").candidate == second
+
+
+def test_a_champion_that_was_left_does_not_return_by_itself(shop: Shop) -> None:
+    first, second = shop.two_versions("done")
+    shop.roll_out(shop.version("c"), "10")
+    with shop.ledger() as book:
+        assert control.rollback(book, "aurora", "both are bad", "ana", to=first).after.champion == first
+        assert control.offer_waiting(book, "aurora", "test") is None
+        assert "replaced before" in control.offer(book, "aurora", second, "again", "test")
+        seen = book.rollout("aurora").generation
+        assert control.rollback(book, "aurora", "that one too", "ana", seen=seen).after.champion is None
+        assert control.offer_waiting(book, "aurora", "test") is None
+        assert control.start(book, "aurora", second, "looked at", "ana").after.candidate == second
 
 
 def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> None:
@@ -344,6 +404,30 @@ def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> 
         experiments.end(book, "aurora", QUICK, ("done", "ana"))
         assert experiments.result(book, "aurora", QUICK) is None
         assert book.rollout("aurora").champion == first
+
+
+def test_an_experiment_takes_proven_versions_and_ends_when_one_is_rolled_back(shop: Shop) -> None:
+    first, second = shop.two_versions("10")
+    bad = shop.version("c", verdict="do_not_serve")
+    people = {"tenants": ["staging"], "users": []}
+    with shop.ledger() as book:
+        with pytest.raises(RolloutRefused, match=f"{bad}: do_not_serve"):
+            experiments.begin(book, "aurora", (first, bad), 0.5, people, ("try", "ana"))
+        experiments.begin(book, "aurora", (first, bad), 0.5, people, ("try", "ana"), unproven=True)
+        assert book.events("aurora")[-1]["evidence"] == {"unproven": {bad: "do_not_serve"}}
+        control.rollback(book, "aurora", "complaints", "ana")
+        assert experiments.current(book, "aurora") is not None  # neither of its versions
+        experiments.end(book, "aurora", QUICK, ("done", "ana"))
+        experiments.begin(book, "aurora", ("base", first), 0.5, people, ("try", "ana"))
+        control.rollback(book, "aurora", "complaints", "ana", to="base")
+        assert experiments.current(book, "aurora") is None
+        ended, back = book.events("aurora")[-2:]
+        assert (ended["event"], ended["version"], ended["reason"]) == ("experiment_ended", first, f"{first} was rolled back")
+        assert back["event"] == "rolled_back"
+        control.start(book, "aurora", second, "again", "ana")
+        experiments.begin(book, "aurora", (first, second), 0.5, people, ("try", "ana"))
+        control.rollback(book, "aurora", "complaints", "ana", seen=book.rollout("aurora").generation)
+        assert experiments.current(book, "aurora") is None
 
 
 def test_a_ledger_that_cannot_be_written_is_told_and_nothing_is_changed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

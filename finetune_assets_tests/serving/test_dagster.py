@@ -91,7 +91,7 @@ def test_from_the_asset_into_shadow_and_back_by_the_sensor(tmp_path: Path, insta
     traffic(shop, "candidate", 100, bad=0.3)
     assert tick() == [("held", "ana"), ("released", "ana"), ("rolled_back", "sensor")]
     assert tick() == []
-    assert "rolled back before" in run(deployment.rollout, version)["done"].value
+    assert "rolled back or replaced before" in run(deployment.rollout, version)["done"].value
 
     health = run(deployment.serving_health, None)
     assert health["champion"].value == "base model"

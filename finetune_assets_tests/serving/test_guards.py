@@ -171,3 +171,15 @@ def test_the_worst_counts() -> None:
     assert together("passed", "inconclusive", "not_measurable") == "not_measurable"
     assert together("passed", "inconclusive") == "inconclusive"
     assert together("passed") == "passed"
+
+
+@pytest.mark.parametrize("ratio", [1, 6, 9, 14])
+def test_an_outage_of_both_arms_is_no_difference(ratio: int) -> None:
+    """Whatever the true split is, and at whatever moment it is looked at; a candidate that also fails by itself is found."""
+    for bad in (5, 20, 60):
+        candidate = [False] * 280 + [True] * bad
+        champion = [False] * (280 * ratio) + [True] * (bad * ratio)
+        assert not guards.worse(candidate, champion, 0.1)
+    assert guards.worse([True, True, False] * 40, ([True] + [False] * 15) * (8 * ratio), 0.1)
+    long = [False] * 20_000 + [True] * 900
+    assert not guards.worse((long[::9])[-guards.FIRST :], long[-guards.FIRST :], 0.1)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from starlette.routing import Route
 
 from finetune_assets.environment import Environment
 from finetune_assets.errors import ServingError
 from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import keys
-from finetune_assets.serving.directory import METRICS
+from finetune_assets.serving.directory import METRICS, Directory
 from finetune_assets.serving.intake import Options
 from finetune_assets.serving.router import Router
 from finetune_assets.serving.server import Server, Settings
@@ -53,6 +55,34 @@ def test_keys_stand_between_tenants(fresh: Shop) -> None:
         assert wait_for(lambda: ask(aurora).status_code == 401, 2)
     assert sum("403 for POST" in line for line in served.lines) >= 4
     assert not any(key in line for line in served.lines for key in (aurora, sol, admin))
+
+
+def test_revoking_the_last_key_opens_nothing(fresh: Shop) -> None:
+    with fresh.ledger() as book:
+        directory = Directory(Environment.read(fresh.environment), book, open_door=True)
+        assert directory.is_open
+        key = keys.add(book, "*")
+        keys.revoke(book, keys.listed(book)[0]["key_hash"])
+        directory = Directory(Environment.read(fresh.environment), book, open_door=True)
+        assert (directory.is_open, directory.key(key)) == (False, None)
+
+
+def test_nothing_ends_what_follows_the_ledger(fresh: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """A row that no program can read, then a good one: the worker knows of the good one, and the log has the cause once."""
+    fresh.roll_out(fresh.version("b"))
+    with fresh.ledger() as book, fresh.ledger() as other:
+        directory = Directory(Environment.read(fresh.environment), book)
+        directory.start()
+        with other.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE rollouts SET experiment = '{broken'"))
+        assert wait_for(lambda: "The ledger cannot be read (JSONDecodeError" in caplog.text, 5)
+        time.sleep(1.5)
+        assert caplog.text.count("The ledger cannot be read") == 1
+        assert directory.thread.is_alive()
+        with other.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE rollouts SET experiment = NULL, share = 0.1"))
+        assert wait_for(lambda: directory.rollout("aurora").share == 0.1, 5)
+        directory.close()
 
 
 def test_another_address_needs_a_key_first(fresh: Shop) -> None:

@@ -76,4 +76,6 @@ class Serving(Group):
         description="Conversations, feedback and requests older than so many days are removed, daily or by `finetune retention`; "
         "default: kept for good.",
     )
-    requests_per_minute: Annotated[int, Field(ge=1)] = Field(default=6000, description="Of one tenant, in each worker.")
+    requests_per_minute: Annotated[int, Field(ge=1)] = Field(
+        default=6000, description="Of one tenant; each worker admits its part."
+    )
