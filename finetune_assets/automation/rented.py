@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 
 import dagster as dg
@@ -19,6 +20,7 @@ from finetune_assets.resources.claims import MAX_ATTEMPTS
 from finetune_assets.resources.tags import APPROVED, DATASET, LEAVING, MIGRATE_TO, REASON
 from finetune_assets.storage import write_json
 from finetune_assets.training import lifecycle
+from finetune_assets.training.leftovers import delete_leftovers
 from finetune_assets.training.lifecycle import Ending
 from finetune_assets.training.polling import Polled, poll
 from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
@@ -30,13 +32,17 @@ TICK_SECONDS = 40.0
 
 
 def poll_due(ledger: Ledger, store: StoreResource, trainer: TrainerResource, job_id: str | None = None) -> list[Polled]:
-    """Asks for every open job that is due; `job_id`: only for this one, due or not."""
+    """Asks for every open job that is due, then deletes what lost jobs left; `job_id`: only this one, due or not."""
     jobs = [job for job in open_remote(ledger) if job.job.id == job_id] if job_id else due(ledger, now())
 
     def connect(connection: Connection, journal: Journal) -> RemoteTrainer:
         return trainer.rented(connection, store.store, journal)
 
-    return poll(ledger, jobs, connect, Environment.read().tables, TICK_SECONDS) if jobs else []
+    began = time.monotonic()
+    polled = poll(ledger, jobs, connect, Environment.read().tables, TICK_SECONDS) if jobs else []
+    if job_id is None:
+        delete_leftovers(ledger, connect, TICK_SECONDS / 2 - (time.monotonic() - began))
+    return polled
 
 
 def report_polled(log: logging.Logger, store: StoreResource, polled: Polled) -> None:

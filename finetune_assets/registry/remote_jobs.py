@@ -105,6 +105,12 @@ def due(ledger: Ledger, moment: datetime.datetime) -> list[RemoteJob]:
     return _select(ledger, jobs.c.status.in_(OPEN_STATUSES) & (remote_jobs.c.next_poll_at <= moment))
 
 
+def lost_remote(ledger: Ledger, moment: datetime.datetime, since: datetime.datetime) -> list[RemoteJob]:
+    """Jobs opened after `since` that failed or were cancelled, and may be asked again at `moment` (both UTC, naive)."""
+    lost = jobs.c.status.in_(("failed", "cancelled")) & (jobs.c.created_at >= since)
+    return _select(ledger, lost & (remote_jobs.c.next_poll_at <= moment))
+
+
 def record(ledger: Ledger, job_id: str, next_poll_at: datetime.datetime, **columns: Any) -> None:
     """Writes down what asking gave: provider_status, progress, note, failures, deadline."""
     values = {"polled_at": now(), "next_poll_at": next_poll_at, **columns}

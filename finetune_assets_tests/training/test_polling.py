@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from finetune_assets.automation.rented import poll_due
 from finetune_assets.errors import BudgetExceeded, ProviderError, ProviderUnsettled, SettingsError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, due, open_journal, open_remote, remote_job
 from finetune_assets.registry.spending import Limits, Purchase, month, reserve, settle, spent
 from finetune_assets.registry.tables import now, remote_jobs
+from finetune_assets.resources import StoreResource, TrainerResource
 from finetune_assets.storage import Store
 from finetune_assets.training import polling, prices
 from finetune_assets.training.openai_wire import OpenAIWire
@@ -289,6 +291,27 @@ def test_a_deployment_that_never_answers_is_given_up_and_the_model_comes_home(fa
     trainer = world.connect(Connection.of(world.settings), LedgerJournal(world.ledger, job.id))
     trainer.keep(JobHandle("nebius", fake.jobs[0]["id"], job.id, "f1"), world.folder / "kept", {"base_model": "b"})
     assert (world.folder / "kept" / "model" / "adapter_config.json").exists()
+
+
+def test_files_that_could_not_be_deleted_are_deleted_later(fake: FakeProvider, world: World) -> None:
+    job = world.submit()
+    error = {"code": "invalid_training_file", "message": "bad", "param": None}
+    fake.set(jobs={fake.jobs[0]["id"]: {"status": "failed", "error": error}})
+    fake.fault("DELETE /files/ID", "error", status=500, times=4)  # both files, twice
+    assert world.poll()[0].ended
+    assert len(fake.state()["files"]) == 2
+    assert world.ledger.job(job.id).status == "failed"
+
+    def later() -> str | None:
+        with world.ledger.engine.begin() as connection:
+            connection.execute(sa.update(remote_jobs).values(next_poll_at=now()))
+        poll_due(world.ledger, StoreResource(home=str(world.folder / "home")), TrainerResource())
+        return remote_job(world.ledger, job.id).note  # type: ignore[union-attr]
+
+    assert "deleting file" in (later() or "")
+    assert later() is None
+    seen = len(fake.state()["seen"])
+    assert (fake.state()["files"], later(), len(fake.state()["seen"])) == ([], None, seen)
 
 
 def test_404_of_the_list_or_the_events_is_not_the_jobs(fake: FakeProvider, world: World) -> None:
