@@ -15,7 +15,7 @@ from finetune_assets.storage import Store
 from finetune_assets.training import lifecycle
 from finetune_assets.training.spec import request_for
 from finetune_assets.training.trainer import TrainingRequest
-from finetune_assets_tests.training import fake_provider
+from finetune_assets_tests.training import fake_provider, remote_request
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.fake_provider.process import KEY
 
@@ -60,3 +60,10 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> TrainingRequest:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def trainers_are_closed() -> Iterator[None]:
+    yield
+    while remote_request.MADE:
+        remote_request.MADE.pop().close()

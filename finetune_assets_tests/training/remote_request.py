@@ -58,6 +58,11 @@ def request(folder: Path, settings: Assistant, key: str = "job-abc-1") -> Traini
     return made
 
 
+MADE: list[OpenAIWire] = []
+"""Closed after each test: a socket that the garbage collector finds open fails whichever test runs then."""
+
+
 def wire(settings: Assistant, home: Path, journal: Any = None, settle: float = 0.5) -> OpenAIWire:
     """A trainer with a journal in memory."""
-    return OpenAIWire(Connection.of(settings), Store(home), journal or Notes(), settle)
+    MADE.append(OpenAIWire(Connection.of(settings), Store(home), journal or Notes(), settle))
+    return MADE[-1]
