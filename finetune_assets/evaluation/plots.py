@@ -98,16 +98,24 @@ def loss_curve(points: Sequence[Mapping[str, float]], label: str, number: Any) -
     return _svg(width, height, label, parts, "chart")
 
 
+LETTER = 9.5
+"""Width of a letter of a tick at the size it has on a phone."""
+
+
 def history(
     values: Sequence[tuple[str, Mapping[str, float | None]]], label: str, number: Any, limits: Range | None = None
 ) -> Markup:
-    """One dot with its interval for each version, from left to right, joined by a line; `number` writes the ends of the scale,
-    which stays within `limits`."""
+    """One dot with its interval for each version, from left to right, joined by a line; `number(value, more=…)` writes the ends
+    of the scale, which stays within `limits`, with as many more digits as tell them apart."""
     scale = span(dict(values))
     if scale is None:
         return Markup("")
     scale = scale if limits is None else (max(scale[0], limits[0]), min(scale[1], limits[1]))
-    width, height, left, pad = 420.0, 130.0, 96.0, 26.0
+    ends = (scale[0], sum(scale) / 2, scale[1])
+    written = [[number(end, more=more) for end in ends] for more in range(5)]
+    told = next((texts for texts in written if len(set(texts)) == len(ends)), written[0])
+    width, height, pad = 420.0, 130.0, 26.0
+    left = max(96.0, 34 + LETTER * max(map(len, told)))
     step = (width - left - pad) / max(len(values) - 1, 1)
     low, high = scale
     most = max(1, int((width - left - pad) // 44))
@@ -117,9 +125,9 @@ def history(
         return 10 + (height - 36) * (1 - (value - low) / ((high - low) or 1))
 
     dots: list[str] = []
-    for end in (low, (low + high) / 2, high):
+    for end, text in zip(ends, told, strict=True):
         dots.append(f'<path class="grid" d="M{left - 14} {up(end):.1f}H{width - 8}"/>')
-        dots.append(f'<text class="tick" x="{left - 20}" y="{up(end) + 4:.1f}" text-anchor="end">{escape(number(end))}</text>')
+        dots.append(f'<text class="tick" x="{left - 20}" y="{up(end) + 4:.1f}" text-anchor="end">{escape(text)}</text>')
     points: list[str] = []
     for n, (version, value) in enumerate(values):
         x, found = left + step * n if len(values) > 1 else (left + width) / 2, value.get("value")

@@ -62,20 +62,21 @@ class Texts:
             text = text.lstrip(MINUS)
         return text.translate(str.maketrans(",.", ".,")) if self.language == "es" else text
 
-    def value(self, measure: str, value: float | None, *, signed: bool = False) -> str:
-        """A measure's value with its unit."""
+    def value(self, measure: str, value: float | None, *, signed: bool = False, more: int = 0) -> str:
+        """A measure's value with its unit; `more`: digits beyond the usual ones."""
         if value is None or not math.isfinite(value):
             return "–"
         known = MEASURES[measure]
+        digits = known.digits + more
         sign = "+" if signed and value > 0 else ""
         if known.form == "percent":
             points = "percent_points" if signed else "percent"
-            return sign + self(points, n=self.number(value * 100, known.digits))
+            return sign + self(points, n=self.number(value * 100, digits))
         if known.form == "bytes":
             return sign + self.size(value)
         if known.form in ("seconds", "usd"):
-            return sign + self(known.form, n=self.number(value, known.digits))
-        return sign + self.number(value, known.digits)
+            return sign + self(known.form, n=self.number(value, digits))
+        return sign + self.number(value, digits)
 
     def range(self, measure: str, interval: Interval | dict[str, float | None], *, signed: bool = False) -> str:
         """`low to high` without units twice."""
