@@ -15,11 +15,11 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -54,20 +54,13 @@ class Taken:
 
 def rows(rounds: int) -> list[Row]:
     """The run beside the worker alone, and the start of a run's process."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        tempfile.TemporaryDirectory() as home,
-        dg.DagsterInstance.local_temp(home) as instance,
-    ):
+    with TemporaryDirectory() as name, TemporaryDirectory() as home, dg.DagsterInstance.local_temp(home) as instance:
         folder = Path(name)
         training_data(folder)
-        work = {"alone": _alone, "run": lambda spec: _orchestrated(spec, instance)}
+        work: dict[str, Callable[[Path], None]] = {"alone": _alone, "run": lambda spec: _orchestrated(spec, instance)}
         both: list[dict[str, Taken]] = []
-        for (
-            kind,
-            start,
-        ) in work.items():  # the libraries are read from disk, and the database is written, once by neither of the two
-            start(make_spec(folder, f"warm-{kind}", 0.1))
+        for kind in work:  # neither is the one that reads the libraries from disk and writes the database
+            work[kind](make_spec(folder, f"warm-{kind}", 0.1))
         for n in range(rounds):
             order = sorted(work, reverse=bool(n % 2))
             both.append({kind: _trained(work[kind], make_spec(folder, f"{kind}-{n}", EPOCHS)) for kind in order})
