@@ -59,8 +59,8 @@ def rows(rounds: int) -> list[Row]:
         training_data(folder)
         work: dict[str, Callable[[Path], None]] = {"alone": _alone, "run": lambda spec: _orchestrated(spec, instance)}
         both: list[dict[str, Taken]] = []
-        for kind in work:  # neither is the one that reads the libraries from disk and writes the database
-            work[kind](make_spec(folder, f"warm-{kind}", 0.1))
+        for kind, start in work.items():  # the libraries are read from disk, the database is written
+            start(make_spec(folder, f"warm-{kind}", 0.1))
         for n in range(rounds):
             order = sorted(work, reverse=bool(n % 2))
             both.append({kind: _trained(work[kind], make_spec(folder, f"{kind}-{n}", EPOCHS)) for kind in order})
