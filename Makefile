@@ -26,6 +26,7 @@ test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 test-all: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,postgres,ray]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu and not live"
 
 lint: install
