@@ -74,6 +74,9 @@ class ModelUnavailable(TrainingError):
 class ProviderError(TrainingError):
     """A rented trainer refused, or answered nonsense."""
 
+    turned_away = False
+    """Whether it has certainly not done what it was asked: nobody took the connection, or it was busy and said so."""
+
     def __init__(self, message: str, status: int | None = None, code: str | None = None, wait: float | None = None) -> None:
         """`status`: of HTTP, 404 for what is not there however the provider says it; `code`: the provider's own word; `wait`:
         seconds for which it asks to be left alone. Null where it said none."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from finetune_assets import once
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import VariationModel
 from finetune_assets.dataset.variations import keeps_slots
@@ -37,7 +38,8 @@ _SCHEMA = {"key": pl.String, "message_id": pl.String, "conversation_id": pl.Stri
 def worded(llm: VariationModel, assistant: Assistant, folder: Path) -> Callable[[pl.DataFrame, int], list[list[str]]]:
     """Makes variations by asking `llm`, within its limits for this build; parents beyond them get none.
 
-    Raises SettingsError where the key is missing, SourceError where the endpoint fails after its retries.
+    Raises SettingsError where the key is missing, SourceError where the endpoint fails. A request is sent again only where it was
+    certainly not answered (`once`): it is paid for.
     """
     known = _Known(folder / FILE)
     spent = {"requests": 0, "usd": 0.0}
@@ -79,19 +81,27 @@ def _ask(llm: VariationModel, instruction: str, text: str, spent: dict[str, floa
             "Set it, name another one in augment.llm.api_key_env, or remove augment.llm."
         )
     spent["requests"] += 1
-    try:
-        with openai.OpenAI(base_url=llm.base_url, api_key=key, timeout=60, max_retries=2) as client:
-            answer = client.chat.completions.create(
-                model=llm.model,
-                messages=[{"role": "system", "content": instruction}, {"role": "user", "content": text}],
-                temperature=0.8,
-            )
-    except openai.OpenAIError as error:
-        status = getattr(error, "status_code", None)
-        raise SourceError(
-            f"The endpoint {llm.base_url} (model {llm.model}) gave no variation: {type(error).__name__}"
-            f"{f' {status}' if status else ''}. Check augment.llm and the key in {llm.api_key_env}, or remove augment.llm."
-        ) from None
+    for attempt in range(once.TRIES):
+        try:
+            with openai.OpenAI(base_url=llm.base_url, api_key=key, timeout=60, max_retries=0) as client:
+                answer = client.chat.completions.create(
+                    model=llm.model,
+                    messages=[{"role": "system", "content": instruction}, {"role": "user", "content": text}],
+                    temperature=0.8,
+                )
+            break
+        except openai.OpenAIError as error:
+            status = getattr(error, "status_code", None)
+            after = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+            if once.turned_away(status, after, error.__cause__) and attempt + 1 < once.TRIES:
+                once.wait(attempt, once.seconds(after))
+                continue
+            raise SourceError(
+                f"The endpoint {llm.base_url} (model {llm.model}) gave no variation: {type(error).__name__}"
+                f"{f' {status}' if status else ''}. Check augment.llm and the key in {llm.api_key_env}, or remove augment.llm."
+            ) from None
+    else:
+        raise AssertionError("the last try breaks or raises")
     tokens = answer.usage.total_tokens if answer.usage else 0
     spent["usd"] += tokens * (llm.usd_per_million_tokens or 0.0) / 1e6
     return parse(answer.choices[0].message.content or "" if answer.choices else "")

@@ -1,7 +1,9 @@
 """What teachers said, paid for once: `<home>/datasets/<assistant>/teacher_replies.parquet`, by model and prompt.
 
-A killed collection loses at most the batch that was under way; the next one asks only for what is missing. Rows carry the ids of
-the message whose context was asked about, so that a person's rows leave the file with the person.
+A question is written down before it is asked, at the price of the longest reply. That row goes where the answer comes, or where
+the question was turned away; where nobody can tell (a time-out, a killed process) it stays, counts as paid, and the question is
+asked again next time: at most the batch that was under way. Rows carry the ids of the message whose context was asked about, so
+that a person's rows leave the file with the person.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.distillation.teacher import MOST_TOKENS, Answer, Ask, Message, Teacher
-from finetune_assets.errors import ProviderUnsettled
+from finetune_assets.errors import ProviderError, ProviderUnsettled
 from finetune_assets.storage import write_parquet
 from finetune_assets.training.provider_formats import CHARS_PER_TOKEN, MESSAGE_TOKENS, REPLY_TOKENS
 from finetune_assets.training.remote import RemoteModel
@@ -28,7 +30,7 @@ BATCH = 20
 FAILURES = 2
 """Batches in a row in which nothing is answered, after which the teacher is taken as away."""
 SCHEMA: dict[str, Any] = {
-    "key": pl.String,
+    "key": pl.String,  # of a question without an answer: with the purchase behind it
     "message_id": pl.String,
     "conversation_id": pl.String,
     "user": pl.String,
@@ -78,13 +80,27 @@ class Replies:
 
     def cost(self, keys: Collection[str]) -> float:
         """US dollars of these answers, whichever purchase paid for them."""
-        return sum(row["usd"] or 0.0 for key, row in self.rows.items() if key in keys)
+        return sum(row["usd"] or 0.0 for key, row in self.rows.items() if key.partition(" ")[0] in keys)
 
-    def add(self, asked: Question, answer: Answer, usd: float | None, reference: str) -> None:
+    def begin(self, asked: Question, model: RemoteModel, reference: str) -> None:
+        """Counts a question that is about to be asked as paid, with the longest reply; durable after `save`."""
+        unanswered = Answer(None, "unanswered", prompt_tokens(asked.prompt), MOST_TOKENS)
+        self._put(f"{asked.key} {reference}", asked, unanswered, model, reference)
+
+    def turned_away(self, asked: Question, reference: str) -> None:
+        """Takes back what `begin` has counted: nobody has answered."""
+        self.rows.pop(f"{asked.key} {reference}", None)
+
+    def add(self, asked: Question, answer: Answer, model: RemoteModel, reference: str) -> None:
         """Keeps an answer; durable after `save`."""
+        self.turned_away(asked, reference)
+        self._put(asked.key, asked, answer, model, reference)
+
+    def _put(self, key: str, asked: Question, answer: Answer, model: RemoteModel, reference: str) -> None:
+        usd = usd_of(model, answer.prompt_tokens, answer.completion_tokens)
         known = {"reply": answer.reply, "missing": answer.missing, "usd": usd, "reference": reference}
         tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
-        self.rows[asked.key] = {"key": asked.key, **asked.ids, **known, **tokens}
+        self.rows[key] = {"key": key, **asked.ids, **known, **tokens}
 
     def save(self) -> None:
         """Writes the file anew."""
@@ -130,7 +146,7 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
     """Asks for what is not in the book, a batch at a time, and never spends more than is allowed; how many are left unasked.
 
     A batch is begun only if the money would do for its longest possible replies. Raises ProviderUnsettled where the teacher is
-    away (what was answered is kept), ProviderError where it refuses everybody.
+    away, ProviderError where it refuses everybody; what was answered is kept.
     """
     missing = [one for one in {one.key: one for one in wanted}.values() if book.get(one.key) is None]
     done, failed = 0, 0
@@ -141,18 +157,25 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
             if (short := pays.refuses(book.spent(pays.reference)[0] + longest)) is not None:
                 say(f"{teacher.name}: {len(missing) - done} contexts are not asked, {short} would not do for them.")
                 break
+            for one in batch:
+                book.begin(one, teacher.model, pays.reference)
+            book.save()
             calls = [pool.submit(_answer, ask, one) for one in batch]
-            answers: list[Answer | ProviderUnsettled] = []
+            answers: list[Answer | ProviderError] = []
             try:
                 for one, call in zip(batch, calls, strict=True):
                     answers.append(answer := call.result())
                     if isinstance(answer, Answer):
-                        usd = usd_of(teacher.model, answer.prompt_tokens, answer.completion_tokens)
-                        book.add(one, answer, usd, pays.reference)
+                        book.add(one, answer, teacher.model, pays.reference)
                         done += 1
+                    elif answer.turned_away or not isinstance(answer, ProviderUnsettled):
+                        book.turned_away(one, pays.reference)
             finally:
                 book.save()
             away = [answer for answer in answers if isinstance(answer, ProviderUnsettled)]
+            refused = next((one for one in answers if isinstance(one, ProviderError) and one not in away), None)
+            if refused is not None:
+                raise refused
             failed = failed + 1 if len(away) == len(batch) else 0
             if failed == FAILURES:
                 raise ProviderUnsettled(
@@ -162,8 +185,8 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
     return len(missing) - done
 
 
-def _answer(ask: Ask, one: Question) -> Answer | ProviderUnsettled:
+def _answer(ask: Ask, one: Question) -> Answer | ProviderError:
     try:
         return ask(one.prompt)
-    except ProviderUnsettled as error:
+    except ProviderError as error:
         return error

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune_assets import once
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.training import split_target
 from finetune_assets.environment import Environment, variable
@@ -107,7 +108,8 @@ def check_answers(teacher: Teacher) -> None:
 def asker(teacher: Teacher) -> Generator[Ask]:
     """Asks the teacher as it is served, greedily, over connections that end with the block.
 
-    What it gives raises ProviderUnsettled where the teacher is busy, ProviderError where it will not answer anybody.
+    What it gives raises ProviderUnsettled where the teacher is busy or away, ProviderError where it will not answer anybody. A
+    prompt is sent again only where it was turned away.
     """
     model = teacher.model
     if model.base_url is None:
@@ -116,7 +118,7 @@ def asker(teacher: Teacher) -> Generator[Ask]:
         yield _aws(model, model.base_url)
         return
     with client(Connection(model.provider, model.base_url, model.key_env), SECONDS) as opened:
-        yield _openai(model, opened)
+        yield _openai(model, opened.with_options(max_retries=0))
 
 
 def _openai(model: RemoteModel, opened: OpenAI) -> Ask:
@@ -147,14 +149,18 @@ def _patient(ask: Ask) -> Ask:
     """A refusal of one prompt (400, 422: a content filter, too long) is its own; any other is everybody's."""
 
     def asked(prompt: Sequence[Message]) -> Answer:
-        try:
-            return ask(prompt)
-        except ProviderUnsettled:
-            raise
-        except ProviderError as error:
-            if error.status in (400, 422):
-                return Answer(None, "refused")
-            raise
+        for attempt in range(once.TRIES):
+            try:
+                return ask(prompt)
+            except ProviderUnsettled as error:
+                if not error.turned_away or attempt + 1 == once.TRIES:
+                    raise
+                once.wait(attempt, error.wait)
+            except ProviderError as error:
+                if error.status in (400, 422):
+                    return Answer(None, "refused")
+                raise
+        raise AssertionError("the last try returns or raises")
 
     return asked
 

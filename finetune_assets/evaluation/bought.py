@@ -166,7 +166,7 @@ def buy(
 
     Raises as `reserve_replies` does, and SettingsError where the address's key is not set.
     """
-    from finetune_assets.worker.endpoint import Endpoint, answers  # noqa: PLC0415 - an HTTP client
+    from finetune_assets.worker.endpoint import Endpoint, answers, bought  # noqa: PLC0415 - an HTTP client
 
     one, reference = _priced(getattr(where, "name", JUDGE), where), f"check:{assistant.name}:{uuid.uuid4().hex[:12]}"
     tokens = sum(estimate_tokens({"messages": list(prompt)}) for prompt in prompts)
@@ -177,9 +177,10 @@ def buy(
     except SettingsError:
         release(ledger, reference)
         raise
-    used_in, used_out = (sum(int(row.get(kind) or 0) for row in said) for kind in ("prompt_tokens", "reply_tokens"))
-    if any(row["reply"] is not None for row in said):  # where no tokens are told, the estimate stays
-        settle(ledger, reference, one.usd(used_in, used_out) if used_in + used_out else None, used_in + used_out)
+    used = bought(said)
+    tokens = sum(used.values())
+    if tokens or any(row["reply"] is not None for row in said):  # where no tokens are told, the estimate stays
+        settle(ledger, reference, one.usd(used["prompt_tokens"], used["reply_tokens"]) if tokens else None, tokens)
     else:
         release(ledger, reference)
     return said

@@ -407,8 +407,8 @@ class AwsTrainer(ABC):
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
         if service not in self._clients:
-            once: dict[str, Any] = {"timeout": self._seconds, "tries": 1} if self._seconds else {}
-            self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, self.options.get("region"), **once)
+            region = self.options.get("region")
+            self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, region, self._seconds)
         return self._clients[service]
 
     def _handle(self, run_key: str, fingerprint: str) -> JobHandle:

@@ -8,23 +8,35 @@ speaks OpenAI's chat (LMI, vLLM, TGI), which gives it whole. Plain boto3.
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
+from finetune_assets import once
 from finetune_assets.errors import ProviderError, ProviderUnsettled, SettingsError
 from finetune_assets.training.remote import without_secrets
 
 SCHEMES = ("bedrock://", "sagemaker://")
-BUSY = (
+THROTTLED = (
     *("Throttl", "RequestThrottled", "EC2Throttled", "TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     *("ProvisionedThroughputExceeded", "TransactionInProgress", "LimitExceededException", "PriorRequestNotComplete", "SlowDown"),
+)
+"""Beginnings of botocore's codes of throttling (`retries/standard.py`), whose status is 400 or 429: nothing was done."""
+BUSY = (
+    *THROTTLED,
     *("ServiceUnavailable", "InternalServer", "InternalFailure", "RequestTimeout", "ModelNotReady", "ModelTimeout"),
 )
-"""Beginnings of codes that mean: later. Those of throttling are botocore's (`retries/standard.py`); the status is 400 or 429."""
+"""Beginnings of codes that mean: later."""
+SIGNATURES = ("InvalidSignature", "SignatureDoesNotMatch")
+"""Codes of a wrong key, or of a wrong clock: a signature holds the time, and is good for SKEW."""
+SKEWED = ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture")
+SIGNED_AT = ("Signature expired", "Signature not yet current")
+NONE, SKEW = datetime.timedelta(), datetime.timedelta(minutes=5)
 GONE = ("could not be found", "requested resource not found", "could not find", "does not exist")
 THERE = ("ResourceInUse", "Conflict")
 ELSEWHERE = "finetune migrate ASSISTANT --to local/MODEL (or another TRAINER/MODEL)."
@@ -47,8 +59,11 @@ def streams(url: str) -> bool:
 
 
 @lru_cache(maxsize=32)
-def client(provider: str, service: str, region: str | None, timeout: float | None = None, tries: int = 3) -> Any:
-    """A boto3 client, which threads may share. Raises SettingsError where boto3 or a region is missing."""
+def client(provider: str, service: str, region: str | None, timeout: float | None = None) -> Any:
+    """A boto3 client, which threads may share; with a `timeout` each request is tried once.
+
+    Raises SettingsError where boto3 or a region is missing.
+    """
     try:
         from boto3.session import Session
         from botocore.config import Config  # noqa: PLC0415
@@ -56,7 +71,7 @@ def client(provider: str, service: str, region: str | None, timeout: float | Non
     except ModuleNotFoundError:
         raise SettingsError(f"{provider} needs boto3: pip install 'finetune-assets[aws]'.") from None
     patience: dict[str, Any] = {"read_timeout": timeout, "connect_timeout": timeout} if timeout else {}
-    retries: dict[str, Any] = {"mode": "standard", "total_max_attempts": tries}
+    retries: dict[str, Any] = {"mode": "standard", "total_max_attempts": 1}
     config = Config(**patience, max_pool_connections=MOST_CALLS, retries=retries) if timeout else None
     try:
         return Session().client(service, region_name=region, config=config)  # pyright: ignore[reportUnknownMemberType, reportCallIssue, reportArgumentType]
@@ -81,20 +96,49 @@ def translated(provider: str, doing: str) -> Generator[None]:
             f"{provider}: no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role."
         ) from None
     except ClientError as error:
-        told: dict[str, Any] = error.response.get("Error", {})  # pyright: ignore[reportAssignmentType]
-        code = str(told.get("Code", "unknown"))
-        code = code[:1].upper() + code[1:]  # inside a stream: throttlingException
-        text = without_secrets(str(told.get("Message", "")))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        kind = ProviderUnsettled if status >= 500 or status == 429 or code.startswith(BUSY) else ProviderError
-        gone = code.startswith(("ResourceNotFound", "NoSuch")) or any(word in text.lower() for word in GONE)
-        message = f"{provider}: {doing} failed with {status} {code}: {text}{_mend(code, status, doing)}"
-        raise kind(message, 404 if gone and kind is ProviderError else status, code) from None
+        raise _refused(provider, doing, error.response) from None  # pyright: ignore[reportArgumentType]
     except (BotoCoreError, Boto3Error, HTTPError, ParserError) as error:
+        if isinstance(error.__context__, ClientError):  # an upload that S3 refused
+            raise _refused(provider, doing, error.__context__.response) from None  # pyright: ignore[reportArgumentType]
         # no connection, a time-out, a parameter that botocore refuses
         wrong = type(error).__name__ == "ParamValidationError"
         text = without_secrets((str(error).splitlines() or [type(error).__name__])[-1])
-        raise (ProviderError if wrong else ProviderUnsettled)(f"{provider}: {doing} failed: {text}") from None
+        made = (ProviderError if wrong else ProviderUnsettled)(f"{provider}: {doing} failed: {text}")
+        made.turned_away = once.turned_away(None, None, error)
+        raise made from None
+
+
+def _refused(provider: str, doing: str, response: Mapping[str, Any]) -> ProviderError:
+    """The error to raise for what a service answered."""
+    told, about = response.get("Error", {}), response.get("ResponseMetadata", {})
+    code = str(told.get("Code", "unknown"))
+    code = code[:1].upper() + code[1:]  # inside a stream: throttlingException
+    text, status = without_secrets(str(told.get("Message", ""))), int(about.get("HTTPStatusCode", 0))
+    headers: Mapping[str, str] = about.get("HTTPHeaders", {})
+    kind = ProviderUnsettled if status >= 500 or status == 429 or code.startswith(BUSY) else ProviderError
+    gone = code.startswith(("ResourceNotFound", "NoSuch")) or any(word in text.lower() for word in GONE)
+    mend = _clock(code, text, headers.get("date")) or _mend(code, status, doing)
+    message = f"{provider}: {doing} failed with {status} {code}: {text}{mend}"
+    after = headers.get("retry-after")
+    made = kind(message, 404 if gone and kind is ProviderError else status, code, once.seconds(after))
+    made.turned_away = code.startswith(THROTTLED) or once.turned_away(status, after)
+    return made
+
+
+def _clock(code: str, text: str, date: str | None) -> str:
+    """What to do where this machine's clock is the reason of a refusal, else nothing. `date`: the answer's header."""
+    try:
+        ahead = datetime.datetime.now(datetime.UTC) - parsedate_to_datetime(date or "")
+    except (ValueError, TypeError):  # none, or one without a zone
+        ahead = datetime.timedelta()
+    said = code.startswith(SKEWED) or any(word in text for word in SIGNED_AT)
+    if not said and not (code.startswith(SIGNATURES) and abs(ahead) > SKEW):
+        return ""
+    off = f"{abs(ahead).total_seconds() / 60:.0f} minutes {'ahead of' if ahead > NONE else 'behind'}" if ahead else "too far from"
+    return (
+        f" This machine's clock is {off} AWS's, which therefore takes none of its requests. Set it right (`timedatectl set-ntp "
+        "true`, or the time service of its host), then run the same again."
+    )
 
 
 def is_there(error: ProviderError) -> bool:
@@ -103,7 +147,7 @@ def is_there(error: ProviderError) -> bool:
 
 
 def _mend(code: str, status: int, doing: str) -> str:
-    if code.startswith(("AccessDenied", "UnrecognizedClient", "InvalidSignature", "ExpiredToken", "InvalidClientTokenId")):
+    if code.startswith(("AccessDenied", "UnrecognizedClient", *SIGNATURES, "ExpiredToken", "InvalidClientTokenId")):
         mend = (
             " The credentials, or the role in remote.aws.role, may not do this: renew them (AWS_PROFILE, …), allow the "
             "action in their policy, or ask for access to the model in its region."

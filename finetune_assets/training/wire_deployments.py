@@ -19,11 +19,11 @@ THERE = (400, 422, 429)
 
 def place(client: OpenAI, provider: str, key: str | None, names: tuple[str, ...]) -> tuple[str | None, str]:
     """The first of these names under which a model answers, else null and what was said instead."""
-    said = ""
+    said, once = "", client.with_options(max_retries=0)
     for name in names:
         try:
             with translated(provider, f"asking {name}", key):
-                client.chat.completions.create(model=name, messages=[{"role": "user", "content": "."}], max_tokens=1)
+                once.chat.completions.create(model=name, messages=[{"role": "user", "content": "."}], max_tokens=1)
         except ProviderError as error:
             if error.status not in THERE:
                 said = said or " ".join(str(part) for part in (error.status, error.code) if part) or "no answer"

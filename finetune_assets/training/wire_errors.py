@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from finetune_assets import once
 from finetune_assets.errors import ProviderError, ProviderUnsettled
 from finetune_assets.training.remote import without_secrets
 
@@ -52,13 +53,10 @@ def refused(
         said = " ".join(part for part in (str(status), code) if part)
         said += f": {text or str(error).splitlines()[0]}" if text or str(error) else ""
     told = f"{provider}: {doing} failed with {said}".rstrip(".") + f". {_mend(status, code, doing)}".rstrip()
-    return kind(without_secrets(told, key), status, code, _wait(error))
-
-
-def _wait(error: APIError) -> float | None:
-    """Seconds of `Retry-After`, where it is a number."""
-    said = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
-    return float(said) if said.replace(".", "", 1).isdigit() else None
+    after: str | None = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+    made = kind(without_secrets(told, key), status, code, once.seconds(after))
+    made.turned_away = once.turned_away(status, after, error.__cause__)
+    return made
 
 
 def _code(error: APIError) -> str | None:

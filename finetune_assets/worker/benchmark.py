@@ -92,7 +92,7 @@ def run(spec: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "candidates": summary,
         "similarity_model": bench.encoder_name,
         "judge": judged,
-        "judge_bought": {kind: sum(int(one.get(kind) or 0) for one in bought) for kind in ("prompt_tokens", "reply_tokens")},
+        "judge_bought": endpoint.bought(bought),
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 3),

@@ -1,27 +1,27 @@
 """A candidate behind an OpenAI-compatible address, or one of AWS: asked row by row, several at a time.
 
-A row that cannot be had (time-out, refusal, an answer that is none) is missing: its reply is null and its cause is kept. 429 and
-5xx are tried again, after `Retry-After` where it is given. Nothing here is ever a zero.
+A row that cannot be had (time-out, refusal, an answer that is none) is missing: its reply is null and its cause is kept. Nothing
+here is ever a zero. Asked again is only what was certainly not answered (`once`); what may have been counts in `bought`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from finetune_assets import once
 from finetune_assets.dataset.tool_calls import said
 from finetune_assets.errors import FinetuneError, ProviderUnsettled, SettingsError
 from finetune_assets.training import aws_calls
+from finetune_assets.training.provider_formats import estimate_tokens
 
 Prompt = Sequence[dict[str, Any]]
-TRIES = 4
-LONGEST_WAIT = 30.0  # seconds between two tries
 AT_ONCE = 4  # requests
 
 
@@ -51,7 +51,8 @@ class Endpoint:
 def answers(
     endpoint: Endpoint, prompts: Sequence[Prompt], max_tokens: int, tools: Sequence[list[dict[str, Any]]] = ()
 ) -> list[dict[str, Any]]:
-    """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause.
+    """For each prompt `reply`, `prompt_tokens`, `reply_tokens`, `stopped`, `seconds`; or reply null and `missing`, the cause, and
+    `perhaps`, the prompt's and the longest reply's tokens, where it may be billed nevertheless.
 
     Tokens and `stopped` are null where the endpoint does not tell them.
     `tools`: the functions that each prompt may call; a reply that calls is the corpus' text of its calls. AWS is offered none.
@@ -70,6 +71,18 @@ def answers(
         return [one.result() for one in asked]
 
 
+def bought(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """`prompt_tokens` and `reply_tokens` that are paid for, or may be, by these answers."""
+    kinds = ("prompt_tokens", "reply_tokens")
+    return {kind: sum(int(row.get(kind) or row.get("perhaps", {}).get(kind, 0)) for row in rows) for kind in kinds}
+
+
+def _lost(asked: Mapping[str, Any], cause: str) -> dict[str, Any]:
+    """An answer that did not come, although it may have been made."""
+    tokens = {"prompt_tokens": estimate_tokens({"messages": asked["messages"]}), "reply_tokens": asked["max_tokens"]}
+    return {"reply": None, "missing": cause, "perhaps": tokens}
+
+
 def _body(endpoint: Endpoint, prompt: Prompt, max_tokens: int, tools: list[dict[str, Any]]) -> dict[str, Any]:
     asked = {"model": endpoint.model, "messages": list(prompt), "max_tokens": max_tokens, "temperature": 0, "seed": 0}
     return {**asked, "tools": tools} if tools else asked
@@ -79,7 +92,7 @@ def _aws_answer(endpoint: Endpoint, prompt: Prompt, max_tokens: int) -> dict[str
     """Credentials, roles and regions are the same for every row: what is wrong with them ends the benchmark."""
     body = {"messages": list(prompt), "max_tokens": max_tokens, "temperature": 0}
     cause = "no answer"
-    for attempt in range(TRIES):
+    for attempt in range(once.TRIES):
         start = time.perf_counter()
         try:
             answer = aws_calls.chat(endpoint.url, endpoint.model, body, endpoint.timeout)
@@ -87,7 +100,9 @@ def _aws_answer(endpoint: Endpoint, prompt: Prompt, max_tokens: int) -> dict[str
             raise
         except ProviderUnsettled as error:
             cause = str(error)
-            _wait(attempt, None)
+            if not error.turned_away:
+                return _lost(body, cause)
+            once.wait(attempt, error.wait)
         except FinetuneError as error:
             return {"reply": None, "missing": str(error)}
         else:
@@ -97,23 +112,23 @@ def _aws_answer(endpoint: Endpoint, prompt: Prompt, max_tokens: int) -> dict[str
 
 def _answer(client: httpx.Client, endpoint: Endpoint, asked: dict[str, Any]) -> dict[str, Any]:
     cause = "no answer"
-    for attempt in range(TRIES):
+    for attempt in range(once.TRIES):
         start = time.perf_counter()
         try:
             answer = client.post("/chat/completions", json=asked)
-        except httpx.TimeoutException:
-            return {"reply": None, "missing": f"no answer within {endpoint.timeout:g} s"}
         except httpx.HTTPError as error:
-            cause = type(error).__name__
-            _wait(attempt, None)
-            continue
-        seconds = time.perf_counter() - start
-        if answer.status_code == 200:
-            return _read_http(answer, seconds)
-        cause = f"status {answer.status_code}"
-        if answer.status_code != 429 and answer.status_code < 500:
-            break
-        _wait(attempt, answer.headers.get("retry-after"))
+            late, after = isinstance(error, httpx.TimeoutException), None
+            cause = f"no answer within {endpoint.timeout:g} s" if late else type(error).__name__
+            if not once.turned_away(None, None, error):
+                return _lost(asked, cause)
+        else:
+            cause, after = f"status {answer.status_code}", answer.headers.get("retry-after")
+            if answer.status_code == 200:
+                read = _read_http(answer, time.perf_counter() - start)
+                return read if read["reply"] is not None else _lost(asked, read["missing"])
+            if not once.turned_away(answer.status_code, after):
+                return _lost(asked, cause) if answer.status_code >= 500 else {"reply": None, "missing": cause}
+        once.wait(attempt, once.seconds(after))
     return {"reply": None, "missing": cause}
 
 
@@ -152,14 +167,3 @@ def _stopped(reason: Any) -> bool | None:
 def _count(told: Any) -> int | None:
     """Null where the endpoint tells none: what it cost is unknown, and no zero."""
     return None if told is None else int(told)
-
-
-def _wait(attempt: int, retry_after: str | None) -> None:
-    """Before the next try: what the server asked for, else 0.5, 1, 2 s; nothing after the last."""
-    if attempt + 1 < TRIES:
-        asked = (
-            float(retry_after)
-            if retry_after and retry_after.isascii() and retry_after.replace(".", "", 1).isdigit()
-            else 0.5 * 2**attempt
-        )
-        time.sleep(min(asked, LONGEST_WAIT))

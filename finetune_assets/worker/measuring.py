@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.evaluation.called import as_said
 from finetune_assets.training import base_model as base_models
-from finetune_assets.worker import classify, embed, guards, models
+from finetune_assets.worker import classify, embed, endpoint, guards, models
 from finetune_assets.worker.asking import Asking, Candidate
 from finetune_assets.worker.cached import Cache, Rows, ask
 from finetune_assets.worker.generate import Generator, batches, content, finite, logit_tokens
@@ -123,7 +123,7 @@ class Bench:
             answered, more = ask(self.cache, where, [guards.canary_prompt(canary) for canary in planted], self.most)
             facts["canaries"] = guards.said(planted, [answer["reply"] for answer in answered])
             fresh = [*fresh, *more]
-        facts["bought"] = {key: sum(int(one.get(key) or 0) for one in fresh) for key in ("prompt_tokens", "reply_tokens")}
+        facts["bought"] = endpoint.bought(fresh)
         return {**columns, "_facts": {**facts, "seconds": round(time.perf_counter() - started, 3)}}
 
     def _guards(self, candidate: Candidate, generator: Generator, about: list[Any]) -> dict[str, Any]:

@@ -205,6 +205,11 @@ def test_a_failing_endpoint_and_a_missing_key_are_named(
     with pytest.raises(SourceError, match=r"127\.0\.0\.1:\d+/v1 \(model tiny\).*AuthenticationError 401") as failure:
         choose(store, asking(endpoint))
     assert "not-a-real-one" not in str(failure.value)
+    asked = len(endpoint.requests)
+    endpoint.status = 500  # it may have answered, and bill it: not asked again
+    with pytest.raises(SourceError, match="InternalServerError 500"):
+        choose(store, asking(endpoint))
+    assert len(endpoint.requests) == asked + 1
     monkeypatch.delenv("WORDING_KEY")
     with pytest.raises(SettingsError, match="WORDING_KEY"):
         choose(store, asking(endpoint))

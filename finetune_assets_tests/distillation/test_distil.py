@@ -265,8 +265,11 @@ def test_max_usd_is_for_the_data_set_not_for_each_try(world: World) -> None:
     def ask(prompt: Sequence[dict[str, Any]]) -> Answer:
         asked.append(1)
         if len(asked) > 40:
-            raise ProviderUnsettled("openai: asking failed with 503.")
+            raise busy
         return Answer(says(prompt).reply, None, 100, 400)
+
+    busy = ProviderUnsettled("openai: asking failed with 429.", 429)
+    busy.turned_away = True
 
     world.assistant = world.assistant.model_copy(update={"min_examples": 110})
     with pytest.raises(ProviderUnsettled):
@@ -280,18 +283,21 @@ def test_max_usd_is_for_the_data_set_not_for_each_try(world: World) -> None:
     assert f"${first:.4f} of --max-usd 0.02" in " ".join(world.said)
 
 
-def test_a_teacher_that_goes_away_loses_nothing(world: World) -> None:
+def test_a_teacher_that_goes_away_loses_nothing_and_what_it_may_have_said_counts_as_paid(world: World) -> None:
     asked: list[int] = []
 
     def ask(prompt: Sequence[dict[str, Any]]) -> Answer:
         asked.append(1)
         if len(asked) > 40:
-            raise ProviderUnsettled("openai: asking failed with 503.")
+            raise ProviderUnsettled("openai: asking failed with 500.")
         return says(prompt)
 
     with pytest.raises(ProviderUnsettled, match="40 new replies are kept"):
         world.distil(ask)
-    assert len(Replies(world.store.datasets("dental")).rows) == 40
+    rows = Replies(world.store.datasets("dental")).rows.values()
+    assert (sum(row["reply"] is not None for row in rows), sum(row["missing"] == "unanswered" for row in rows)) == (40, 40)
+    [row] = month(world.ledger)
+    assert row["usd"] > (40 * (100 * 0.15 + 20 * 0.60) + 40 * 512 * 0.60) / 1e6  # the longest replies
     asked.clear()
     manifest = world.distil(lambda prompt: (asked.append(1), says(prompt))[1])
     assert len(asked) == manifest["distilled"]["learnt"]["asked"] - 40
@@ -319,10 +325,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProvider]:
 def test_asked_over_the_wire(world: World, fake: FakeProvider) -> None:
     fake.fault("POST /chat/completions", "error", status=400, code="content_filter", message="filtered")
     fake.fault("POST /chat/completions", "error", status=429, retry_after=0.1)
+    fake.fault("POST /chat/completions", "error_after", status=500)  # said, billed and lost: nobody asks the same again at once
     manifest = world.distil(asker, made=True, teacher="openai/gpt-4o-mini-2024-07-18")
     about = manifest["distilled"]
     # the untuned base says the same to everybody: every context is asked, one reply is refused
     assert about["left_out"]["refused"] == 1
+    rows = Replies(world.store.datasets("dental")).rows.values()
+    assert [row["missing"] for row in rows if row["reply"] is None] == ["refused", "unanswered"]
+    assert fake.state()["seen"].count("POST /chat/completions") == len(rows) + 1  # only who was turned away asked again
     assert (
         sum(about["learnt"].values()) + sum(about["left_out"].values()) + sum(about["kept_as_they_were"].values())
         == about["contexts"]

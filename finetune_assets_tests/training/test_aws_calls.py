@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import threading
 from collections.abc import Iterator
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 
 pytest.importorskip("boto3", reason="the aws extra is not installed")
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
 
+from finetune_assets import once
 from finetune_assets.errors import ProviderError, ProviderUnsettled
 from finetune_assets.serving.upstream import Target, Upstream, UpstreamFailed
 from finetune_assets.training import aws_calls
@@ -53,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         if self.status != 200:
-            self.send_header("x-amzn-ErrorType", "ThrottlingException" if self.status == 429 else "AccessDeniedException")
+            codes = {429: "ThrottlingException", 500: "InternalServerException"}
+            self.send_header("x-amzn-ErrorType", codes.get(self.status, "AccessDeniedException"))
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -71,7 +76,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
         ("AWS_EC2_METADATA_DISABLED", "true"),
     ):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(endpoint, "TRIES", 1)
+    monkeypatch.setattr(once, "TRIES", 1)
     aws_calls.client.cache_clear()
     yield Handler
     aws_calls.client.cache_clear()
@@ -146,6 +151,47 @@ def test_a_refused_creation_says_what_to_do(code: str) -> None:
         raise error
     assert "No job was created" in str(refused.value)
     assert "finetune migrate" in str(refused.value)
+
+
+def skewed(code: str, text: str, minutes: float) -> Any:
+    """An answer of AWS to a machine whose clock is so far ahead."""
+    theirs = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=minutes)
+    about = {"HTTPStatusCode": 403, "HTTPHeaders": {"date": format_datetime(theirs, usegmt=True)}}
+    return {"Error": {"Code": code, "Message": text}, "ResponseMetadata": about}
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "minutes", "says"),
+    [
+        (
+            "RequestTimeTooSkewed",
+            "The difference between the request time and the current time is too large.",
+            17,
+            "17 minutes ahead",
+        ),
+        ("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", -20, "20 minutes behind"),
+        ("SignatureDoesNotMatch", "The request signature we calculated does not match", 40, "40 minutes ahead"),
+        ("SignatureDoesNotMatch", "The request signature we calculated does not match", 0, "may not do this: renew them"),
+    ],
+)
+def test_a_clock_that_is_wrong_is_named_and_not_waited_for(code: str, text: str, minutes: float, says: str) -> None:
+    told = ClientError(skewed(code, text, minutes), "PutObject")
+    wrapped = S3UploadFailedError("Failed to upload")  # what boto3 makes of an answer to an upload
+    wrapped.__context__ = told
+    for raised in (told, wrapped):
+        with pytest.raises(ProviderError, match=says) as refused, aws_calls.translated("sagemaker", "uploading train.jsonl"):
+            raise raised
+        assert not isinstance(refused.value, ProviderUnsettled)
+        assert ("Set it right" in str(refused.value)) == bool(minutes)
+
+
+def test_only_who_was_turned_away_is_asked_again(runtime: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(once, "TRIES", 2)
+    where = endpoint.Endpoint("bedrock://us-east-1", "our-model")
+    for status, times in ((429, once.TRIES), (500, 1)):
+        runtime.status, before = status, len(runtime.asked)
+        [answer] = endpoint.answers(where, [ASKED], 30)
+        assert (answer["reply"], len(runtime.asked) - before, "perhaps" in answer) == (None, times, status == 500)
 
 
 def test_turns_alternate() -> None:
