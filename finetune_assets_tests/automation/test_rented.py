@@ -13,10 +13,13 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from dagster._core.definitions.partitions.context import partition_loading_context
 
 from finetune_assets.assets.training import model_lives
 from finetune_assets.automation import sensors
+from finetune_assets.cli import main
+from finetune_assets.environment import ROOT
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import open_journal
 from finetune_assets.registry.tables import now, remote_jobs
@@ -169,6 +172,38 @@ def test_a_model_that_ends_is_told_once_a_threshold_and_migrated(
     fake.set(shutdown={"gpt-4o-mini-2024-07-18": "2026-10-01"})  # the provider's own word goes before the table
     [event] = world.tick(sensors.model_lifecycle, *names).asset_events
     assert "2026-10-01" in numbers(event)["message"]
+
+
+def test_the_doctor_and_the_sensor_say_what_dies_by_the_shipped_table(
+    fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample's assistant, whose model is a tuned gpt-4o-mini, seen on 2026-12-20."""
+    yaml = (ROOT / "finetune_assets" / "assistants" / "dental.yaml").read_text() + "trainer: openai\n"
+    (world.folder / "assistants" / "dental.yaml").write_text(yaml)
+    book, settings = Ledger(world.url), assistant()
+    columns: dict[str, Any] = {"assistant": "dental", "tenant_id": None, "dataset_id": "d", "dataset_fingerprint": "f1"}
+    columns |= {"provider": "openai", "base_model": settings.base_model, "hyperparameters": {}, "plan": {}, "spec_hash": "s"}
+    job = book.set_job(book.open_job(columns).id, "succeeded")
+    version = book.mint_version(job, "c" * 64, world.store.model("dental", "x").parent).version
+    book.close()
+    RemoteModel("openai", "ft:gpt-4o-mini-2024-07-18:clinic::Ab1", fake.url).write(world.store.model("dental", version))
+    folders = {"HOME": world.store.home, "ASSISTANTS": world.folder / "assistants", "SOURCE": ROOT / "data" / "sample"}
+    for name, value in {**folders, "DATABASE_URL": world.url}.items():
+        monkeypatch.setenv(f"FINETUNE_{name}", str(value))
+    monkeypatch.delenv("FINETUNE_TABLES", raising=False)
+
+    done = CliRunner().invoke(main, ["doctor", "--as-of", "2026-12-20"])
+    assert done.exit_code == 1
+    told = [line for line in done.output.splitlines() if "2027-01-14 (in 25 days)" in line]
+    for what in (f"version {version} of dental (openai ft:gpt-4o-mini-2024-07-18:clinic::Ab1)", "base model in the settings of"):
+        [line] = [line for line in told if what in line]
+        assert line.startswith("problem")
+        assert "finetune migrate dental --to local/data/base_model" in line
+
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 12, 20))
+    events = world.tick(sensors.model_lifecycle, "store", "assistants", "ledger", "trainer").asset_events
+    said = [numbers(event)["message"] for event in events]
+    assert sorted(said) == sorted(line.partition("2026-12-20: ")[2] for line in told)
 
 
 def test_the_check_counts_every_model_and_the_providers_own_days(
