@@ -16,10 +16,14 @@ from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, Remot
 from finetune_assets.registry.spending import month, release, settle, spent
 from finetune_assets.registry.tables import OPEN_STATUSES, now
 from finetune_assets.storage import Store, read_json
+from finetune_assets.training.adrift import look_for
 from finetune_assets.training.local import cancel
+from finetune_assets.training.polling import ADRIFT
 from finetune_assets.training.remote import CANCELLED, Connection, RemoteTrainer
 from finetune_assets.training.trainer import JobHandle, JobState
 from finetune_assets.training.trainers import connect
+
+UNSUBMITTED = "cancelled before it was submitted"
 
 
 @contextmanager
@@ -110,13 +114,23 @@ def job_events(environment: Environment, job_id: str) -> list[dict[str, Any]]:
             return trainer.events(handle)
 
 
-def cancel_job(environment: Environment, job_id: str) -> str:
-    """Stops a job that is open; says what happened. Raises LedgerError for an unknown one."""
+def cancel_job(environment: Environment, job_id: str, ended: bool = False) -> str:
+    """Stops a job that is open, or may still run at its provider; says what happened. Raises LedgerError for an unknown one.
+
+    `ended`: of one that may still run, somebody has seen at the provider that it does not.
+    """
     with _ledger(environment) as ledger:
-        job = ledger.job(job_id)
+        job, remote = ledger.job(job_id), remote_job(ledger, job_id)
+        if job.status not in OPEN_STATUSES and remote is not None and remote.state.get(ADRIFT):
+            return _cancel_adrift(environment, ledger, remote, ended)
         if job.status not in OPEN_STATUSES:
             return f"{job_id} is {job.status} already; nothing to cancel."
-        remote = remote_job(ledger, job_id)
+        if remote is None and job.provider != "local":
+            # Whoever submits opens the journal, then reads the job: one of us sees what the other has written.
+            ledger.set_job(job_id, "cancelled", error=UNSUBMITTED)
+            remote = remote_job(ledger, job_id)
+            if remote is None:
+                return f"{job_id} is cancelled; it had not been submitted."
         if remote is not None:
             journal = LedgerJournal(ledger, job_id)
             begun = journal.save(**{CANCELLED: True})  # from here on nobody begins to create it
@@ -124,7 +138,7 @@ def cancel_job(environment: Environment, job_id: str) -> str:
                 with closing(connect(Connection(**remote.connection), Store(environment.home), journal)) as at:
                     notes = at.clean_up(JobHandle(job.provider, "", job_id, job.dataset_fingerprint))
                 release(ledger, job_id)
-                ledger.set_job(job_id, "cancelled", error="cancelled before it was submitted")
+                ledger.set_job(job_id, "cancelled", error=UNSUBMITTED)
                 return " ".join([f"{job_id} is cancelled; it had not been submitted.", *notes])
             journal.save(**{CANCELLED: None})  # too late to stop it here
             with _at_provider(environment, ledger, remote) as (trainer, handle):
@@ -132,6 +146,23 @@ def cancel_job(environment: Environment, job_id: str) -> str:
         stopped = cancel(Store(environment.home).job(job.spec_hash))
         ledger.set_job(job_id, "cancelled", error="cancelled by a person")
     return f"{job_id} is cancelled" + ("." if stopped else "; no process was running it.")
+
+
+def _cancel_adrift(environment: Environment, ledger: Ledger, remote: RemoteJob, ended: bool) -> str:
+    job, journal = remote.job, LedgerJournal(ledger, remote.job.id)
+    where = f"at {job.provider} ({job.provider_job_id or 'its id was never told'})"
+    if ended:
+        journal.save(**{ADRIFT: None})
+        return f"{job.id} is taken as ended {where}; the next training may start."
+    with closing(connect(Connection(**remote.connection), Store(environment.home), journal)) as trainer:
+        word = look_for(ledger, remote, trainer, environment.tables)
+        if word is not None and (handle := trainer.attach()) is not None:
+            trainer.cancel(handle)
+            word = look_for(ledger, remote, trainer, environment.tables)
+    if word is not None:
+        return f"{job.id} was asked to stop and still is {word!r} {where}; ask again in some minutes."
+    taken = ledger.job(job.id).status in OPEN_STATUSES
+    return f"{job.id} has " + (f"succeeded {where}; the next tick takes its model." if taken else f"ended {where}.")
 
 
 def _cancel_there(environment: Environment, ledger: Ledger, job: Job, trainer: RemoteTrainer, handle: JobHandle) -> str:

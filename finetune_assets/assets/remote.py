@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, re
 from finetune_assets.registry.spending import month, spent
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.resources.tags import MIGRATE_TO
-from finetune_assets.training import lifecycle
+from finetune_assets.training import adrift, lifecycle
 from finetune_assets.training.lifecycle import Ending, endings
 from finetune_assets.training.migration import retarget
 from finetune_assets.training.polling import REQUEST_SECONDS
-from finetune_assets.training.remote import Connection, Notes
+from finetune_assets.training.remote import Connection, Journal, Notes, RemoteTrainer
 from finetune_assets.training.screening import check_permission
 from finetune_assets.training.submission import bill, check_month, estimate_of, submit
 from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
@@ -55,10 +56,12 @@ def check_remote(
     assistants: AssistantsResource,
     store: StoreResource,
     ledger: LedgerResource,
+    trainer: TrainerResource,
     assistant: Assistant,
     plan: Plan,
 ) -> None:
-    """Who forbids it, and whether the money is there. Raises SettingsError or BudgetExceeded before anything is sent."""
+    """Who forbids it, whether the money is there, and whether an earlier job may still run. Raises before anything is sent:
+    SettingsError, BudgetExceeded, TrainingError."""
     request = plan.request
     check_leaves(assistants, store, assistant, request.dataset)
     due = bill(assistant, request, plan.estimate, Environment.read().monthly_usd, "")
@@ -66,6 +69,12 @@ def check_remote(
         same = {job.status for job in book.jobs(assistant.name) if job.spec_hash == plan.spec_hash}
         if not same - {"failed", "cancelled"}:  # else it is bought already
             check_month(book, due)
+            connect = partial(_rented, trainer, store)
+            adrift.check(book, assistant.name, assistant.trainer, connect, request.tables)
+
+
+def _rented(trainer: TrainerResource, store: StoreResource, connection: Connection, journal: Journal) -> RemoteTrainer:
+    return trainer.rented(connection, store.store, journal)
 
 
 def check_leaves(assistants: AssistantsResource, store: StoreResource, assistant: Assistant, dataset: Path) -> None:

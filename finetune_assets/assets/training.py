@@ -86,7 +86,7 @@ def training_plan(
     if backend.provider == "local":
         check_budget(assistant, estimate)
     else:
-        check_remote(assistants, store, ledger, assistant, Plan(request, estimate, backend.spec_hash(request)))
+        check_remote(assistants, store, ledger, trainer, assistant, Plan(request, estimate, backend.spec_hash(request)))
     table = [one.row() for one in ranked(assistant, backend, request, estimate)] if assistant.candidates else []
     stages = [{"objective": name, **values.to_dict()} for name, values in request.chain]
     plan = {
@@ -121,6 +121,7 @@ def _planned(estimate: Estimate, plan: Mapping[str, Any]) -> dict[str, Any]:
         "estimated_minutes": round((estimate.seconds or 0) / 60, 2),
         "estimated_usd": dg.MetadataValue.float(estimate.usd) if estimate.usd is not None else "no price or rate is known",
         "estimated_memory_gib": round((estimate.memory_bytes or 0) / 2**30, 3),
+        **({"note": estimate.note} if estimate.note else {}),
         "base_model": plan["base_model"],
         "stages": records_table(stages, list(stages[0])),
         **({"candidates": records_table(table, list(table[0]))} if table else {}),
@@ -165,7 +166,7 @@ def training_job(
             f"--assistant {assistant.name} --approve`, or in the UI with the tag {APPROVED}: true."
         )
     if backend.provider != "local":  # before the job is opened: a refusal leaves none
-        check_remote(assistants, store, ledger, assistant, Plan(request, estimate_of(plan), plan["spec_hash"]))
+        check_remote(assistants, store, ledger, trainer, assistant, Plan(request, estimate_of(plan), plan["spec_hash"]))
     with ledger.open() as book:
         manifest = read_json(folder / "manifest.json")
         job = book.open_job(

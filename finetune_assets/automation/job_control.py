@@ -22,6 +22,7 @@ class Control(dg.Config):
 
     do: str = Field(default="list", description="list, events, cancel, pause or resume.")
     job: str = Field(default="", description="The job's id, as `list` shows it; not needed for `list`.")
+    ended: bool = Field(default=False, description="With cancel: you have seen at the provider that the job runs no more.")
 
 
 @dg.op(description="Does one of list, events, cancel, pause, resume; what came of it is in the output's metadata.")
@@ -40,7 +41,7 @@ def control(context: dg.OpExecutionContext, config: Control) -> str:
         events = job_events(environment, config.job)
         said, metadata["events"] = f"{len(events)} events", records_table(events[-MOST_EVENTS:], EVENTS)
     elif config.do == "cancel":
-        said = cancel_job(environment, config.job)
+        said = cancel_job(environment, config.job, config.ended)
     else:
         state = hold_job(environment, config.job, pause=config.do == "pause")
         said = f"{config.job}: {state.provider_status}"

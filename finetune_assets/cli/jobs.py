@@ -71,11 +71,14 @@ def jobs_events(job_id: str) -> None:
 
 @jobs.command("cancel")
 @click.argument("job_id")
-def jobs_cancel(job_id: str) -> None:
+@click.option(
+    "--ended", is_flag=True, help="Of a job that its provider cannot tell of: you have seen there that it runs no more."
+)
+def jobs_cancel(job_id: str, ended: bool) -> None:
     """Stop a job, here or at its provider; a local one keeps its last checkpoint for a later start."""
     from finetune_assets.overview import cancel_job
 
-    click.echo(cancel_job(Environment.read(), job_id))
+    click.echo(cancel_job(Environment.read(), job_id, ended))
 
 
 @jobs.command("pause")

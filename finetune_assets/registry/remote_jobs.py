@@ -111,6 +111,17 @@ def lost_remote(ledger: Ledger, moment: datetime.datetime, since: datetime.datet
     return _select(ledger, lost & (remote_jobs.c.next_poll_at <= moment))
 
 
+def failed_remote(ledger: Ledger, assistant: str, provider: str) -> list[RemoteJob]:
+    """Jobs of an assistant at a provider that failed."""
+    return _select(ledger, (jobs.c.status == "failed") & (jobs.c.assistant == assistant) & (jobs.c.provider == provider))
+
+
+def deployed_remote(ledger: Ledger) -> list[RemoteJob]:
+    """Jobs whose model was deployed at its provider, and not taken back by us."""
+    found = _select(ledger, sa.true())
+    return [one for one in found if one.state.get("deployment") and not one.state.get("undeployed")]
+
+
 def record(ledger: Ledger, job_id: str, next_poll_at: datetime.datetime, **columns: Any) -> None:
     """Writes down what asking gave: provider_status, progress, note, failures, deadline."""
     values = {"polled_at": now(), "next_poll_at": next_poll_at, **columns}

@@ -357,8 +357,8 @@ class OpenAIWire:
             if error.status != 404:
                 raise
             raise TrainingError(
-                f"Job {job_id} succeeded, but its model is gone ({error}). Was it deleted, or has its base been switched off? "
-                "Train the same data set again, here or elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
+                f"Job {job_id} succeeded, but its model is gone ({error}) Was it deleted, or has its base been switched off? "
+                f"{remote.TRAIN_AGAIN}"
             ) from None
 
     def _handle(self, run_key: str, fingerprint: str) -> JobHandle:

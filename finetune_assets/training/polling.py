@@ -10,8 +10,8 @@ alone for a while. What there is no time for comes first in the next tick.
     in a row, and for an hour
     past its deadline                      asked to stop, and asked for until it has: one that was cancelled has failed as stuck,
                                            one that ended well meanwhile is taken; a pause does not count
-    that an hour ago, still not stopped,   failed: nobody can tell what became of it
-    or no answer three times
+    that an hour ago, still not stopped,   failed: nobody can tell what became of it, and `adrift` looks for it before another
+    or no answer three times             one is bought
 
 The deadline is `remote.max_hours` from the submission, or what `trainers.open_hours` makes of it.
 
@@ -51,6 +51,8 @@ STOPPING = datetime.timedelta(hours=1)
 """After the deadline: for how long a job may take to stop, or its provider to answer."""
 STOP = "stop"
 """Key of a journal: when the job was asked to stop at its deadline (`asked`, UTC), and what it was (`was`)."""
+ADRIFT = "adrift"
+"""Key of a journal: the job was given up here, but may still run at its provider."""
 IN_A_ROW = 3
 """Answers of 404, or after the deadline none, after which a job is taken as gone; and in a tick, of one provider: as away."""
 GONE = datetime.timedelta(hours=1)
@@ -192,6 +194,8 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
         journal.save(**{STOP: stop})
         state = own.poll(handle)
     told, state = state, state if stop is None else _stopping(remote, state, stop)
+    if told.status in OPEN_STATUSES and state.status == "failed":
+        journal.save(**{ADRIFT: True})
     if state.status in OPEN_STATUSES:
         metrics = last_metrics(own.events(handle, EVENTS)) if state.status == "running" else {}
         if remote.state.get("missing"):
@@ -247,6 +251,8 @@ def _unanswered(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer | None, er
         )
     if why is None:
         return _Answer(remote, error=error)
+    if remote.state.get(SUBMITTED) or remote.state.get("create_started"):
+        LedgerJournal(ledger, remote.job.id).save(**{ADRIFT: True})
     notes = tuple(own.clean_up(_handle(remote))) if own is not None else ()
     return _Answer(remote, JobState("failed", "gone" if gone else "unknown", why), notes=notes)
 

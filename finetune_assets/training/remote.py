@@ -26,6 +26,12 @@ RECIPE = "remote-1"
 REMOTE_FILE = "remote.json"
 CANCELLED = "cancelled"
 """Key of a journal: a person gave the job up before its creation was begun. Whoever uploads its files stops there."""
+TOO_LATE = "The job was cancelled before it was submitted; nothing was created. Start the training again."
+TRAIN_AGAIN = (
+    "Its job is not started twice: to train the same data set again here, set another hyperparameters.seed, which makes it "
+    "another job. Or train it elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
+)
+"""What to do about a job whose model is gone."""
 State = dict[str, Any]
 
 
@@ -108,7 +114,7 @@ def stop_if_cancelled(journal: Journal, begun: State) -> None:
     """Right before a creation, with what `journal` held when that was begun. Raises TrainingError where a person was faster."""
     if begun.get(CANCELLED):
         journal.save(create_started=None)
-        raise TrainingError("The job was cancelled before it was submitted; nothing was created. Start the training again.")
+        raise TrainingError(TOO_LATE)
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.errors import BudgetExceeded, FinetuneError, ProviderUnsettled, SettingsError
+from finetune_assets.errors import BudgetExceeded, FinetuneError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal
 from finetune_assets.registry.spending import Limits, Purchase, check, month, release, reserve
 from finetune_assets.training import prices
-from finetune_assets.training.remote import CANCELLED, RemoteTrainer
+from finetune_assets.training.remote import CANCELLED, TOO_LATE, RemoteTrainer
 from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
 
 
@@ -59,8 +59,11 @@ def submit(ledger: Ledger, job: Job, trainer: RemoteTrainer, request: TrainingRe
     whether it has the job, the ledger's job stays open: the next try, or the sensor, looks for it first.
     """
     journal = LedgerJournal(ledger, job.id)
+    current = ledger.job(job.id)  # after its journal was opened: see overview.cancel_job
     if journal.load().get(SUBMITTED):
-        return ledger.job(job.id)
+        return current
+    if current.status == "cancelled":
+        raise TrainingError(TOO_LATE)
     number = max((version.number for version in ledger.versions(job.assistant)), default=0) + 1
     try:
         reserve(ledger, due.purchase, due.limits)

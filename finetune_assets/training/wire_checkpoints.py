@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from finetune_assets.errors import ProviderUnsettled, TrainingError
 from finetune_assets.storage import replacing_folder
-from finetune_assets.training.remote import Journal
+from finetune_assets.training.remote import TRAIN_AGAIN, Journal
 from finetune_assets.training.wire_profiles import MOST_PAGES, PAGE, bounded
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def newest(client: OpenAI, job_id: str) -> Any:
     pages = client.fine_tuning.jobs.checkpoints.list(job_id, limit=PAGE)
     found = bounded(pages, PAGE * MOST_PAGES)
     if not found:
-        raise TrainingError(f"Job {job_id} succeeded, but lists no checkpoint: its model is gone. Train the same data set again.")
+        raise TrainingError(f"Job {job_id} succeeded, but lists no checkpoint: its model is gone. {TRAIN_AGAIN}")
     return max(found, key=lambda one: (getattr(one, "step_number", None) or 0, getattr(one, "created_at", None) or 0))
 
 

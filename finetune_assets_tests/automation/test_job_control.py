@@ -95,6 +95,32 @@ def test_a_job_that_was_not_submitted_yet_leaves_nothing(fake: FakeProvider, boo
     assert (fake.state()["files"], month(book), book.job(job.id).status) == ([], [], "cancelled")
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_cancel_before_the_submission_is_begun_buys_nothing(
+    fake: FakeProvider, book: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    """The job is in the ledger, its journal is not; or is `opened` while somebody cancels."""
+    opening, setting = open_journal, Ledger.set_job
+
+    def cancelled_before(ledger: Ledger, job_id: str, *arguments: Any) -> Any:
+        said.append(cancel_job(Environment.read(), job_id))
+        return opening(ledger, job_id, *arguments)
+
+    def opened_before(ledger: Ledger, job_id: str, status: str, **columns: Any) -> Job:
+        if opened and not remote_job(ledger, job_id):
+            opening(ledger, job_id, Connection.of(assistant()).to_dict(), 72)
+        return setting(ledger, job_id, status, **columns)
+
+    said: list[str] = []
+    monkeypatch.setattr(Ledger, "set_job", opened_before)
+    monkeypatch.setitem(globals(), "open_journal", cancelled_before)
+    with pytest.raises(TrainingError, match="was cancelled before it was submitted; nothing was created"):
+        submitted(book, tmp_path / "home")
+    [job] = book.jobs()
+    assert said == [f"{job.id} is cancelled; it had not been submitted."]
+    assert (fake.jobs, fake.state()["files"], month(book), book.job(job.id).status) == ([], [], [], "cancelled")
+
+
 @pytest.mark.parametrize("step", ["upload", "await_file"])
 def test_a_cancel_during_the_upload_buys_nothing(
     fake: FakeProvider, book: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

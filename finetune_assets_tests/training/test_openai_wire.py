@@ -352,7 +352,7 @@ def test_a_result_that_is_gone(fake: FakeProvider, frozen: Path, tmp_path: Path)
     trainer, handle = submitted(frozen, tmp_path)
     finish(trainer, handle)
     fake.forget_model(fake.jobs[0]["fine_tuned_model"])
-    with pytest.raises(TrainingError, match=r"succeeded, but its model is gone.*finetune migrate"):
+    with pytest.raises(TrainingError, match=r"succeeded, but its model is gone.*hyperparameters\.seed.*finetune migrate"):
         trainer.result(handle)
 
 
