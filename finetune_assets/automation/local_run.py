@@ -164,6 +164,8 @@ class LocalRun:
             if not mine:
                 return None
             job = mine[0].job
+            if plan.get("note"):
+                self.say(plan["note"])
             if not self.request.wait:
                 name, job_id, provider_job = self.request.assistant, job.id, job.provider_job_id
                 return Outcome(name, "submitted", fingerprint=job.dataset_fingerprint, job=job_id, provider_job=provider_job)

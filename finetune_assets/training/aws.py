@@ -40,6 +40,9 @@ TAKING_BACK = datetime.timedelta(hours=1)
 """For how long a deployment that was given up, and could not be deleted, is tried to be deleted again."""
 
 
+UNCOUNTED = "it is billed until a person deletes it in the AWS console, and no budget counts it."
+
+
 class AwsTrainer(ABC):
     """A `RemoteTrainer` over one AWS service; the services differ in what they create and describe."""
 
@@ -72,8 +75,8 @@ class AwsTrainer(ABC):
     # the protocol
 
     def spec_hash(self, request: TrainingRequest) -> str:
-        """Names the job's folder: what decides the result."""
-        return remote.spec_hash(request, self.connection, self.parameters(request))
+        """Names the job's folder: what decides the result and its price."""
+        return remote.spec_hash(request, self.connection, {**self.parameters(request), **self.terms})
 
     def validate(self, request: TrainingRequest) -> None:
         """Settings, hyper-parameters, files and personal data here; AWS is not asked, a refusal costs nothing."""
@@ -104,7 +107,8 @@ class AwsTrainer(ABC):
         files = (file.tokens for role, file in self.files(request).items() if "validation" not in role and "heldout" not in role)
         tokens = round(sum(files) * request.hyperparameters.epochs)
         price = prices.find(self.provider, request.base_model, request.tables)
-        return Estimate(tokens, False, None, price.of_training(tokens) if price else None, None)
+        note = f"remote.deploy makes {self.hosting(request.base_model, request.tables)}; {UNCOUNTED}" if self.deploys else ""
+        return Estimate(tokens, False, None, price.of_training(tokens) if price else None, None, note=note)
 
     def submit(self, request: TrainingRequest) -> JobHandle:
         """Uploads and creates; the job of the same name that is there already is taken."""
@@ -283,6 +287,11 @@ class AwsTrainer(ABC):
         """Whether the finished model stays at AWS."""
         return True
 
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Settings that decide the result or its price beside the hyper-parameters: another value is another job."""
+        return {"region": self.options.get("region")}
+
     def check(self, request: TrainingRequest) -> None:  # noqa: B027 - nothing to add is the usual case
         """Raises for what this service cannot train."""
 
@@ -331,6 +340,23 @@ class AwsTrainer(ABC):
     def deployment(self, name: str) -> tuple[str, str | None, str]:
         """The service's word for a deployment's state, why it failed, and the name under which it answers."""
         raise TrainingError(f"{self.provider} has nothing to deploy.")
+
+    def hosting(self, base_model: str, tables: Path | None) -> str:
+        """What stands while a model is deployed, and its price, for people."""
+        price = prices.find(self.provider, base_model, tables)
+        if price is None or price.hosting_month is None:
+            return f"a deployment of {base_model}, {prices.unknown(self.provider, base_model, 'hosting_month')}"
+        least, most = price.hosting_month[0], price.hosting_month[-1]
+        return f"a deployment of {base_model}, ${least:g} to ${most:g} a month ({price.source}, {price.date})"
+
+    def stands(self) -> str | None:
+        """The service's word for the deployment of this journal's job; null where it is not there. Raises ProviderError."""
+        try:
+            return self.deployment(str(self._journal.load()["deployment"]))[0]
+        except ProviderError as error:
+            if error.status != 404:
+                raise
+            return None
 
     def _place(self, name: str) -> str | None:
         """The name under which a deployment answers; null where it does not, or is not there."""

@@ -17,7 +17,7 @@ from finetune_assets.storage import write_json, write_text
 from finetune_assets.training import remote
 from finetune_assets.training.aws import AwsTrainer
 from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
-from finetune_assets.training.remote import RemoteModel
+from finetune_assets.training.remote import TRAIN_AGAIN, RemoteModel
 from finetune_assets.training.trainer import JobHandle, TrainingRequest
 
 CONVERSATIONS = ("nova", "llama3-2", "llama3-3")
@@ -114,7 +114,9 @@ class BedrockTrainer(AwsTrainer):
         told = self.told(handle.id)
         model = self.result(handle).model
         if not model:
-            raise TrainingError(f"Job {handle.id} is completed, but Bedrock names no model; look at it in the console.")
+            raise TrainingError(
+                f"Job {handle.id} is completed, but Bedrock names no model; look at it in the console. {TRAIN_AGAIN}"
+            )
         where = self.address(handle.id, model)
         RemoteModel(self.provider, **where, **self._price(str(request["base_model"]))).write(folder / "model")
         base = re.sub(

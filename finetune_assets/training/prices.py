@@ -64,7 +64,13 @@ def find(provider: str, model: str, tables: Path | None = None) -> Price | None:
 
 def missing(provider: str, model: str, price: str = "training") -> str:
     """The mend where a budget needs a price that no table has; `price`: the keys that it is under."""
-    return (
-        f"No price is known for {provider} {model}. Add an entry with provider, model, {price}, source and date to "
-        "prices.yaml in the folder that FINETUNE_TABLES names, or remove the budget."
-    )
+    return f"No price is known for {provider} {model}: {_entry(price)}, or remove the budget."
+
+
+def unknown(provider: str, model: str, price: str) -> str:
+    """What is said instead of a price that no table has, where nothing depends on it; `price`: as for `missing`."""
+    return f"price unknown ({provider} {model}: {_entry(price)})"
+
+
+def _entry(price: str) -> str:
+    return f"add an entry with provider, model, {price}, source and date to prices.yaml in the folder that FINETUNE_TABLES names"

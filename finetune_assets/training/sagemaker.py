@@ -19,7 +19,7 @@ from finetune_assets.training import aws_calls, base_model, prices
 from finetune_assets.training.aws import AwsTrainer
 from finetune_assets.training.checks import check_request
 from finetune_assets.training.provider_formats import LEAST_ROWS, Prepared
-from finetune_assets.training.remote import RemoteModel
+from finetune_assets.training.remote import TRAIN_AGAIN, RemoteModel
 from finetune_assets.training.spec import train_spec
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainingRequest
 
@@ -70,7 +70,7 @@ class SageMakerTrainer(AwsTrainer):
         """The local recipe in a container; learning rate, epochs and batch where SageMaker has its own."""
         values = request.hyperparameters
         if not self._serverless:
-            return {"recipe": train_spec(request, self._store)["spec_hash"], "instance": self._instance}
+            return {"recipe": train_spec(request, self._store)["spec_hash"]}
         if request.objective not in TECHNIQUES:
             raise TrainingError(f"sagemaker trains [sft] or [dpo] serverless, not {list(request.objective)}.")
         return {
@@ -78,6 +78,13 @@ class SageMakerTrainer(AwsTrainer):
             "learning_rate": f"{values.learning_rate:g}",
             "global_batch_size": str(values.batch_size),
         }
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Of a container what runs, and on what."""
+        if self._serverless:
+            return {**super().terms, "serverless": True}
+        return {**super().terms, "instance": self._instance, **{key: self.options.get(key) for key in ("image", "spot")}}
 
     def check(self, request: TrainingRequest) -> None:
         """A container trains whatever the local worker trains, but plain text, which stays here."""
@@ -192,6 +199,15 @@ class SageMakerTrainer(AwsTrainer):
             return super().cost(state, base_model, ran, tables)
         return seconds / 3600 * hour if seconds is not None and hour is not None else None
 
+    def hosting(self, base_model: str, tables: Path | None) -> str:
+        """One instance."""
+        instance = str(self.options.get("endpoint_instance", "ml.g4dn.xlarge"))
+        price = prices.find(self.provider, instance, tables)
+        if price is None or price.hour is None:
+            return f"an endpoint of one {instance}, {prices.unknown(self.provider, instance, 'hour')}"
+        usd = f"${price.hour:g} an hour, ${730 * price.hour:,.0f} a month"
+        return f"an endpoint of one {instance}, {usd} ({price.source}, {price.date})"
+
     def _hour(self, tables: Path | None) -> float | None:
         price = prices.find(self.provider, self._instance, tables)
         return price.hour if price else None
@@ -243,8 +259,8 @@ class SageMakerTrainer(AwsTrainer):
                     raise
 
     def undeploy(self, name: str) -> None:
-        """Endpoint, its configuration and its model; the model package stays."""
-        client, left = self.client("sagemaker"), list[ProviderError]()
+        """Endpoint, its configuration and its model, each when what needs it is gone; the model package stays."""
+        client = self.client("sagemaker")
         for what, delete, key in (
             ("endpoint", client.delete_endpoint, "EndpointName"),
             ("endpoint configuration", client.delete_endpoint_config, "EndpointConfigName"),
@@ -254,9 +270,8 @@ class SageMakerTrainer(AwsTrainer):
                 with self.errors(f"deleting the {what} {name}"):
                     delete(**{key: name})
             except ProviderError as error:
-                left += [error] if error.status != 404 else []
-        if left:
-            raise left[0]
+                if error.status != 404:
+                    raise
 
     def deployment(self, name: str) -> tuple[str, str | None, str]:
         """`EndpointStatus`, `FailureReason` and the endpoint's name."""
@@ -272,10 +287,12 @@ class SageMakerTrainer(AwsTrainer):
         with replacing_folder(folder / "download") as draft:
             self.s3.fetch(uri, draft, skip=STAGES)
             if not (draft / "result.json").exists():
-                raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no result.json; look at the job's log.")
+                raise TrainingError(
+                    f"Job {handle.id} is completed, but {uri} holds no result.json; look at the job's log. {TRAIN_AGAIN}"
+                )
             result: dict[str, Any] = read_json(draft / "result.json")
             if not (draft / str(result["model"])).is_dir():
-                raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no model.")
+                raise TrainingError(f"Job {handle.id} is completed, but {uri} holds no model. {TRAIN_AGAIN}")
             with replacing_folder(folder / "model") as model:
                 for file in sorted((draft / str(result["model"])).rglob("*")):
                     if file.is_file():

@@ -19,7 +19,11 @@ moto_server = pytest.importorskip("moto.server", reason="moto[server] is not ins
 
 from botocore.stub import Stubber  # noqa: E402
 
+from finetune_assets.environment import Environment  # noqa: E402
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled, SettingsError, TrainingError  # noqa: E402
+from finetune_assets.registry import Ledger  # noqa: E402
+from finetune_assets.registry.remote_jobs import open_journal  # noqa: E402
+from finetune_assets.rented import rented  # noqa: E402
 from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
 from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.aws_files import Files  # noqa: E402
@@ -366,7 +370,56 @@ def test_sagemaker_serverless(aws: Any, tmp_path: Path) -> None:
     assert 74 > open_hours(trainer.connection) > seen["StoppingCondition"]["MaxRuntimeInSeconds"] / 3600
 
 
+def test_what_is_rented_makes_another_job_and_names_do_not(aws: Any, tmp_path: Path) -> None:
+    base = str(make_tiny_model(tmp_path / "base"))
+
+    def key(provider: str = "sagemaker", base: str = base, **own: Any) -> str:
+        trainer, _, asked = make(provider, tmp_path, base, **own)
+        return trainer.spec_hash(asked)
+
+    same = key()
+    assert [key(**{name: "other"}) for name in ("role", "bucket", "prefix")] == [same] * 3
+    others: list[dict[str, Any]] = [{"spot": False}, {"instance": "ml.g5.xlarge"}, {"image": "other:2"}, {"region": "eu-west-1"}]
+    assert len({same, *(key(**other) for other in others)}) == 5
+    assert key("bedrock", NOVA) != key("bedrock", NOVA, region="eu-west-1")
+    serverless = [key(base=HUB, serverless=True, spot=spot) for spot in (True, False)]
+    assert serverless[0] == serverless[1] != key("bedrock", HUB)  # it has no capacity to wait for
+
+
+def test_the_doctor_lists_what_stands_and_is_billed(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _, asked = make("sagemaker", tmp_path, HUB, serverless=True, image=None, base_endpoint="base")
+    assert "ml.g4dn.xlarge, price unknown" in trainer.estimate(asked).note
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "prices.yaml").write_text("- {provider: sagemaker, model: ml.g4dn, hour: 0.5, source: a bill, date: 2026-11-01}\n")
+    assert "$0.5 an hour, $365 a month (a bill, 2026-11-01)" in trainer.estimate(replace(asked, tables=tables)).note
+    (tmp_path / "assistants").mkdir()
+    for name in ("HOME", "ASSISTANTS", "TABLES"):
+        monkeypatch.setenv(f"FINETUNE_{name}", str(tmp_path / name.lower()))
+    monkeypatch.setenv("FINETUNE_DATABASE_URL", f"sqlite:///{tmp_path / 'l.db'}")
+    book = Ledger(f"sqlite:///{tmp_path / 'l.db'}")
+    columns: dict[str, Any] = {"assistant": "dental", "tenant_id": None, "dataset_id": "d", "dataset_fingerprint": "f1"}
+    columns |= {"provider": "sagemaker", "base_model": HUB, "hyperparameters": {}, "plan": {}, "spec_hash": "s"}
+    job = book.open_job(columns)
+    open_journal(book, job.id, trainer.connection.to_dict(), 72).save(deployment="ours")
+    book.close()
+
+    def told() -> list[str]:
+        return [one.text for one in rented(Environment.read()) if one.what == "deployment"]
+
+    assert told() == []  # somebody has deleted it, or it was never made
+    sagemaker = aws.client("sagemaker")
+    variant = {"VariantName": "all", "ModelName": "ours", "InitialInstanceCount": 1, "InstanceType": "ml.g4dn.xlarge"}
+    sagemaker.create_model(ModelName="ours", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "i"})
+    sagemaker.create_endpoint_config(EndpointConfigName="ours", ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName="ours", EndpointConfigName="ours")
+    [text] = told()
+    assert text.startswith("ours of dental at sagemaker (InService): an endpoint of one ml.g4dn.xlarge, $0.5 an hour")
+    assert "until a person deletes it in the AWS console, and no budget counts it" in text
+
+
 def test_what_is_left_of_an_endpoint_is_deleted_later(aws: Any, tmp_path: Path) -> None:
+    """The endpoint first: one that stands needs its configuration."""
     trainer, journal, _ = make("sagemaker", tmp_path, HUB, serverless=True, image=None, base_endpoint="base")
     journal.save(provider_job_id="j", run_key="k", deployment="j")
     handle, deletes = JobHandle("sagemaker", "j", "k", "f"), ("delete_endpoint", "delete_endpoint_config", "delete_model")
@@ -375,27 +428,25 @@ def test_what_is_left_of_an_endpoint_is_deleted_later(aws: Any, tmp_path: Path) 
 
         def expect(*answers: tuple[str, str, int] | None) -> None:
             stub.add_response("describe_training_job", TRAINED)
-            for operation, answer in zip(deletes, answers, strict=True):
+            for operation, answer in zip(deletes, answers, strict=False):
                 stub.add_client_error(operation, *answer) if answer else stub.add_response(operation, {})
 
         stub.add_response("describe_training_job", TRAINED)
         about = {"EndpointName": "j", "EndpointArn": f"{SAGEMAKER}:endpoint/j", "CreationTime": WHEN, "LastModifiedTime": WHEN}
         stub.add_response("describe_endpoint", {**about, "EndpointStatus": "Creating"})
         stub.add_client_error("delete_endpoint", *busy)
-        stub.add_client_error("delete_endpoint_config", *gone)
-        stub.add_response("delete_model", {})
         trainer.cancel(handle)
-        expect(busy, gone, gone)
+        expect(None, busy)
         state = trainer.poll(handle)
         assert (state.status, state.provider_status, state.trained) == ("running", "Deleting its deployment", True)
-        assert "deleting the endpoint j failed with 400 ThrottlingException" in state.progress["warning"]
-        expect(None, gone, gone)
+        assert "deleting the endpoint configuration j failed with 400 ThrottlingException" in state.progress["warning"]
+        expect(gone, None, gone)
         state = trainer.poll(handle)
         assert (state.status, "could not be deleted" in state.progress["warning"]) == ("succeeded", False)
         stub.add_response("describe_training_job", TRAINED)
         assert trainer.poll(handle).status == "succeeded"  # nothing is left to delete
         journal.state |= {"undeployed": None, "given_up": "2026-11-01T00:00:00+00:00"}
-        expect(busy, None, None)
+        expect(busy)
         state = trainer.poll(handle)  # not for ever
         assert (state.status, "Delete j in the AWS console" in state.progress["warning"]) == ("succeeded", True)
         stub.assert_no_pending_responses()
