@@ -229,7 +229,7 @@ class AwsTrainer(ABC):
         """Billed tokens at the table's price, where the service tells them; a failed job may be billed too."""
         tokens = state.progress.get("trained_tokens")
         price = prices.find(self.provider, base_model, tables)
-        return price.of_training(int(tokens)) if price and tokens else None
+        return price.of_training(int(tokens)) if price and tokens is not None else None
 
     def pause(self, handle: JobHandle) -> JobState:
         """AWS holds no job."""

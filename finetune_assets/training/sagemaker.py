@@ -180,8 +180,10 @@ class SageMakerTrainer(AwsTrainer):
     def progress(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         """Billed seconds, and the metrics that SageMaker has read from the log."""
         seconds = {key: told[key] for key in ("TrainingTimeInSeconds", "BillableTimeInSeconds") if key in told}
+        if told.get("TrainingJobStatus") in ("Failed", "Stopped") and "TrainingStartTime" not in told:
+            seconds.setdefault("BillableTimeInSeconds", 0)  # it is billed from that time on
         metrics = {str(metric["MetricName"]): metric["Value"] for metric in told.get("FinalMetricDataList") or []}
-        tokens = {"trained_tokens": told["BillableTokenCount"]} if told.get("BillableTokenCount") else {}
+        tokens = {"trained_tokens": told["BillableTokenCount"]} if "BillableTokenCount" in told else {}
         return {"stage": told.get("SecondaryStatus"), **seconds, **tokens, **metrics}
 
     def estimate(self, request: TrainingRequest) -> Estimate:

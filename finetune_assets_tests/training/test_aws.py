@@ -274,6 +274,9 @@ def test_a_container_costs_its_billed_seconds_and_at_most_its_longest_run(aws: A
     state = trainer.state_of(told)
     assert trainer.cost(state, base, True, tmp_path) == pytest.approx(1.0)
     assert trainer.cost(state, base, True, None) is None
+    for told, usd in (({}, 0.0), ({"TrainingStartTime": WHEN}, None)):  # no instance was had; or nobody says for how long
+        state = trainer.state_of({"TrainingJobStatus": "Failed", **told})
+        assert trainer.cost(state, base, True, tmp_path) == usd
     serverless, _, _ = make("sagemaker", tmp_path, "arn:x", serverless=True, image=None, base_endpoint="b")
     (tmp_path / "prices.yaml").write_text("- {provider: sagemaker, model: 'arn:', training: 2, source: x, date: 2026-11-01}\n")
     os.utime(tmp_path / "prices.yaml", ns=(1, 1))
