@@ -185,7 +185,7 @@ def _key(remote: RemoteJob) -> str:
 def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | None) -> _Answer:
     handle = own.attach()
     if handle is None:
-        return _unsubmitted(remote, own)
+        return _unsubmitted(ledger, remote, own)
     state, journal = own.poll(handle), LedgerJournal(ledger, remote.job.id)
     stop: dict[str, str] | None = remote.state.get(STOP)
     if stop is None and state.status in OPEN_STATUSES and not state.progress.get("paused") and now() > _deadline(remote):
@@ -221,7 +221,7 @@ def _stopping(remote: RemoteJob, state: JobState, stop: dict[str, str]) -> JobSt
     return replace(state, progress={**state.progress, "warning": warning + said})
 
 
-def _unsubmitted(remote: RemoteJob, own: RemoteTrainer) -> _Answer:
+def _unsubmitted(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer) -> _Answer:
     """A job of the ledger that the provider does not have."""
     begun = bool(remote.state.get("create_started"))
     why = "creation was begun, no job is listed" if begun else "it was not submitted yet"
@@ -230,6 +230,8 @@ def _unsubmitted(remote: RemoteJob, own: RemoteTrainer) -> _Answer:
             remote, JobState("pending", "not submitted", None, {"warning": f"{why}; start the training again to go on"})
         )
     error = f"never submitted: {why} after {_hours(remote):.0f} hours (remote.max_hours). Start the training again."
+    if begun:
+        LedgerJournal(ledger, remote.job.id).save(**{ADRIFT: True})
     notes = tuple(own.clean_up(_handle(remote)))
     return _Answer(remote, JobState("failed", "not submitted", error), usd=None if begun else 0.0, notes=notes)
 

@@ -60,12 +60,15 @@ class World:
             pass
         return job
 
-    def give_up(self, job: Job) -> None:
-        """It was asked to stop at its deadline, long ago, and runs on."""
-        self.book.set_job(job.id, "running")
+    def past_deadline(self, job: Job) -> None:
         ago = {"deadline": now() - datetime.timedelta(hours=1), "polled_at": now()}
         with self.book.engine.begin() as connection:
             connection.execute(sa.update(remote_jobs).where(remote_jobs.c.job_id == job.id).values(ago))
+
+    def give_up(self, job: Job) -> None:
+        """It was asked to stop at its deadline, long ago, and runs on."""
+        self.book.set_job(job.id, "running")
+        self.past_deadline(job)
         LedgerJournal(self.book, job.id).save(stop={"asked": "2026-11-01 10:00:00", "was": "running"})
         assert self.poll(job).status == "failed"
 
@@ -106,6 +109,17 @@ def test_a_job_that_may_still_run_stops_the_next_one(fake: FakeProvider, world: 
     assert cancel_job(Environment.read(), job.id) == f"{job.id} has ended at openai ({its})."
     world.buy(**epochs(1))
     assert [one["status"] for one in fake.jobs] == ["cancelled", "running", "running"]
+
+
+def test_a_creation_that_was_not_answered_and_that_a_list_shows_late(fake: FakeProvider, world: World) -> None:
+    fake.set(list_lag=600, progress=["running"])
+    job = world.buy()
+    LedgerJournal(world.book, job.id).save(provider_job_id=None)
+    world.past_deadline(job)
+    assert (world.poll(job).status, len(fake.jobs)) == ("failed", 1)
+    fake.set(list_lag=0)
+    with pytest.raises(TrainingError, match=rf"{job.id} of dental may still run at openai"):
+        world.buy(**epochs(1))
 
 
 def test_a_person_may_know_better_than_the_provider(fake: FakeProvider, world: World) -> None:
