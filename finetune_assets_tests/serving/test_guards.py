@@ -78,11 +78,11 @@ def judged(rate: float, per_second: int, seed: int, *, waits: bool = True) -> tu
 
 
 def test_errors_that_come_before_the_good_replies_take_no_healthy_model_back() -> None:
-    """0.5 % errors at 6,000 requests a minute, where hundreds are under way: one step in several would fall, and none does."""
+    """0.5 % errors at 6,000 requests a minute, where hundreds are under way: four steps in ten would fall, and none does."""
     runs = range(200)
     hasty = sum(judged(0.005, 100, seed, waits=False)[0] == "failed" for seed in runs)
     patient = sum(judged(0.005, 100, seed)[0] == "failed" for seed in runs)
-    assert hasty > 10
+    assert hasty > 60
     assert patient == 0
 
 
