@@ -30,6 +30,8 @@ MOST_CHARS = 32_000
 """Of all messages together."""
 MOST_MESSAGES = 200
 MOST_ID = 128
+MOST_TENANT = 100
+"""Characters, as the tables hold them."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 OWN_ID = re.compile("conv-[0-9a-f]{32}")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -192,7 +194,7 @@ def who_answers(directory: Directory, tenant: str | None, body: dict[str, Any]) 
     """The assistant, and the tenant in whose name it answers. Raises Refused (403, 404)."""
     metadata = body.get("metadata")
     claimed = metadata.get("tenant_id") if isinstance(metadata, dict) else None
-    if not (claimed is None or (isinstance(claimed, str) and 0 < len(claimed) <= MOST_ID)):
+    if not (claimed is None or (isinstance(claimed, str) and 0 < len(claimed) <= MOST_TENANT)):
         raise Refused(400, "`metadata.tenant_id` must be a short text.")
     named = _named(body)
     if tenant is not None and tenant != ADMIN:

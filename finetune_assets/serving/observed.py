@@ -6,8 +6,8 @@ up, and those that no model takes count nowhere. A person is a tenant's user.
 
 A request is known when it has ended, and an error may end long before the good replies to what was asked with it: at the
 beginning of a step, or of a burst, a healthy model would seem to fail. So the errors are those of the requests that came before
-all that may still be under way (`settled`): their order is that of coming in, and none is missing whose reply takes no longer than
-those before it.
+all that may still be under way (`settled`): their order is that of coming in, and none is missing whose reply takes no longer
+than those before it.
 
 Time is measured so that a clock that is set forward or back neither opens nor blocks a gate. `hours` are the hours of the clock
 in which the candidate was asked: a jump adds one at most, however far it goes. `waited`, after which a person is asked, is
