@@ -2,8 +2,9 @@
 
     python benchmarks/faults.py
 
-Writes `benchmarks/faults.json`: of each test its outcome and seconds and, where a crowd chats while it happens, the requests that
-were sent, that were acknowledged, and those of them that are in no ledger afterwards. Ends with 1 where a test did not pass.
+Writes `benchmarks/faults.json`: of each test its outcome, cases and seconds and, where a crowd chats while it happens, the
+requests that were sent, that were acknowledged, and those of them that are in no ledger afterwards. Ends with 1 where a test did
+not pass.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.run import about  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "faults.json"
 TESTS = "finetune_assets_tests/serving"
+WORST = ("skipped", "passed", "failure", "error")
 FAULTS = {
     "upstream dies and comes back": ["test_upstreams.py::test_an_upstream_that_dies_and_comes_back"],
     "upstream hangs, answers 500, half a stream, or nonsense": [
@@ -66,16 +68,20 @@ FAULTS = {
 
 
 def outcomes(report: Path) -> list[dict[str, Any]]:
-    """The tests of a JUnit report under the faults they are about, in the order of FAULTS."""
-    fault_of = {test: fault for fault, tests in FAULTS.items() for test in tests}
-    made: list[dict[str, Any]] = []
+    """The tests of a JUnit report under the faults they are about, in the order of FAULTS; a test's cases in one row."""
+    made = {
+        test: {"fault": fault, "test": test, "outcome": "skipped", "cases": 0}
+        for fault, tests in FAULTS.items()
+        for test in tests
+    }
     for case in ET.parse(report).iter("testcase"):
-        ended = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
-        test = f"{case.attrib['classname'].rpartition('.')[2]}.py::{case.attrib['name']}"
+        row: dict[str, Any] = made[f"{case.attrib['classname'].rpartition('.')[2]}.py::{case.attrib['name'].partition('[')[0]}"]
+        ended = next((child.tag for child in case if child.tag in WORST), "passed")
+        row["outcome"] = max(row["outcome"], ended, key=WORST.index)
         told = {one.attrib["name"]: int(one.attrib["value"]) for one in case.iter("property")}
-        fault = fault_of[test.partition("[")[0]]
-        made.append({"fault": fault, "test": test, "outcome": ended, "seconds": round(float(case.attrib["time"]), 1), **told})
-    return sorted(made, key=lambda row: list(FAULTS).index(row["fault"]))
+        for name, value in {"cases": ended != "skipped", "seconds": float(case.attrib["time"]), **told}.items():
+            row[name] = round(row.get(name, 0) + value, 1)
+    return list(made.values())
 
 
 def main() -> int:
@@ -83,14 +89,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         tests = [f"{TESTS}/{test}" for tests in FAULTS.values() for test in tests]
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", f"--junitxml={report}", *tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "-o", "junit_family=xunit1"]
+        command += [f"--junitxml={report}", *tests]
         ended = subprocess.run(command, cwd=ROOT, check=False).returncode
         made = outcomes(report)
-    head = about("python benchmarks/faults.py", ("starlette", "uvicorn", "aiohttp", "sqlalchemy", "pgserver", "schemathesis"))
+    head = about("python benchmarks/faults.py", ("starlette", "uvicorn", "httptools", "sqlalchemy", "pgserver", "schemathesis"))
     RESULTS.write_text(json.dumps({**head, "rows": made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for row in made:
         told = f"{row['sent']} sent, {row['acknowledged']} acknowledged, {row['lost']} lost" if "sent" in row else ""
-        print(f"{row['fault']:<58}{row['outcome']:<9}{row['seconds']:>6.1f} s  {told}")
+        print(f"{row['fault']:<58}{row['outcome']:<9}{row['cases']:>3}{row.get('seconds', 0.0):>7.1f} s  {told}")
     return ended
 
 
