@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from benchmarks import guards as simulated
 from finetune_assets.serving import guards
 from finetune_assets.serving.guards import Timed
-from finetune_assets.serving.observed import WAIT, settled
 
 USUAL, MOST = 0.01, 0.05
 
@@ -55,33 +52,11 @@ def test_a_model_that_goes_bad_late_is_found_too() -> None:
         assert np.quantile([first_alarm(run) - 3000 for run in runs], 0.95) <= most
 
 
-def judged(rate: float, per_second: int, seed: int, *, waits: bool = True) -> tuple[str, int, float]:
-    """A step of two minutes, looked at every two seconds: what the ratio test says, after how many requests, and the seconds
-    between the request that decided and the look. Errors come at once, good replies after 5 to 25 s; `waits`: see `settled`."""
-    chance = np.random.default_rng(seed)
-    came = np.sort(chance.uniform(0, 120, 120 * per_second))
-    bad = chance.random(len(came)) < rate
-    took = np.where(bad, 0.01, chance.uniform(5, 25, len(came)))
-    start = datetime.datetime(2026, 11, 1)
-    for at in range(2, 150, 2):
-        known = came + took <= at
-        if not known.any():
-            continue
-        longest = float(took[known & ~bad].max(initial=0)) or WAIT
-        newest, now = (start + datetime.timedelta(seconds=float(one)) for one in (came[known].max(), at))
-        until = (settled(newest, longest, now) - start).total_seconds() if waits else at
-        seen = known & (came <= until)
-        outcome, after = guards.sprt(bad[seen][: guards.FIRST].tolist(), USUAL, MOST)
-        if outcome != "inconclusive":
-            return outcome, after, at - float(came[seen][after - 1])
-    return "inconclusive", 0, 0.0
-
-
 def test_errors_that_come_before_the_good_replies_take_no_healthy_model_back() -> None:
     """0.5 % errors at 6,000 requests a minute, where hundreds are under way: four steps in ten would fall, and none does."""
     runs = range(200)
-    hasty = sum(judged(0.005, 100, seed, waits=False)[0] == "failed" for seed in runs)
-    patient = sum(judged(0.005, 100, seed)[0] == "failed" for seed in runs)
+    hasty = sum(simulated.slow_replies(0.005, 100, seed, waits=False)[0] == "failed" for seed in runs)
+    patient = sum(simulated.slow_replies(0.005, 100, seed)[0] == "failed" for seed in runs)
     assert hasty > 60
     assert patient == 0
 
@@ -90,7 +65,7 @@ def test_errors_that_come_before_the_good_replies_take_no_healthy_model_back() -
 def test_a_bad_model_whose_good_replies_are_slow_is_found_as_soon(rate: float, median: float) -> None:
     """After as many requests as where all take the same time. The look comes when what was asked with the last of them has ended
     and something after it too: half a minute later where replies take 25 s."""
-    found = [judged(rate, 10, seed) for seed in range(100)]
+    found = [simulated.slow_replies(rate, 10, seed) for seed in range(100)]
     taken = [(after, late) for outcome, after, late in found if outcome == "failed"]
     assert len(taken) > 90
     assert np.median([after for after, _ in taken]) <= median
