@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -67,6 +68,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def about(command: str, packages: Sequence[str]) -> dict[str, Any]:
+    """What results were made with: command, date, machine, versions."""
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "versions": {name: installed(name) for name in packages},
+    }
+
+
 def main() -> None:
     """Runs what was asked for and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,17 +96,7 @@ def main() -> None:
     before = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if asked.names and RESULTS.exists() else []
     kept = [row for row in before if row["benchmark"] not in chosen and row["benchmark"] in names()]
     rows = sorted([*kept, *fresh], key=lambda row: row["benchmark"])
-    results = {
-        "command": f"python benchmarks/run.py --rounds {asked.rounds}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-        "versions": {name: installed(name) for name in PACKAGES},
-        "rows": rows,
-    }
+    results = {**about(f"python benchmarks/run.py --rounds {asked.rounds}", PACKAGES), "rows": rows}
     RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(fresh))
 

@@ -58,7 +58,7 @@ def _decided(book: Ledger, config: MoveConfig, settings: RolloutSettings) -> con
     if config.action == "advance":
         return control.advance(book, config.assistant, settings, config.reason, config.who)
     if config.action == "rollback":
-        return control.rollback(book, config.assistant, config.reason, config.who, config.to)
+        return control.rollback(book, config.assistant, config.reason, config.who, config.to, settings=settings)
     if config.action in ("hold", "release"):
         act = control.hold if config.action == "hold" else control.release
         return act(book, config.assistant, config.reason, config.who)

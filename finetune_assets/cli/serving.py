@@ -16,6 +16,7 @@ from finetune_assets.environment import ROOT, Environment
 
 if TYPE_CHECKING:
     from finetune_assets.assistants import Assistant
+    from finetune_assets.assistants.settings.serving import RolloutSettings
     from finetune_assets.registry import Ledger
     from finetune_assets.serving.control import Move
 
@@ -53,6 +54,16 @@ def _assistant(name: str) -> Assistant:
 
     environment = Environment.read()
     return load_assistant(environment.assistants, name, tenants(Store(environment.home)))
+
+
+def _limits(name: str) -> RolloutSettings | None:
+    """Null where the assistant's file cannot be read: the way back does not depend on it."""
+    from finetune_assets.errors import FinetuneError
+
+    try:
+        return _assistant(name).rollout
+    except FinetuneError:
+        return None
 
 
 @click.command()
@@ -184,7 +195,7 @@ def rollout_rollback(assistant: str, reason: str, who: str, to: str | None) -> N
     from finetune_assets.serving import control
 
     with _ledger() as ledger:
-        _told(control.rollback(ledger, assistant, reason, who, to))
+        _told(control.rollback(ledger, assistant, reason, who, to, settings=_limits(assistant)))
 
 
 @rollout.command("history")
@@ -213,7 +224,7 @@ def experiment() -> None:
 @click.option("--b", "second", required=True, help="Version B, or `base`.")
 @click.option("--share", default=0.5, show_default=True, help="Share of the people that get B.")
 @click.option("--tenant", "tenant_ids", multiple=True, help="All users of this tenant; may be repeated.")
-@click.option("--user", "user_ids", multiple=True, help="This user; may be repeated.")
+@click.option("--user", "user_ids", multiple=True, help="One user, as TENANT/USER; may be repeated.")
 @click.option("--unproven", is_flag=True, help="Also a version whose verdict is not `serve`; the history keeps which.")
 @REASON
 @WHO

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from finetune_assets.errors import LedgerError
-from finetune_assets.registry.rollouts import Rollout
+from finetune_assets.registry.rollouts import Rollout, served_anew, taken_back
 from finetune_assets.registry.schema import prepare
 from finetune_assets.registry.tables import (
     JOB_STATUSES,
@@ -201,14 +201,20 @@ class Ledger:
 
     def register(self, assistant: str, version: str, verdict: str, reasons: list[str], report: str) -> Version:
         """Stores the verdict of exactly this version; a later benchmark of the same version replaces it and is an event."""
-        before = self.version(assistant, version)
         where = (versions.c.assistant == assistant) & (versions.c.version == version)
         values = {"verdict": verdict, "reasons": reasons, "report": report, "registered_at": now()}
-        with self.engine.begin() as connection:
-            connection.execute(sa.update(versions).where(where).values(values))
-        if before.verdict != verdict:
-            self._event(assistant, "verdict", version, before.verdict, f"benchmark says {verdict}", "registered_model")
-        return self.version(assistant, version)
+        while True:
+            before = self.version(assistant, version)
+            same = versions.c.verdict.is_not_distinct_from(before.verdict)
+            generation = self.rollout(assistant).generation
+            why = (f"benchmark says {verdict}", "registered_model")
+            with self.engine.begin() as connection:
+                if connection.execute(sa.update(versions).where(where & same).values(values)).rowcount != 1:
+                    continue  # another benchmark of it was faster: its verdict is the one before
+                if before.verdict != verdict:
+                    row = _event_row(assistant, generation, "verdict", version, before.verdict, why)
+                    connection.execute(sa.insert(rollout_events).values(row))
+            return self.version(assistant, version)
 
     def version(self, assistant: str, version: str) -> Version:
         """One version. Raises LedgerError if there is none."""
@@ -240,11 +246,13 @@ class Ledger:
             found = connection.execute(sa.select(rollouts).order_by(rollouts.c.assistant)).mappings()
             return [rollout_of(row) for row in found]
 
-    def move(self, before: Rollout, after: Rollout, event: str, why: tuple[str, str], evidence: Any = None) -> Rollout:
+    def move(
+        self, before: Rollout, after: Rollout, event: str, why: tuple[str, str], evidence: Any = None, ended: Any = None
+    ) -> Rollout:
         """Stores a rollout's next state and its event, if nobody changed it since `before`. `why`: reason and actor.
 
-        A rollback also ends, in the same transaction, an experiment with a version that is taken back. Raises LedgerError if the
-        generation has moved on.
+        A rollback also ends, in the same transaction, an experiment with a version that is taken back; `ended` is its result.
+        Raises LedgerError if the generation has moved on, or if a version that gets more users is no longer to be served.
         """
         values = {field: value for field, value in vars(after).items() if field != "assistant"} | {"updated_at": now()}
         moved = f"The rollout of {before.assistant} moved on from generation {before.generation}; read it again and decide anew."
@@ -259,8 +267,9 @@ class Ledger:
                     same = (rollouts.c.assistant == before.assistant) & (rollouts.c.generation == before.generation)
                     if connection.execute(sa.update(rollouts).where(same).values(values)).rowcount != 1:
                         raise LedgerError(moved)
+                _need_serve(connection, before.assistant, served_anew(before, after))
                 if event == "rolled_back":
-                    _end_experiment(connection, before, after, why[1])
+                    _end_experiment(connection, before, after, why[1], ended)
                 connection.execute(sa.insert(rollout_events).values(row))
         except IntegrityError:
             raise LedgerError(moved) from None
@@ -278,22 +287,26 @@ class Ledger:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def _event(self, assistant: str, event: str, version: str, previous: str | None, reason: str, actor: str) -> None:
-        generation = self.rollout(assistant).generation
-        row = _event_row(assistant, generation, event, version, previous, (reason, actor))
-        with self.engine.begin() as connection:
-            connection.execute(sa.insert(rollout_events).values(row))
+
+def _need_serve(connection: sa.Connection, assistant: str, version: str | None) -> None:
+    """Within the transaction of a move: a benchmark that changes the verdict comes before all of it, or after."""
+    if version is None:
+        return
+    here = (versions.c.assistant == assistant) & (versions.c.version == version)
+    verdict = connection.execute(sa.select(versions.c.verdict).where(here).with_for_update(read=True)).scalar()
+    if verdict != "serve":
+        raise LedgerError(f"The verdict of {version} ({assistant}) is {verdict or 'none'} now, not serve: look at it again.")
 
 
-def _end_experiment(connection: sa.Connection, before: Rollout, after: Rollout, actor: str) -> None:
+def _end_experiment(connection: sa.Connection, before: Rollout, after: Rollout, actor: str, result: Any) -> None:
     here = rollouts.c.assistant == before.assistant
     running = connection.execute(sa.select(rollouts.c.experiment).where(here)).scalar()
-    gone = {before.candidate, None if after.champion == before.champion else before.champion}
-    taken = [side for side in (running["a"], running["b"]) if side is not None and side in gone] if running else []
+    taken = taken_back(before, after, running) if running else []
     if not taken:
         return
     why = (f"{taken[0]} was rolled back", actor)
     row = _event_row(before.assistant, after.generation, "experiment_ended", taken[0], before.champion, why)
+    row["evidence"] = result
     connection.execute(sa.update(rollouts).where(here).values(experiment=sa.null()))
     connection.execute(sa.insert(rollout_events).values(row))
 

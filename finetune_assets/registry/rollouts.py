@@ -12,9 +12,9 @@ or writes. Argo Rollouts and Flagger are the models: failed, inconclusive and no
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_assets.errors import RolloutRefused
 
@@ -153,6 +153,19 @@ def rollback(state: Rollout, to: str | None = None, served: Collection[str] = ()
     if state.champion is None:
         raise RolloutRefused(f"{state.assistant} is served by its base model; there is nothing to roll back.")
     return _idle(state, champion=state.previous, previous=None)
+
+
+def taken_back(before: Rollout, after: Rollout, experiment: Mapping[str, Any]) -> list[str]:
+    """The sides of an experiment that a rollback takes from everybody: it ends with them."""
+    gone = {before.candidate, None if after.champion == before.champion else before.champion}
+    return [str(side) for side in (experiment["a"], experiment["b"]) if side is not None and side in gone]
+
+
+def served_anew(before: Rollout, after: Rollout) -> str | None:
+    """The version that a move gives to more people, whose verdict has to be `serve` at that moment; null where it gives none."""
+    if after.champion != before.champion:
+        return after.champion
+    return after.candidate if (after.candidate, after.step) != (before.candidate, before.step) else None
 
 
 def _idle(state: Rollout, champion: str | None, previous: str | None) -> Rollout:

@@ -13,8 +13,8 @@ import logging
 import os
 import random
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,7 +25,7 @@ from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, as_rollout, assign, keep, takes_part
 from finetune_assets.serving.directory import Directory
 from finetune_assets.serving.exchange import Exchange
-from finetune_assets.serving.intake import Ask, Options, Refused, history_key
+from finetune_assets.serving.intake import Ask, Options, Refused, history_key, new_conversation
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
@@ -67,9 +67,8 @@ class Answering:
         assigned = assign(state, ask.tenant, ask.user)
         kept = False
         if talk is not None and ask.at - talk.last < datetime.timedelta(minutes=ask.assistant.serving.conversation_minutes):
-            stays = keep(state, assigned, talk.salt, talk.arm)
-            kept, assigned = stays.name != assigned.name, stays
-        conversation = talk.conversation if talk else ask.conversation or f"conv-{uuid.uuid4().hex}"
+            assigned, kept = keep(state, assigned, talk)
+        conversation = talk.conversation if talk else ask.conversation or new_conversation()
         turns = [
             {"role": str(m["role"]), "content": str(m["content"])} for m in ask.messages if m["role"] in ("user", "assistant")
         ]
@@ -173,7 +172,7 @@ class Answering:
         self.metrics.upstream_failures.labels(exchange.ask.assistant.name, arm.name, failed.outcome).inc()
         if arm == exchange.assigned:
             exchange.outcome = "timeout" if failed.outcome == "timeout" else "error"
-            exchange.error = str(failed)
+            exchange.error = failed.said(exchange.ask.assistant.serving.texts)
         exchange.status = {"timeout": 504, "busy": 429}.get(failed.outcome, failed.status)
         exchange.refusal = failed.error
         if failed.outcome == "busy" and len(self._arms(exchange)) == 1:
@@ -248,10 +247,9 @@ class Answering:
         rows = [request_row(exchange, "live", key)]
         if answered:
             rows += text_rows(exchange, turns)
-            talk = Talk(
-                exchange.conversation, ask.tenant, exchange.user, exchange.assigned.name, exchange.state.salt, ask.at, turns
-            )
-            self.talks.remember(talk, key)
+            state = exchange.state
+            now = exchange.assigned.name, state.salt, state.step, exchange.kept, ask.at
+            self.talks.remember(Talk(exchange.conversation, ask.tenant, exchange.user, *now, turns), key)
         self._keep(rows)
         asyncio.get_running_loop().call_soon(self.metrics.observe, exchange)  # after the reply
 
@@ -285,16 +283,17 @@ class Answering:
 
     async def _shadow_reply(self, live: Exchange) -> None:
         arm = Arm(CANDIDATE, live.state.candidate)
-        made = Exchange(live.ask, live.state, arm, False, live.conversation, False, live.user, live.turns)
+        ask = replace(live.ask, at=live.ask.at + datetime.timedelta(seconds=live.seconds))
+        made = Exchange(ask, live.state, arm, False, live.conversation, False, live.user, live.turns)
         made.id = f"shadow-{live.id}"
-        body = (
-            {**self.body(live.ask), "patient": True} if live.ask.assistant.serving.upstream == "embedded" else self.body(live.ask)
-        )
+        body = {**self.body(ask), "patient": True} if ask.assistant.serving.upstream == "embedded" else self.body(ask)
         body.pop("tools", None)  # a shadow never runs a tool
         body.pop("tool_choice", None)
+        target = self.target(made, arm)
+        target = replace(target, seconds=ask.assistant.rollout.shadow_seconds or target.seconds)
         try:
-            _fail_if_told(live.ask, arm)
-            made.reply = await self.upstream.whole(self.target(made, arm), body)
+            _fail_if_told(ask, arm)
+            made.reply = await self.upstream.whole(target, body)
             if self._breaks_policy(made):
                 made.outcome = "policy"
         except UpstreamFailed as failed:
@@ -302,7 +301,7 @@ class Answering:
                 self.metrics.shadows_left_out.inc()
                 return
             made.outcome = "timeout" if failed.outcome == "timeout" else "error"  # also of what the live arm did not refuse
-            made.error, made.status = str(failed), 502
+            made.error, made.status = failed.said(ask.assistant.serving.texts), 502
         self._measure(made)
         self._keep(shadow_rows(made, live))
         self.metrics.observe(made, kind="shadow")

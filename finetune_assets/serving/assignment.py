@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_assets.registry import Rollout
+from finetune_assets.serving.talks import Talk
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 
@@ -41,18 +42,22 @@ def assign(state: Rollout, tenant: str, user: str) -> Arm:
     return Arm(CHAMPION, state.champion)
 
 
-def keep(state: Rollout, assigned: Arm, salt: str | None, arm: str | None) -> Arm:
-    """The arm of an open conversation that began with `arm` under `salt`: it stays, unless that rollout is over."""
-    if arm is None or salt != state.salt or arm == assigned.name:
-        return assigned
-    if arm == CANDIDATE:
-        return Arm(CANDIDATE, state.candidate) if state.candidate is not None else assigned
-    return Arm(CHAMPION, state.champion)
+def keep(state: Rollout, assigned: Arm, talk: Talk) -> tuple[Arm, bool]:
+    """The arm of an open conversation, and whether it has it from an earlier step: it stays, unless that rollout is over.
+
+    That is told of every such conversation, also of one whose arm would be the same today: those of users who change at the step
+    count for neither arm, so those of users who do not may not count either, or the split of users would look wrong.
+    """
+    if talk.salt != state.salt or (talk.step == state.step and not talk.kept):
+        return assigned, False
+    if talk.arm == CANDIDATE and state.candidate is not None:
+        return Arm(CANDIDATE, state.candidate), True
+    return Arm(CHAMPION, state.champion), True
 
 
 def takes_part(experiment: dict[str, Any], tenant: str, user: str) -> bool:
-    """Whether a user is in an experiment: its tenant or its id is named; nobody else ever sees its versions."""
-    return tenant in experiment.get("tenants", []) or user in experiment.get("users", [])
+    """Whether a user is in an experiment: the tenant is named, or TENANT/USER; nobody else ever sees its versions."""
+    return tenant in experiment.get("tenants", []) or f"{tenant}/{user}" in experiment.get("users", [])
 
 
 def as_rollout(state: Rollout, experiment: dict[str, Any]) -> Rollout:

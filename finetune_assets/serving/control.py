@@ -106,7 +106,7 @@ def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) 
     if verdict != "serve":
         reason = f"its offline verdict is no longer serve but {verdict}"
         try:
-            return _move(ledger, Move("rolled_back", before, rollouts.rollback(before), None, reason), actor)
+            return _move(ledger, Move("rolled_back", before, rollouts.rollback(before), None, reason), actor, settings)
         except LedgerError:
             return None
     judged = judge(ledger, before, settings)
@@ -114,7 +114,7 @@ def step(ledger: Ledger, assistant: str, settings: RolloutSettings, actor: str) 
     if decided is None:
         return None
     try:
-        return _move(ledger, Move(decided[0], before, decided[1], judged, judged.text), actor)
+        return _move(ledger, Move(decided[0], before, decided[1], judged, judged.text), actor, settings)
     except LedgerError:
         return None
 
@@ -174,12 +174,22 @@ def release(ledger: Ledger, assistant: str, reason: str, actor: str, seen: int |
     return _move(ledger, Move("released", before, rollouts.release(before), None, reason), actor)
 
 
-def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | None = None, seen: int | None = None) -> Move:
+def rollback(  # noqa: PLR0913
+    ledger: Ledger,
+    assistant: str,
+    reason: str,
+    actor: str,
+    to: str | None = None,
+    *,
+    seen: int | None = None,
+    settings: RolloutSettings | None = None,
+) -> Move:
     """Back at once, whatever happens meanwhile: a lost race is tried again, unless the other one rolled back too.
 
     A second person who presses a moment later means what the first has done, not the champion before it: that takes another
-    press by somebody who has `seen` the newest generation, a minute's time, or `to`. Raises RolloutRefused, also where there is
-    nothing to go back from; LedgerError for an unknown version.
+    press by somebody who has `seen` the newest generation, a minute's time, or `to`. `settings` (else the defaults) judge an
+    experiment that ends with a version that is taken back. Raises RolloutRefused, also where there is nothing to go back from;
+    LedgerError for an unknown version.
     """
     _need_reason(reason)
     if to is not None and to != rollouts.BASE:
@@ -195,7 +205,7 @@ def rollback(ledger: Ledger, assistant: str, reason: str, actor: str, to: str | 
             _need_files(ledger, assistant, after.champion)
         move = Move("rolled_back", before, after, None, reason)
         try:
-            return _move(ledger, move, actor)
+            return _move(ledger, move, actor, settings)
         except LedgerError:
             continue  # somebody else moved it: look again
     raise LedgerError(f"The rollout of {assistant} changes faster than it can be rolled back; who is changing it?")
@@ -248,19 +258,21 @@ def _need_reason(reason: str) -> None:
         raise RolloutRefused("Say why: the reason stays in the history (--reason).")
 
 
-def _move(ledger: Ledger, move: Move, actor: str) -> Move:
-    tried = move.event == "rolled_back" and experiments.current(ledger, move.before.assistant)
+def _move(ledger: Ledger, move: Move, actor: str, settings: RolloutSettings | None = None) -> Move:
+    back = move.event == "rolled_back"
+    ended = experiments.over(ledger, move.before, move.after, settings or RolloutSettings()) if back else None
     evidence = move.judgement.as_dict() if move.judgement else None
-    after = ledger.move(move.before, move.after, move.event, (move.reason, actor), evidence)
+    result = ended.as_dict() if ended else None
+    after = ledger.move(move.before, move.after, move.event, (move.reason, actor), evidence, result)
     version = after.candidate or move.before.candidate or after.champion or rollouts.BASE
-    if move.event == "rolled_back" and not move.before.is_open:
+    if back and not move.before.is_open:
         version = move.before.champion or rollouts.BASE
     live = after.champion or "the base model"
     text = f"{after.assistant}: {version} {SAYS[move.event].format(step=after.step)}. {move.reason} ({actor}; live: {live})"
     facts = {"assistant": after.assistant, "event": move.event, "version": version, "step": after.step, "actor": actor}
     for problem in notify(text, {**facts, "generation": after.generation, "reason": move.reason}):
         log.warning(problem)
-    if tried and experiments.current(ledger, after.assistant) is None:
-        over = f"the experiment is over: a version of it was rolled back ({actor})"
+    if ended:
+        over = f"the experiment is over: a version of it was rolled back ({actor}). {ended.text}"
         experiments.tell(after.assistant, "experiment_ended", over)
     return Move(move.event, move.before, after, move.judgement, move.reason, text)

@@ -17,7 +17,8 @@ from finetune_assets.serving.upstream import Reply
 @dataclass
 class Exchange:
     """What is known of one chat. `status` is HTTP's. `outcome` is the assigned arm's: ok, error, timeout, policy; and two that
-    count against nobody: gone (the client left, or was told to come back), refused (the upstream finds the request wrong)."""
+    count against nobody: gone (the client left, or was told to come back), refused (the upstream finds the request wrong).
+    `conversation` is the stored id."""
 
     ask: Ask
     state: Rollout
@@ -42,6 +43,11 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.served = self.assigned
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation's id as its client knows it."""
+        return self.conversation.removeprefix(f"{self.ask.tenant}/")
 
     @property
     def model(self) -> str:

@@ -1,7 +1,7 @@
 """A/B in staging: two versions side by side for chosen tenants or users, at any split, with the guards' statistics.
 
-Nobody else ever gets either version, and nothing is promoted: an experiment ends when a person ends it, and its result then stays
-in the history, as the evidence of the event. It ends at once, without a result, when one of its versions is rolled back.
+Nobody else ever gets either version, and nothing is promoted: an experiment ends when a person ends it, and at once when one of
+its versions is rolled back. Its result stays in the history, as the evidence of the event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from finetune_assets.assistants.settings.serving import RolloutSettings
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry import Ledger, Rollout
-from finetune_assets.registry.rollouts import BASE
+from finetune_assets.registry.rollouts import BASE, taken_back
 from finetune_assets.registry.tables import now, rollout_events, rollouts
 from finetune_assets.serving.guards import percentile
 from finetune_assets.serving.judge import Judgement, weigh
@@ -105,7 +105,8 @@ def begin(  # noqa: PLR0913
     *,
     unproven: bool = False,
 ) -> None:
-    """Starts version A against B (`base`: the base model); `who`: {"tenants": […], "users": […]}, `why`: reason and actor.
+    """Starts version A against B (`base`: the base model); `who`: {"tenants": […], "users": ["TENANT/USER", …]}; `why`: reason
+    and actor.
 
     `unproven`: also a version whose verdict is not `serve`; the event keeps its verdict. Raises RolloutRefused for such a version
     otherwise, where an experiment is running, or where nobody is named; LedgerError for an unknown version.
@@ -126,6 +127,11 @@ def begin(  # noqa: PLR0913
         raise RolloutRefused(f"The share of version B is {share:g}; it must lie between 0 and 1.")
     if not any(who.values()):
         raise RolloutRefused("Name the tenants or users that take part: an experiment is for people who know of it.")
+    nobodys = [user for user in who.get("users", []) if not all(user.partition("/"))]
+    if nobodys:
+        raise RolloutRefused(
+            f"Name a user with its tenant, TENANT/USER: {', '.join(nobodys)} may be somebody else at another one."
+        )
     first, second = versions
     state = ledger.rollout(assistant)
     generation = state.generation + 1
@@ -196,6 +202,12 @@ def _write(
             if connection.execute(sa.update(rollouts).where(same).values(**values)).rowcount != 1:
                 raise RolloutRefused(f"The rollout of {state.assistant} moved on meanwhile; try again.")
         connection.execute(sa.insert(rollout_events).values(**row, created_at=now()))
+
+
+def over(ledger: Ledger, before: Rollout, after: Rollout, settings: RolloutSettings) -> Result | None:
+    """The result of the experiment that a rollback ends; null where it ends none."""
+    value = current(ledger, before.assistant)
+    return result(ledger, before.assistant, settings) if value and taken_back(before, after, value) else None
 
 
 def result(ledger: Ledger, assistant: str, settings: RolloutSettings) -> Result | None:

@@ -116,7 +116,7 @@ def errors(first: Sequence[bool], last: Sequence[bool], usual: float, most: floa
     if late is not None:
         outcome, text = "failed", "errors have become too many"
     if not seen:
-        outcome, text = "gathering", "no request yet"
+        outcome, text = "gathering", "none to judge yet"
     shown = f"{sum(seen)} of {len(seen)} requests failed: {text}"
     return Guard("errors", outcome, share, None, None, most, len(seen), shown)
 

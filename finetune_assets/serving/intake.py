@@ -6,8 +6,11 @@ import asyncio
 import datetime
 import hashlib
 import json
+import re
 import time
 import unicodedata
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +30,10 @@ MOST_CHARS = 32_000
 """Of all messages together."""
 MOST_MESSAGES = 200
 MOST_ID = 128
+MOST_TENANT = 100
+"""Characters, as the tables hold them."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+OWN_ID = re.compile("conv-[0-9a-f]{32}")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PASSED_ON = (
     "temperature",
@@ -72,7 +78,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One chat to be answered. `at` is the time it came in, UTC; `told` says that the client named its conversation."""
+    """One chat to be answered. `conversation` is the stored id (`conversation_id`), `at` the time it came in, UTC; `told` says
+    that the client named its conversation."""
 
     assistant: Assistant
     tenant: str
@@ -187,7 +194,7 @@ def who_answers(directory: Directory, tenant: str | None, body: dict[str, Any]) 
     """The assistant, and the tenant in whose name it answers. Raises Refused (403, 404)."""
     metadata = body.get("metadata")
     claimed = metadata.get("tenant_id") if isinstance(metadata, dict) else None
-    if not (claimed is None or (isinstance(claimed, str) and 0 < len(claimed) <= MOST_ID)):
+    if not (claimed is None or (isinstance(claimed, str) and 0 < len(claimed) <= MOST_TENANT)):
         raise Refused(400, "`metadata.tenant_id` must be a short text.")
     named = _named(body)
     if tenant is not None and tenant != ADMIN:
@@ -313,11 +320,27 @@ def identifier(name: str, value: Any) -> str | None:
     return value.strip()
 
 
+def new_conversation() -> str:
+    """The router's own id of a conversation: nobody else makes or guesses it."""
+    return f"conv-{uuid.uuid4().hex}"
+
+
+def conversation_id(tenant: str, named: str | None) -> str | None:
+    """The stored id of a conversation that a client names: the router's own as it is, any other as its tenant's, since two
+    tenants may number theirs alike."""
+    return named if named is None or OWN_ID.fullmatch(named) else f"{tenant}/{named}"
+
+
 def history_key(tenant: str, user: str, messages: list[dict[str, Any]]) -> str:
     """Names a chat by what was said in it, system messages aside: the next request repeats it."""
     said = [[m["role"], m["content"]] for m in messages if m["role"] in ("user", "assistant")]
     text = json.dumps([tenant, user, said], ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def drain_seconds(assistants: Iterable[Assistant]) -> float:
+    """Longest time that a chat which is under way may need yet."""
+    return max((one.serving.longest_seconds for one in assistants), default=0.0) + 1.0
 
 
 class Rates:

@@ -1,7 +1,13 @@
 """What a rollout step's requests and feedback say, read from the ledger. Analysis goes by the arm a user was assigned.
 
-A shadow step has no users of its own: its requests are the candidate's answers to what the live arm was asked. Requests of an
-open conversation that kept an earlier step's arm, those that a client gave up, and those that no model takes count nowhere.
+A shadow step has no users of its own: its requests are the candidate's answers to what the live arm was asked. Requests of
+conversations that were open when the step began (in both arms, whether or not theirs is another since), those that a client gave
+up, and those that no model takes count nowhere. A person is a tenant's user.
+
+A request is known when it has ended, and an error may end long before the good replies to what was asked with it: at the
+beginning of a step, or of a burst, a healthy model would seem to fail. So the errors are those of the requests that came before
+all that may still be under way (`settled`): their order is that of coming in, and none is missing whose reply takes no longer
+than those before it.
 
 Time is measured so that a clock that is set forward or back neither opens nor blocks a gate. `hours` are the hours of the clock
 in which the candidate was asked: a jump adds one at most, however far it goes. `waited`, after which a person is asked, is
@@ -27,12 +33,16 @@ from finetune_assets.serving.guards import FIRST, Timed
 BAD = ("error", "timeout", "policy")
 NOBODYS = ("gone", "refused")
 """Outcomes that say nothing of a model: the client left, or asked what no model takes."""
+PERSON = sa.func.coalesce(requests.c.tenant_id, sa.literal_column("''")) + sa.literal_column("'/'", sa.String) + requests.c.user
+"""Two tenants' users of one name are two people."""
+WAIT = 60.0
+"""Seconds for which an arm is waited for that has given no good reply yet, and for the last requests of a burst."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm in one step: requests in all, users, seconds and cost of the newest replies (`guards`), each user's feedback,
-    in the order of their first.
+    """One arm in one step: requests in all, users, the first and last settled requests (whether they failed), seconds and cost of
+    the newest replies (`guards`), each user's feedback, in the order of their first.
 
     `negative`: share of negative feedback of each user who gave any, 0..1; `rating`: mean stars of each user who gave any, 1..5.
     """
@@ -67,14 +77,27 @@ def observe(ledger: Ledger, state: Rollout) -> Observed:
         & (requests.c.outcome.not_in(NOBODYS))
     )
     live = step & (requests.c.kind == "live")
+    longest = sa.func.max(sa.func.coalesce(requests.c.seconds, 0.0))
+    whole = (requests.c.assistant == state.assistant) & (requests.c.rollout == state.salt) & (requests.c.outcome == "ok")
     mine = step & (requests.c.kind == "shadow") if state.step == SHADOW else live & (requests.c.assigned_arm == "candidate")
     with ledger.engine.connect() as connection:
+        arm = requests.c.assigned_arm
+        good = {row[0]: float(row[1]) for row in connection.execute(sa.select(arm, longest).where(whole).group_by(arm))}
+        newest = connection.execute(sa.select(sa.func.max(requests.c.created_at)).where(step)).scalar()
+        until = settled(newest, max(good.get("candidate", WAIT), good.get("champion", 0.0)), now())
         return Observed(
-            _arm(connection, mine),
-            _arm(connection, live & (requests.c.assigned_arm == "champion")),
+            _arm(connection, mine, until),
+            _arm(connection, live & (requests.c.assigned_arm == "champion"), until),
             _hours(connection, mine),
             _waited(connection, state, mine),
         )
+
+
+def settled(newest: datetime.datetime | None, longest: float, at: datetime.datetime) -> datetime.datetime:
+    """When the last request came of which it is known that none before it is under way: as long before the newest one that has
+    ended as the longest good reply of the rollout took (s); where nothing has come for a while, as long, or WAIT, before `at`."""
+    ago = datetime.timedelta
+    return at if newest is None else max(newest - ago(seconds=longest), at - ago(seconds=max(longest, WAIT)))
 
 
 def _hours(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
@@ -103,10 +126,10 @@ def _waited(connection: sa.Connection, state: Rollout, where: sa.ColumnElement[b
     return max(elapsed, _hours(connection, where & (requests.c.generation >= event.generation)))
 
 
-def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
-    users = sa.func.count(sa.distinct(requests.c.user))
+def _arm(connection: sa.Connection, where: sa.ColumnElement[bool], until: datetime.datetime) -> Arm:
+    users = sa.func.count(sa.distinct(PERSON))
     count, people = connection.execute(sa.select(sa.func.count(), users).select_from(requests).where(where)).one()
-    outcomes = sa.select(requests.c.outcome, requests.c.seconds, requests.c.usd).where(where)
+    outcomes = sa.select(requests.c.outcome, requests.c.seconds, requests.c.usd, requests.c.created_at).where(where)
     order = (requests.c.created_at, requests.c.request_id)
     sequence = max(0, count // FIRST - 1)
     newest = outcomes.order_by(*(column.desc() for column in order)).limit(count - sequence * FIRST)
@@ -119,15 +142,15 @@ def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
         )
         .select_from(feedback.join(requests, requests.c.message_id == feedback.c.message_id))
         .where(where & (requests.c.kind == "live"))
-        .group_by(requests.c.user)
-        .order_by(sa.func.min(feedback.c.created_at), requests.c.user)
+        .group_by(PERSON)
+        .order_by(sa.func.min(feedback.c.created_at), PERSON)
     )
     people_said = connection.execute(said).all()
     return Arm(
         requests=count,
         users=people,
-        first=[row.outcome in BAD for row in first[:FIRST]],
-        last=[row.outcome in BAD for row in last[-FIRST:]],
+        first=[row.outcome in BAD for row in first[:FIRST] if row.created_at <= until],
+        last=[row.outcome in BAD for row in last[-FIRST:] if row.created_at <= until],
         seconds=Timed([row.seconds for row in last if row.outcome == "ok" and row.seconds is not None], sequence),
         usd=Timed([row.usd for row in last if row.usd is not None], sequence),
         negative=[float(negative) for negative, _ in people_said if negative is not None],
@@ -137,7 +160,7 @@ def _arm(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Arm:
 
 def exposed(ledger: Ledger, assistant: str, salt: str) -> int:
     """How many people the candidate of a rollout has answered."""
-    query = sa.select(sa.func.count(sa.distinct(requests.c.user))).where(
+    query = sa.select(sa.func.count(sa.distinct(PERSON))).where(
         (requests.c.assistant == assistant)
         & (requests.c.rollout == salt)
         & (requests.c.kind == "live")
@@ -181,8 +204,8 @@ def totals(ledger: Ledger, assistant: str, since: datetime.datetime, until: date
         head = connection.execute(
             sa.select(
                 sa.func.count(),
-                sa.func.count(sa.distinct(requests.c.user)),
-                sa.func.count(sa.distinct(sa.case((requests.c.served_arm == "candidate", requests.c.user)))),
+                sa.func.count(sa.distinct(PERSON)),
+                sa.func.count(sa.distinct(sa.case((requests.c.served_arm == "candidate", PERSON)))),
                 sa.func.sum(sa.case((requests.c.outcome.in_(BAD), 1), else_=0)),
                 sa.func.sum(sa.case((taken_over, 1), else_=0)),
                 sa.func.avg(requests.c.seconds),

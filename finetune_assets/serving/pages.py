@@ -120,7 +120,7 @@ class Dashboard:
                 if action == "advance":
                     done = control.advance(ledger, name, settings, reason, who, seen)
                 elif action == "rollback":
-                    done = control.rollback(ledger, name, reason, who, seen=seen)
+                    done = control.rollback(ledger, name, reason, who, seen=seen, settings=settings)
                 elif action == "end":
                     return f"{name}: {experiments.end(ledger, name, settings, (reason, who)).text}"
                 else:

@@ -40,7 +40,7 @@ def chat(exchange: Exchange) -> dict[str, Any]:
     return {
         "response": exchange.reply.text.strip(),
         "user_id": exchange.ask.user,
-        "conversation_id": exchange.conversation,
+        "conversation_id": exchange.conversation_id,
         "request_id": exchange.id,
         "action": action,
         "params": params,
@@ -51,7 +51,7 @@ def headers(exchange: Exchange) -> dict[str, str]:
     """Request, conversation, version and rollout generation."""
     return {
         "X-Request-Id": exchange.id,
-        "X-Conversation-Id": exchange.conversation.encode("ascii", "replace").decode(),
+        "X-Conversation-Id": exchange.conversation_id.encode("ascii", "replace").decode(),
         "X-Model-Version": exchange.model,
         "X-Rollout-Generation": str(exchange.state.generation),
     }

@@ -121,11 +121,9 @@ class Router:
             except Refused as refused:
                 self.metrics.refused.labels(str(refused.status)).inc()
                 if refused.status == 403:
-                    key, client = intake.key_of(request, self.directory), request.client.host if request.client else "?"
+                    key = intake.key_of(request, self.directory)
                     whose = f"the key {key.name!r} of {key.tenant}" if key else f"no key, Host {request.headers.get('host')!r}"
-                    log.warning(
-                        "403 for %s %r from %s with %s: %s", request.method, request.scope["path"], client, whose, refused
-                    )
+                    log.warning("403 for %s %r with %s: %s", request.method, request.scope["path"], whose, refused)
                 return JSONResponse({"error": refused.error}, status_code=refused.status, headers=refused.headers)
 
         return call
@@ -144,7 +142,7 @@ class Router:
             tenant=tenant,
             vertical=self._vertical(assistant.select.vertical, tenant),
             user=user or conversation or f"anonymous-{uuid.uuid4().hex}",
-            conversation=conversation,
+            conversation=intake.conversation_id(tenant, conversation),
             messages=messages,
             settings=settings,
             channel=channel,
@@ -194,7 +192,7 @@ class Router:
         message = body.get("message")
         if user is None or not isinstance(message, str) or not message.strip():
             raise Refused(400, "A chat needs `user_id` and `message`.")
-        conversation = intake.identifier("conversation_id", body.get("conversation_id"))
+        conversation = intake.conversation_id(tenant, intake.identifier("conversation_id", body.get("conversation_id")))
         self._admit(assistant, tenant)
         try:
             talk = await self.answering.talk(conversation) if conversation is not None else None
@@ -206,7 +204,7 @@ class Router:
                 tenant=tenant,
                 vertical=self._vertical(assistant.select.vertical, tenant),
                 user=user,
-                conversation=conversation or f"conv-{uuid.uuid4().hex}",
+                conversation=conversation or intake.new_conversation(),
                 messages=[*system, *said],
                 settings={},
                 channel="chat",

@@ -34,6 +34,7 @@ from finetune_assets.errors import FinetuneError, ServingError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.traffic import api_keys
 from finetune_assets.serving import control, experiments
+from finetune_assets.serving.intake import drain_seconds
 from finetune_assets.serving.models import model_name, tenants
 from finetune_assets.storage import Store
 from finetune_assets.worker.__main__ import set_environment
@@ -45,6 +46,8 @@ JUDGE = 2.0
 LOAD_AGAIN = 30.0
 """Seconds until a model that could not be loaded is tried again."""
 METRICS = "finetune-metrics"
+LAST_ROWS = 25.0
+"""Seconds that a process has for what is left to write, after a worker's chats have ended."""
 RESTART = 1.0
 """Least seconds between two starts of the same child."""
 
@@ -114,6 +117,7 @@ class Server:
         self.tried = threading.Event()
         """Set when all models have been asked for once."""
         self.threads: list[threading.Thread] = []
+        self.drain = 0.0
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
@@ -252,6 +256,7 @@ class Server:
         ):
             with contextlib.suppress(FinetuneError):  # a worker's log says what is wrong with it
                 found[name] = load_assistant(self.environment.assistants, name, known)
+        self.drain = drain_seconds(found.values())
         return found
 
     def _has_keys(self) -> bool:
@@ -282,7 +287,7 @@ class Server:
                     child.process.terminate()
             for child in group:
                 try:
-                    child.process.wait(timeout=25)
+                    child.process.wait(timeout=self.drain + LAST_ROWS if name == "worker" else LAST_ROWS)
                 except subprocess.TimeoutExpired:
                     child.process.kill()
                     child.process.wait()

@@ -20,13 +20,16 @@ MOST = 20_000
 
 @dataclass
 class Talk:
-    """A conversation: its owner (tenant and pseudonym), its arm and rollout, last time, and turns (as the client sent them)."""
+    """A conversation: its owner (tenant and pseudonym), arm, rollout and step of its newest turn, whether the arm is one of an
+    earlier step, last time, and turns (as the client sent them)."""
 
     conversation: str
     tenant: str
     user: str
-    arm: str | None
+    arm: str
     salt: str | None
+    step: str
+    kept: bool
     last: datetime.datetime
     turns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
@@ -85,4 +88,5 @@ class Talks:
                 return None
             turns = [{"role": str(role), "content": str(content)} for role, content in connection.execute(said)]
         last = row["created_at"].replace(tzinfo=datetime.UTC)
-        return Talk(conversation, str(row["tenant_id"]), str(row["user"]), row["assigned_arm"], row["rollout"], last, turns)
+        owner = str(row["tenant_id"]), str(row["user"])
+        return Talk(conversation, *owner, row["assigned_arm"], row["rollout"], row["step"], row["kept"], last, turns)

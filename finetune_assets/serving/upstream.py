@@ -25,17 +25,26 @@ BROKEN = (Broken, ValueError, KeyError, IndexError, TypeError, AttributeError, O
 """A connection that broke, or an answer of another shape than OpenAI's."""
 MOST_TOKENS = 1 << 31
 """A count from here on is none."""
+ONCE = 1
+"""Tries of a chat at AWS: one that timed out may be under way, and is paid twice where it is sent again."""
 CLIENTS = (400, 413, 422)
 """Statuses that speak of the request itself; all others from 400 on are troubles of the upstream."""
 
 
 class UpstreamFailed(Exception):
     """An upstream that did not give a reply; `outcome` is `error`, `timeout`, `busy` (it asked to come back later) or `refused`:
-    it says that the request is wrong, with this status and this error in OpenAI's shape."""
+    it says that the request is wrong, with this status and this error in OpenAI's shape. `kind` is what of the message is none of
+    the upstream's own words, which may quote the prompt."""
 
-    def __init__(self, outcome: str, message: str, status: int = 502, error: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.outcome, self.status, self.error = outcome, status, error or {}
+    def __init__(
+        self, outcome: str, message: str, status: int = 502, error: dict[str, Any] | None = None, kind: str | None = None
+    ) -> None:
+        super().__init__(message[:300])
+        self.outcome, self.status, self.error, self.kind = outcome, status, error or {}, kind or outcome
+
+    def said(self, texts: str) -> str:
+        """What is stored of it, where an assistant keeps these `texts`."""
+        return self.kind if texts == "none" else str(self)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Upstream:
         try:
             async with asyncio.timeout(target.seconds):
                 if aws_calls.is_aws(target.url):
-                    call = partial(aws_calls.chat, target.url, target.model, body, target.seconds)
+                    call = partial(aws_calls.chat, target.url, target.model, body, target.seconds, ONCE)
                     return _reply(await asyncio.get_running_loop().run_in_executor(self.threads, call))
                 connection = await self._post(target, {**body, "stream": False})
                 data = await connection.read()
@@ -87,7 +96,7 @@ class Upstream:
         except FinetuneError as error:
             raise _failure_of_aws(error) from None
         except BROKEN as error:
-            raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
+            raise _broken(error) from None
         finally:
             if connection is not None:
                 self.pool.release(connection)
@@ -110,7 +119,7 @@ class Upstream:
         except FinetuneError as error:
             raise _failure_of_aws(error) from None
         except BROKEN as error:
-            raise UpstreamFailed("error", f"{type(error).__name__}: {error}"[:300]) from None
+            raise _broken(error) from None
 
     async def _events(self, target: Target, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Server-sent events up to `[DONE]`."""
@@ -125,7 +134,7 @@ class Upstream:
                     return
                 event = _event(jsons.loads(data))
                 if "error" in event:
-                    raise UpstreamFailed("error", str(event["error"])[:300])
+                    raise UpstreamFailed("error", str(event["error"]), kind="an error inside the stream")
                 yield event
         finally:
             self.pool.release(connection, ending=ended)
@@ -139,7 +148,7 @@ class Upstream:
         def read() -> None:
             last: Exception | None = None
             try:
-                with contextlib.closing(aws_calls.events(target.url, target.model, body, target.seconds)) as events:
+                with contextlib.closing(aws_calls.events(target.url, target.model, body, target.seconds, ONCE)) as events:
                     while not left.is_set() and (event := next(events, None)) is not None:
                         loop.call_soon_threadsafe(queue.put_nowait, event)
             except Exception as error:
@@ -167,14 +176,19 @@ class Upstream:
         return connection
 
 
+def _broken(error: Exception) -> UpstreamFailed:
+    return UpstreamFailed("error", f"{type(error).__name__}: {error}", kind=type(error).__name__)
+
+
 def _failure_of_aws(error: FinetuneError) -> UpstreamFailed:
     """What an error of AWS, or of its settings here, means."""
     text = str(error)
+    kind = f"HTTP {error.status} {error.code}" if isinstance(error, ProviderError) and error.status else type(error).__name__
     if any(word in text for word in aws_calls.TOO_LONG):
         told = {"type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded", "message": text}
-        return UpstreamFailed("refused", text[:300], 400, told)
+        return UpstreamFailed("refused", text, 400, told, kind)
     busy = isinstance(error, ProviderError) and (error.status == 429 or (error.code or "").startswith(aws_calls.BUSY))
-    return UpstreamFailed("busy" if busy else "error", text[:300])
+    return UpstreamFailed("busy" if busy else "error", text, kind=kind)
 
 
 def _failure(status: int, body: bytes) -> UpstreamFailed:
@@ -183,14 +197,15 @@ def _failure(status: int, body: bytes) -> UpstreamFailed:
         return UpstreamFailed("busy", "the upstream is busy")
     text = without_secrets(body.decode("utf-8", "replace"))
     if status not in CLIENTS:
-        return UpstreamFailed("error", f"HTTP {status}: {text[:300]}")
+        return UpstreamFailed("error", f"HTTP {status}: {text}", kind=f"HTTP {status}")
     try:
         told: Any = json.loads(text)["error"]
         message = str(told["message"])
     except (ValueError, LookupError, TypeError):
         told, message = {}, text
     error = {name: told[name] for name in ("type", "param", "code") if isinstance(told.get(name), str | int)}
-    return UpstreamFailed("refused", f"HTTP {status}: {message[:300]}", status, {**error, "message": message[:1000]})
+    told = {**error, "message": message[:1000]}
+    return UpstreamFailed("refused", f"HTTP {status}: {message}", status, told, f"HTTP {status}")
 
 
 def _event(event: Any) -> dict[str, Any]:

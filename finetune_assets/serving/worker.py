@@ -7,6 +7,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -14,13 +15,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from finetune_assets.environment import Environment
-from finetune_assets.serving.intake import Options
+from finetune_assets.serving.intake import Options, drain_seconds
 from finetune_assets.serving.router import Router
 from finetune_assets.worker.__main__ import die_with_parent
-
-BACKLOG_SECONDS = 15
-"""Longest time that a stopping worker gives to the chats under way."""
-
 
 HEAD_SECONDS = 10.0
 """For the head of a request; its body has its own time (`intake`)."""
@@ -63,6 +60,19 @@ class Protocol(HttpToolsProtocol):
             self.waiting.cancel()
 
 
+class Worker(uvicorn.Server):
+    """Ends the chats under way before it stops, however long the settings of now let one take."""
+
+    def __init__(self, config: uvicorn.Config, router: Router) -> None:
+        super().__init__(config)
+        self.router = router
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes nothing new, and waits for them."""
+        self.config.timeout_graceful_shutdown = round(drain_seconds(self.router.directory.assistants.values()))
+        await super().shutdown(sockets)
+
+
 def main(arguments: list[str]) -> None:
     """Serves until SIGTERM; then takes nothing new and ends what it has begun."""
     parser = argparse.ArgumentParser()
@@ -85,11 +95,10 @@ def main(arguments: list[str]) -> None:
         log_level="warning",
         access_log=False,  # every chat is a row; paths and keys in a log would be one place more to guard
         server_header=False,
-        timeout_graceful_shutdown=BACKLOG_SECONDS,
         timeout_keep_alive=20,
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor says when to end
-    uvicorn.Server(config).run()
+    Worker(config, router).run()
 
 
 if __name__ == "__main__":

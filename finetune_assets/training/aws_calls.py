@@ -163,23 +163,23 @@ def _mend(code: str, status: int, doing: str) -> str:
     return ""
 
 
-def chat(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+def chat(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0, tries: int = 3) -> dict[str, Any]:
     """One reply in the shape of OpenAI's chat completion, with usage. Raises ProviderError, SettingsError."""
     service, _, region = url.partition("://")
     ask = _converse if service == "bedrock" else _invoke
     with translated(service, f"asking {model}"):
-        return ask(client(service, f"{service}-runtime", region.strip("/") or None, timeout), model, body)
+        return ask(client(service, f"{service}-runtime", region.strip("/") or None, timeout, tries), model, body)
 
 
-def events(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0) -> Generator[dict[str, Any]]:
+def events(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0, tries: int = 3) -> Generator[dict[str, Any]]:
     """`chat` as the events of OpenAI's stream: Bedrock's as they come, SageMaker's reply whole. Raises as `chat` does."""
     service, _, region = url.partition("://")
     if service != "bedrock":
-        yield from _as_events(chat(url, model, body, timeout))
+        yield from _as_events(chat(url, model, body, timeout, tries))
         return
     ended = False
     with translated(service, f"asking {model}"):
-        runtime = client(service, f"{service}-runtime", region.strip("/") or None, timeout)
+        runtime = client(service, f"{service}-runtime", region.strip("/") or None, timeout, tries)
         with closing(runtime.converse_stream(**_asked(model, body))["stream"]) as stream:
             for event in stream:
                 ended = ended or "messageStop" in event

@@ -98,8 +98,9 @@ def test_a_person_advances_and_rolls_back_with_who_and_why(shop: Shop, browser: 
 def test_an_experiment_has_a_page_and_its_result_stays(shop: Shop, browser: Any) -> None:
     first, second = shop.version("a"), shop.version("b")
     people = [f"colleague-{n}" for n in range(20)]
+    chosen = {"tenants": [], "users": [f"clinica_aurora/{user}" for user in people]}
     with shop.ledger() as book:
-        experiments.begin(book, "aurora", (first, second), 0.5, {"tenants": [], "users": people}, ("try", "ana"))
+        experiments.begin(book, "aurora", (first, second), 0.5, chosen, ("try", "ana"))
     with shop.served("--no-judge") as served:
         answered = [served.ask(user=user).json()["model"] for user in people]
         assert set(answered) == {f"aurora--{first}", f"aurora--{second}"}

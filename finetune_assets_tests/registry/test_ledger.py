@@ -129,6 +129,38 @@ def test_a_rollout_moves_only_from_the_generation_seen_and_leaves_its_events(led
     assert (events[1]["actor"], events[1]["evidence"], events[1]["step"]) == ("ana", {"requests": 1}, "shadow")
 
 
+def test_a_verdict_that_is_newer_than_the_decision_stops_the_move(ledger: Ledger, tmp_path: Path) -> None:
+    """Read before, changed since: no version gets more users; the way back and a hold are open."""
+    version = ledger.mint_version(finished(ledger), "a" * 64, tmp_path).version
+    ledger.register("dental", version, "serve", ["better"], "r.html")
+    idle = ledger.rollout("dental")
+    shadow = rollouts.start(idle, version, "serve")
+    ledger.register("dental", version, "do_not_serve", ["again"], "r.html")
+    with pytest.raises(LedgerError, match="is do_not_serve now"):
+        ledger.move(idle, shadow, "started", ("because", "ana"))
+    assert ledger.rollout("dental") == idle
+    ledger.register("dental", version, "serve", ["again"], "r.html")
+    seen = ledger.move(idle, shadow, "started", ("because", "ana"))
+    ledger.register("dental", version, "cannot_tell", ["again"], "r.html")
+    for steps in ([10, 100], [100]):
+        with pytest.raises(LedgerError, match="is cannot_tell now"):
+            ledger.move(seen, rollouts.advance(seen, "passed", steps, person=True), "advanced", ("fine", "ana"))
+    held = ledger.move(seen, rollouts.hold(seen, "person"), "held", ("wait", "ana"))
+    assert ledger.move(held, rollouts.rollback(held), "rolled_back", ("bad", "ana")).candidate is None
+
+
+def test_verdicts_that_come_at_once_follow_each_other(ledger: Ledger, tmp_path: Path) -> None:
+    version = ledger.mint_version(finished(ledger), "a" * 64, tmp_path).version
+    with ThreadPoolExecutor(4) as pool:
+        said = ["serve", "do_not_serve", "cannot_tell", "review"]
+        list(pool.map(lambda one: ledger.register("dental", version, one, [one], "r.html"), said))
+    events = ledger.events("dental")
+    assert sorted(event["reason"] for event in events) == sorted(f"benchmark says {one}" for one in said)
+    before = [None, *(event["reason"].removeprefix("benchmark says ") for event in events)]
+    assert [event["previous"] for event in events] == before[:-1]
+    assert ledger.version("dental", version).verdict == before[-1]
+
+
 def test_unknown_things_are_named(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="job-x"):
         ledger.job("job-x")

@@ -27,8 +27,8 @@ class Loopback:
 
 class Upstream(Loopback):
     """An OpenAI-compatible server, whose streams begin with the role alone; `faults`: model's name to what goes wrong: error,
-    hang, late, half, slow, empty, busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE; of a stream that has named its
-    role: begun:half, begun:hang, begun:error. `shapes`: model's name to an answer that is sent as it stands."""
+    hang, late, wait:SECONDS, half, slow, empty, busy, shapeless, tool, toolcut, say:TEXT, status:NUMBER:MESSAGE; of a stream that
+    has named its role: begun:half, begun:hang, begun:error. `shapes`: model's name to an answer that is sent as it stands."""
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
@@ -54,6 +54,8 @@ class Upstream(Loopback):
         fault = next((f for name, f in self.faults.items() if name in body["model"]), "")
         if fault in ("hang", "late"):
             time.sleep(4 if fault == "hang" else 1)
+        if fault.startswith("wait:"):
+            time.sleep(float(fault[5:]))
         if fault in ("error", "busy"):
             return self._send(handler, 500 if fault == "error" else 429, {"error": {"message": fault}})
         if fault.startswith("status:"):

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,6 +249,12 @@ class Crowd:
     def acknowledged(self) -> set[str]:
         """Ids of the replies they got."""
         return {answer.json()["id"] for _, answer in self.answers if answer.status_code == 200}
+
+    def record(self, put: Callable[[str, object], None], stored: set[str]) -> None:
+        """Into the test's report: requests sent, acknowledged, and of those lost (`benchmarks/faults.py` shows them)."""
+        put("sent", len(self.answers) + self.broken)
+        put("acknowledged", len(self.acknowledged))
+        put("lost", len(self.acknowledged - stored))
 
 
 @contextmanager

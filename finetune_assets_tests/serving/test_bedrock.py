@@ -75,9 +75,9 @@ def test_whole_and_streamed_by_the_openai_client(served: Served, shop: Shop) -> 
 def test_where_bedrock_fails_the_champion_answers(
     served: Served, shop: Shop, cloud: FakeAws, status: int, code: str, *, stream: bool
 ) -> None:
-    """Throttled (after the client's own three tries), deleted, forbidden."""
+    """Throttled, deleted, forbidden; asked once."""
     asked = "ConverseStream" if stream else "Converse"
-    cloud.fault(asked, "refuse", status=status, code=code, message="said so", times=3 if status == 429 else 1)
+    cloud.fault(asked, "refuse", status=status, code=code, message="said so")
     answer = served.ask(user=shop.user_of("candidate"), stream=stream)
     assert answer.status_code == 200
     assert "aurora--base" in answer.text
@@ -90,10 +90,15 @@ def test_where_bedrock_fails_the_champion_answers(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bedrock_that_hangs_is_given_up_in_time(served: Served, shop: Shop, cloud: FakeAws, *, stream: bool) -> None:
-    cloud.fault("ConverseStream" if stream else "Converse", "hang_before")
+    """And not asked again: a chat that timed out may be under way, and is paid."""
+    asked = "ConverseStream" if stream else "Converse"
+    before = cloud.state()["seen"].count(asked)
+    cloud.fault(asked, "hang_before")
     answer = served.ask(user=shop.user_of("candidate"), stream=stream)
     assert (answer.status_code, answer.headers["x-model-version"]) == (200, "aurora--base")
     assert shop.logged(answer.headers["x-request-id"])["outcome"] == "timeout"
+    time.sleep(4)  # longer than boto3 reads, and waits before another try
+    assert cloud.state()["seen"].count(asked) == before + 1
 
 
 def test_bedrocks_words_come_as_they_are_made(served: Served, shop: Shop, cloud: FakeAws) -> None:
@@ -134,7 +139,7 @@ def test_a_prompt_that_is_too_long_for_bedrock_and_its_champion_is_the_clients(
     alone.environment |= cloud.environment
     alone.roll_out(alone.version("a", tmp_path / "model"), "done")
     with alone.served("--no-judge") as running:
-        cloud.fault("Converse", "refuse", status=429, code="ThrottlingException", message="Too many tokens", times=3)
+        cloud.fault("Converse", "refuse", status=429, code="ThrottlingException", message="Too many tokens")
         busy = running.ask()
         assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
         message = "Input is too long for requested model."

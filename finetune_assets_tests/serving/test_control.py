@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
@@ -18,9 +19,12 @@ from finetune_assets.environment import Environment
 from finetune_assets.errors import RolloutRefused
 from finetune_assets.registry.tables import rollout_events
 from finetune_assets.registry.traffic import feedback, requests
-from finetune_assets.serving import control, experiments
+from finetune_assets.serving import control, experiments, guards
+from finetune_assets.serving.assignment import assign, keep, takes_part
 from finetune_assets.serving.judge import judge
+from finetune_assets.serving.observed import exposed, observe
 from finetune_assets.serving.server import Server, Settings
+from finetune_assets.serving.talks import Talk
 from finetune_assets_tests.serving.shop import Shop
 
 QUICK = RolloutSettings(min_requests=100, min_users=20, min_hours=1, steps=[10, 50, 100])
@@ -386,6 +390,93 @@ def test_a_champion_that_was_left_does_not_return_by_itself(shop: Shop) -> None:
         assert control.start(book, "aurora", second, "looked at", "ana").after.candidate == second
 
 
+def test_conversations_under_way_at_a_step_are_no_wrong_split(shop: Shop) -> None:
+    """1,200 people are talking when 10 % become 50 %, and go on for three turns; one in three begins another conversation too."""
+    shop.roll_out(shop.version("a"), "10")
+    with shop.ledger() as book:
+        before = book.rollout("aurora")
+    shop.advance()
+    with shop.ledger() as book:
+        after = book.rollout("aurora")
+    row: dict[str, Any] = {"assistant": "aurora", "rollout": after.salt, "generation": after.generation, "step": after.step}
+    row |= {"kind": "live", "version": "v", "outcome": "ok", "status": 200, "tenant_id": "t", "seconds": 0.1}
+    rows: list[dict[str, Any]] = []
+
+    def say(user: str, arm: str, kept: bool) -> None:
+        at = datetime.datetime(2026, 11, 1) + datetime.timedelta(seconds=len(rows))
+        more = {"request_id": f"r{len(rows)}", "user": user, "created_at": at, "kept": kept}
+        rows.append({**row, **more, "assigned_arm": arm, "served_arm": arm})
+
+    changed = dict.fromkeys(("champion", "candidate"), 0)
+    for n in range(1200):
+        user = f"u{n}"
+        now, then = assign(after, "t", user), assign(before, "t", user)
+        talk = Talk(user, "t", user, then.name, before.salt, before.step, False, datetime.datetime.now(datetime.UTC))
+        changed[now.name] += now.name == then.name
+        for _ in range(3):
+            arm, kept = keep(after, now, talk)
+            assert (arm.name, kept) == (then.name, True)
+            talk = replace(talk, arm=arm.name, step=after.step, kept=kept)
+            say(user, arm.name, kept)
+        if n % 3 == 0:
+            say(user, now.name, False)
+    with shop.ledger() as book:
+        with book.engine.begin() as connection:
+            connection.execute(sa.insert(requests), rows)
+        judged = judge(book, after, QUICK)
+    split = next(guard for guard in judged.guards if guard.name == "assignment")
+    assert split.outcome == "passed"
+    assert split.seen > 300
+    assert guards.assignment(changed["candidate"], changed["champion"], 0.5).outcome == "not_measurable"  # who kept an arm
+
+
+def test_two_tenants_users_of_one_name_are_two_people(shop: Shop) -> None:
+    first, second = shop.two_versions("50")
+    for tenant in ("clinica_aurora", "clinica_sol"):
+        traffic(shop, "candidate", 30, negative=0.5, part=tenant)
+    with shop.ledger() as book:
+        with book.engine.begin() as connection:
+            for tenant in ("clinica_aurora", "clinica_sol"):
+                its = requests.c.request_id.contains(tenant)
+                connection.execute(
+                    sa.update(requests)
+                    .where(its)
+                    .values(
+                        tenant_id=tenant, user=sa.func.substr(requests.c.request_id, sa.func.length(requests.c.request_id) - 1)
+                    )
+                )
+        state = book.rollout("aurora")
+        seen = observe(book, state).candidate
+        assert (seen.users, len(seen.negative), exposed(book, "aurora", state.salt or "")) == (60, 60, 60)
+        with pytest.raises(RolloutRefused, match="TENANT/USER: ana may be somebody else"):
+            experiments.begin(book, "aurora", (first, second), 0.5, {"tenants": [], "users": ["sol/eva", "ana"]}, ("try", "ana"))
+    chosen = {"tenants": ["staging"], "users": ["clinica_sol/ana"]}
+    asked = [("clinica_sol", "ana"), ("clinica_aurora", "ana"), ("staging", "eva")]
+    assert [takes_part(chosen, *one) for one in asked] == [True, False, True]
+
+
+def test_errors_are_judged_when_nothing_before_them_is_under_way(shop: Shop) -> None:
+    """Six errors at once, while good replies take ten seconds: it is known how many that is when those asked with them are in."""
+    shop.roll_out(shop.version("a"), "50")
+    traffic(shop, "champion", 50, seconds=10.0)
+    traffic(shop, "candidate", 6, bad=1.0, seconds=0.01)
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    mine = (requests.c.assigned_arm == "candidate") & (requests.c.outcome == "error")
+
+    def errors(seconds_ago: float) -> str:
+        with shop.ledger() as book:
+            with book.engine.begin() as connection:
+                at = now - datetime.timedelta(seconds=seconds_ago)
+                connection.execute(sa.update(requests).where(mine).values(created_at=at))
+                connection.execute(sa.update(requests).where(~mine).values(created_at=now - datetime.timedelta(seconds=2)))
+            judged = judge(book, book.rollout("aurora"), QUICK)
+        return next(guard.outcome for guard in judged.guards if guard.name == "errors")
+
+    assert [errors(12.1), errors(59), errors(61)] == ["gathering", "gathering", "failed"]  # it never answered well
+    traffic(shop, "candidate", 1, seconds=10.0, part="good")
+    assert [errors(3), errors(11.9), errors(12.1)] == ["gathering", "gathering", "failed"]
+
+
 def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> None:
     first, second = shop.version("a"), shop.version("b")
     shop.roll_out(first, "done")
@@ -423,6 +514,8 @@ def test_an_experiment_takes_proven_versions_and_ends_when_one_is_rolled_back(sh
         assert experiments.current(book, "aurora") is None
         ended, back = book.events("aurora")[-2:]
         assert (ended["event"], ended["version"], ended["reason"]) == ("experiment_ended", first, f"{first} was rolled back")
+        assert (ended["evidence"]["a"]["version"], ended["evidence"]["b"]["version"]) == ("base", first)
+        assert ended["evidence"]["said"].startswith("Not settled yet")
         assert back["event"] == "rolled_back"
         control.start(book, "aurora", second, "again", "ana")
         experiments.begin(book, "aurora", (first, second), 0.5, people, ("try", "ana"))

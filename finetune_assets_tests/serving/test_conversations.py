@@ -16,10 +16,11 @@ import pytest
 import sqlalchemy as sa
 
 from finetune_assets.environment import Environment
-from finetune_assets.registry.traffic import feedback, messages
+from finetune_assets.registry.traffic import feedback, messages, requests
 from finetune_assets.serving import control
 from finetune_assets.serving.intake import Options
 from finetune_assets.serving.router import MOST_CHATS, Router
+from finetune_assets.serving.writer import transfer
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 
@@ -52,16 +53,21 @@ def test_an_open_conversation_keeps_its_arm_when_the_share_grows(tmp_path: Path,
     first, second = shop.two_versions("10")
     user, other = shop.user_between(0.1, 0.5), shop.user_between(0.0, 0.1)
     with shop.served("--no-judge") as served:
-        open_one = {"metadata": {"conversation_id": "c1"}}
+        open_one, others = {"metadata": {"conversation_id": "c1"}}, {"metadata": {"conversation_id": "c2"}}
         assert first in served.ask(user=user, **open_one).json()["model"]
+        assert second in served.ask(user=other, **others).json()["model"]
         shop.advance()
         assert wait_for(lambda: second in served.ask(user=user).json()["model"], 2)  # a new conversation
         kept = served.ask(user=user, **open_one)
         assert first in kept.json()["model"]
         assert shop.logged(kept.headers["x-request-id"])["kept"]
+        same = served.ask(user=other, **others)  # its arm would be the same today: it counts as little
+        assert second in same.json()["model"]
+        assert shop.logged(same.headers["x-request-id"])["kept"]
         os.kill(served.children("worker")[0], signal.SIGKILL)  # what a worker remembers is in the ledger
         again = wait_for(lambda: _try(served, user, open_one), 20)
         assert first in again.json()["model"]
+        assert shop.logged(again.headers["x-request-id"])["kept"]
         with shop.ledger() as book:
             control.rollback(book, "aurora", "test", "test")
         assert wait_for(lambda: first in served.ask(user=other).json()["model"], 1)
@@ -145,6 +151,27 @@ def test_a_turn_of_an_open_conversation_asks_the_ledger_once(fresh: Shop) -> Non
 
     asyncio.run(_in_process(fresh, turns))
     assert counts == [1, 1, 1]
+
+
+def test_where_no_texts_are_kept_an_upstreams_words_are_none(fresh: Shop, upstream: Upstream) -> None:
+    """They may quote the prompt. What is left of an error is its kind."""
+    file = fresh.assistants / "aurora.yaml"
+    file.write_text(file.read_text().replace("serving: {", "serving: {texts: none, "))
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        body: dict[str, Any] = {"model": "aurora", "messages": [{"role": "user", "content": "Soy alérgica"}]}
+        for fault in ("status:500:you said: Soy alérgica", "status:400:too long: Soy alérgica", "shapeless"):
+            upstream.faults["aurora"] = fault
+            assert (await client.post("/v1/chat/completions", json=body)).status_code in (400, 502)
+        upstream.shapes["aurora"], upstream.faults["aurora"] = '{"error": {"message": "Soy alérgica"}}', ""
+        assert (await client.post("/v1/chat/completions", json={**body, "stream": True})).status_code == 502
+
+    asyncio.run(_in_process(fresh, ask))
+    with fresh.ledger() as book:
+        transfer(fresh.home / "serving" / "journal", book.engine)
+    said = [row["error"] for row in sorted(fresh.rows(requests), key=lambda row: row["created_at"])]
+    assert said == ["HTTP 500", "HTTP 400", "AttributeError", "an error inside the stream"]
+    assert fresh.rows(messages) == []
 
 
 def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(fresh: Shop) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote_plus
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_a_rollback_is_in_effect_in_every_worker_within_a_second_and_fails_nobody(
-    tmp_path: Path, upstream: Upstream, database: str
+    tmp_path: Path, upstream: Upstream, database: str, record_property: Callable[[str, object], None]
 ) -> None:
     """Three workers under load, half of the users at the candidate: the last chat that it answered began within a second."""
     with postgres() if database == "postgres" else contextlib.nullcontext((None, None)) as (url, _):
@@ -40,6 +41,7 @@ def test_a_rollback_is_in_effect_in_every_worker_within_a_second_and_fails_nobod
                     control.rollback(book, "aurora", "patients complain", "ana")
                 assert wait_for(lambda: sum(at > start + 1 for at, _ in people.answers) > 10, 30)
             assert wait_for(lambda: shop.values(requests, "request_id") == people.acknowledged)
+            people.record(record_property, shop.values(requests, "request_id"))
         assert ({answer.status_code for _, answer in people.answers}, people.broken) == ({200}, 0)
         late = [at - start for at, answer in people.answers if second in answer.json()["model"]]
         assert min(late) < 0
@@ -47,7 +49,9 @@ def test_a_rollback_is_in_effect_in_every_worker_within_a_second_and_fails_nobod
 
 
 @pytest.mark.slow
-def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) -> None:
+def test_postgres_is_restarted_under_load(
+    tmp_path: Path, upstream: Upstream, record_property: Callable[[str, object], None]
+) -> None:
     """Users are answered from the last known rollouts, their rows wait in the journal, and a rollback after it takes effect."""
     pytest.importorskip("pgserver")
     from pgserver import pg_ctl
@@ -56,13 +60,20 @@ def test_postgres_is_restarted_under_load(tmp_path: Path, upstream: Upstream) ->
         shop = Shop(tmp_path / "shop", upstream=upstream.url, database=url)
         first, second = shop.two_versions("50")
         with shop.served("--no-judge") as served:
-            answers = [served.ask(user=f"u{n}") for n in range(5)]
-            pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=server.pgdata, user=server.system_user)
-            answers += [served.ask(user=f"u{n}") for n in range(20)]
-            assert {answer.status_code for answer in answers} == {200}
-            assert {answer.json()["model"] for answer in answers} == {f"aurora--{first}", f"aurora--{second}"}
-            server.ensure_postgres_running()
-            assert wait_for(lambda: shop.values(requests, "request_id") == {a.json()["id"] for a in answers}, 20)
+            with crowd(served.url) as people:
+
+                def goes_on(since: float) -> bool:
+                    return bool(wait_for(lambda: sum(at > since for at, _ in people.answers) > 50, 30))
+
+                assert goes_on(0.0)
+                pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=server.pgdata, user=server.system_user)
+                assert goes_on(time.monotonic())
+                server.ensure_postgres_running()
+                assert goes_on(time.monotonic())
+            assert ({answer.status_code for _, answer in people.answers}, people.broken) == ({200}, 0)
+            assert {answer.json()["model"] for _, answer in people.answers} == {f"aurora--{first}", f"aurora--{second}"}
+            assert wait_for(lambda: shop.values(requests, "request_id") == people.acknowledged, 20)
+            people.record(record_property, shop.values(requests, "request_id"))
             with shop.ledger() as book:
                 control.rollback(book, "aurora", "patients complain", "ana")
             assert wait_for(lambda: {served.ask(user=f"u{n}").json()["model"] for n in range(10)} == {f"aurora--{first}"}, 5)

@@ -52,6 +52,26 @@ def test_a_model_that_goes_bad_late_is_found_too() -> None:
         assert np.quantile([first_alarm(run) - 3000 for run in runs], 0.95) <= most
 
 
+def test_errors_that_come_before_the_good_replies_take_no_healthy_model_back() -> None:
+    """0.5 % errors at 6,000 requests a minute, where hundreds are under way: four steps in ten would fall, and none does."""
+    runs = range(200)
+    hasty = sum(simulated.slow_replies(0.005, 100, seed, waits=False)[0] == "failed" for seed in runs)
+    patient = sum(simulated.slow_replies(0.005, 100, seed)[0] == "failed" for seed in runs)
+    assert hasty > 60
+    assert patient == 0
+
+
+@pytest.mark.parametrize(("rate", "median"), [(0.05, 160), (0.2, 27)])
+def test_a_bad_model_whose_good_replies_are_slow_is_found_as_soon(rate: float, median: float) -> None:
+    """After as many requests as where all take the same time. The look comes when what was asked with the last of them has ended
+    and something after it too: half a minute later where replies take 25 s."""
+    found = [simulated.slow_replies(rate, 10, seed) for seed in range(100)]
+    taken = [(after, late) for outcome, after, late in found if outcome == "failed"]
+    assert len(taken) > 90
+    assert np.median([after for after, _ in taken]) <= median
+    assert np.quantile([late for _, late in taken], 0.95) <= 35
+
+
 def test_a_test_that_is_started_again_at_once_misfires() -> None:
     """The reason for the restart rule: a model with 1 % errors, which is fine, is taken back again and again."""
     chance = np.random.default_rng(3)

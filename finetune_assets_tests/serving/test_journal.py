@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -213,7 +213,9 @@ def test_a_locked_ledger_costs_time_and_nothing_else(fresh: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_a_router_that_is_killed_loses_nothing_it_has_answered_and_no_arm(tmp_path: Path, upstream: Upstream) -> None:
+def test_a_router_that_is_killed_loses_nothing_it_has_answered_and_no_arm(
+    tmp_path: Path, upstream: Upstream, record_property: Callable[[str, object], None]
+) -> None:
     """All of its processes at once, under load; what the journal holds is in the ledger after the next start."""
     shop = Shop(tmp_path, upstream=upstream.url)
     first, second = shop.two_versions("10")
@@ -229,5 +231,6 @@ def test_a_router_that_is_killed_loses_nothing_it_has_answered_and_no_arm(tmp_pa
     shop.advance()
     with shop.served("--no-judge") as served:
         assert wait_for(lambda: people.acknowledged <= shop.values(requests, "request_id"))
+        people.record(record_property, shop.values(requests, "request_id"))
         assert first in served.ask(user=moved, **open_one).json()["model"]  # begun at 10 %, kept at 50 %
         assert second in served.ask(user=moved).json()["model"]

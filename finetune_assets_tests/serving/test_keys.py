@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,12 +14,13 @@ from starlette.routing import Route
 
 from finetune_assets.environment import Environment
 from finetune_assets.errors import ServingError
-from finetune_assets.registry.traffic import requests
+from finetune_assets.registry.traffic import conversations, messages, requests
 from finetune_assets.serving import keys
 from finetune_assets.serving.directory import METRICS, Directory
 from finetune_assets.serving.intake import Options
 from finetune_assets.serving.router import Router
 from finetune_assets.serving.server import Server, Settings
+from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -55,6 +57,36 @@ def test_keys_stand_between_tenants(fresh: Shop) -> None:
         assert wait_for(lambda: ask(aurora).status_code == 401, 2)
     assert sum("403 for POST" in line for line in served.lines) >= 4
     assert not any(key in line for line in served.lines for key in (aurora, sol, admin))
+
+
+@pytest.mark.slow
+def test_two_tenants_begin_conversations_of_one_id_at_once(fresh: Shop, upstream: Upstream) -> None:
+    """And go on with them, whichever worker answers: neither meets a word of the other's, in a prompt or in a row."""
+    fresh.sol()
+    with fresh.ledger() as book:
+        held = {tenant: keys.add(book, tenant) for tenant in ("clinica_aurora", "clinica_sol")}
+    upstream.faults["base"] = "late"  # both are under way before either is known
+    with fresh.served("--no-judge", "--workers", "2") as served, ThreadPoolExecutor(2) as pool:
+
+        def say(tenant: str, turn: int) -> httpx.Response:
+            body = {"user_id": "ana", "message": f"{tenant} dice {turn}", "conversation_id": "1"}
+            head = {"Authorization": f"Bearer {held[tenant]}"}
+            return httpx.post(f"{served.url}/chat", json=body, headers=head, trust_env=False, timeout=20)
+
+        for turn in range(3):
+            answers = list(pool.map(say, held, [turn] * 2))
+            assert [(answer.status_code, answer.json()["conversation_id"]) for answer in answers] == [(200, "1")] * 2
+            for answer in answers:
+                assert fresh.logged(answer.json()["request_id"])
+        for asked in upstream.seen[-6:]:
+            texts = [message["content"] for message in asked["messages"] if message["role"] == "user"]
+            assert len({text.split()[0] for text in texts}) == 1
+        assert sorted(len(asked["messages"]) for asked in upstream.seen[-6:]) == [1, 1, 3, 3, 5, 5]
+    for tenant in held:
+        said = fresh.rows(messages, conversation_id=f"{tenant}/1")
+        assert len(said) == 6
+        assert all(f"{tenant} dice" in row["content"] for row in said)
+        assert fresh.rows(conversations, conversation_id=f"{tenant}/1")[0]["tenant_id"] == tenant
 
 
 def test_revoking_the_last_key_opens_nothing(fresh: Shop) -> None:
@@ -138,7 +170,7 @@ def test_prometheus_key_opens_metrics_and_nothing_else(fresh: Shop) -> None:
         assert {path.replace("{action}", "rollback") for path in paths} == open_to_all | {path for _, path in asked}
         with fresh.ledger() as book:
             assert book.rollout("aurora").is_open
-    assert any("403 for POST '/chat' from 127.0.0.1 with the key 'prometheus' of *metrics" in line for line in served.lines)
+    assert any("403 for POST '/chat' with the key 'prometheus' of *metrics" in line for line in served.lines)
 
 
 def test_a_key_is_looked_at_before_the_body(fresh: Shop) -> None:

@@ -290,6 +290,8 @@ def test_shadow_answers_unseen_and_never_harms(tmp_path: Path, upstream: Upstrea
     shop = Shop(tmp_path, upstream=upstream.url)
     version = shop.version("a")
     shop.roll_out(version, "shadow")
+    file = shop.assistants / "aurora.yaml"
+    file.write_text(file.read_text().replace("rollout: {", "rollout: {shadow_seconds: 1, "))
     with shop.served("--no-judge") as served:
         answer = served.ask("Soy Ana Pérez")
         assert answer.json()["model"] == "aurora--base"
@@ -302,7 +304,8 @@ def test_shadow_answers_unseen_and_never_harms(tmp_path: Path, upstream: Upstrea
         start = time.monotonic()
         assert served.ask().status_code == 200
         assert time.monotonic() - start < 1
-        assert wait_for(lambda: shop.rows(requests, kind="shadow", outcome="timeout"), 8)
+        late = wait_for(lambda: shop.rows(requests, kind="shadow", outcome="timeout"), 8)[0]
+        assert late["seconds"] < 2  # a live reply has three
         upstream.faults[version] = "status:400:too long"  # for the candidate alone
         assert served.ask().status_code == 200
         assert wait_for(lambda: shop.rows(requests, kind="shadow", outcome="error"))
@@ -315,6 +318,20 @@ def test_what_there_is_not_is_said_in_openais_shape(served: Served, method: str,
     answer = served.client.request(method, path)
     assert answer.status_code == status
     assert f"{method} {path}" in answer.json()["error"]["message"]
+
+
+@pytest.mark.slow
+def test_it_stops_after_the_longest_reply_that_the_settings_allow(fresh: Shop, upstream: Upstream) -> None:
+    """A good reply after 17 s; the end was asked for at its beginning."""
+    patient = (fresh.assistants / "aurora.yaml").read_text().replace("timeout_seconds: 3", "timeout_seconds: 20")
+    (fresh.assistants / "aurora.yaml").write_text(patient)
+    upstream.faults["base"] = "wait:17"
+    with fresh.served("--no-judge") as served, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(lambda: served.ask("¿Me esperan?"))
+        assert wait_for(lambda: upstream.seen and upstream.seen[-1]["messages"][-1]["content"] == "¿Me esperan?")
+        served.process.send_signal(signal.SIGTERM)
+        assert slow.result().status_code == 200
+        assert served.process.wait(20) == 0
 
 
 @pytest.mark.slow

@@ -27,6 +27,9 @@ class RolloutSettings(Group):
         default="never", description="Before which steps a person has to say yes though every guard passed."
     )
     shadow_sample: Share = Field(default=1.0, description="Share of live requests that the candidate answers too in shadow.")
+    shadow_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Longest time of a shadow reply, a timeout beyond it; default: `serving.timeout_seconds`."
+    )
     max_errors: Share = Field(default=0.05, description="Share of errors, timeouts and policy violations that is too many.")
     usual_errors: Share = Field(default=0.01, description="Share of errors, timeouts and policy violations that is fine.")
     max_negative_increase: Share = Field(
@@ -79,3 +82,8 @@ class Serving(Group):
     requests_per_minute: Annotated[int, Field(ge=1)] = Field(
         default=6000, description="Of one tenant; each worker admits its part."
     )
+
+    @property
+    def longest_seconds(self) -> float:
+        """Of a chat: where the candidate took its whole time, the champion has as much."""
+        return 2 * self.timeout_seconds
