@@ -67,6 +67,10 @@ class Spool:
         self.start(key)
         del self._parts[key]
 
+    def frames(self, key: str) -> list[pl.DataFrame]:
+        """All of a part."""
+        return [self._frame(chunk) for chunk in self._parts[key]]
+
     def take(self, key: str, rows: Rows) -> list[pl.DataFrame]:
         """The rows of these numbers (sorted) of a part, in frames."""
         found: list[pl.DataFrame] = []

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -25,7 +25,7 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, needs_look, residual
-from finetune_assets.corpus.schema import FEEDBACK
+from finetune_assets.corpus.schema import EXAMPLES, FEEDBACK
 from finetune_assets.corpus.scrubbing import USUAL, Regions, regions_of
 from finetune_assets.dataset.formats import trim_context
 from finetune_assets.errors import NothingSelected
@@ -80,24 +80,48 @@ def selected(assistant: Assistant) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Selected:
-    """This assistant's examples without their contexts, and where those are: most rows are dropped before anyone needs theirs.
+    """This assistant's examples, read a file at a time: together, with texts and contexts, they need not fit the memory.
 
-    `rows` has the columns of EXAMPLES but `context`, and `place`: the number of the row in `files`, counted over all of them.
+    A row's `place` is its number in `files`, counted over all of them.
     """
 
-    rows: pl.DataFrame
+    assistant: Assistant
     weeks: list[str]
     files: list[Path]
     starts: list[int]  # of the files, and the end of the last one
+    tenants: set[str]
+    outdated: pl.Series  # places of examples that stand in a later week too, which counts
+
+    def parts(self) -> Iterator[pl.DataFrame]:
+        """The examples with the columns of EXAMPLES but `context`, and `place`."""
+        return (lazy.collect() for lazy in self._scans())
+
+    def named(self, message_ids: pl.Series) -> pl.DataFrame:
+        """message_id, reply and tenant_id of those examples."""
+        wanted = pl.col("message_id").is_in(message_ids.unique().implode())
+        columns = ("message_id", "reply", "tenant_id")
+        found = (lazy.filter(wanted).select(columns).collect() for lazy in self._scans())
+        return pl.concat([EXAMPLES.to_frame().select(columns), *found])
+
+    def _scans(self) -> Iterator[pl.LazyFrame]:
+        for file, start in zip(self.files, self.starts, strict=False):
+            lazy = pl.scan_parquet(file, hive_partitioning=False).drop("context").with_row_index("place", start)
+            lazy = lazy.filter(selected(self.assistant))
+            yield lazy.filter(~pl.col("place").is_in(self.outdated.implode())) if len(self.outdated) else lazy
 
     def contexts(self, rows: pl.DataFrame, turns: int, chars: int) -> Iterator[pl.DataFrame]:
-        """Some of the rows with their `context`, cut to both bounds, a file at a time; in the order of the files."""
-        places = rows["place"]
-        for file, (start, stop) in zip(self.files, pairwise(self.starts), strict=True):
-            own = rows.filter((places >= start) & (places < stop)).sort("place")
-            if own.height:
-                context = pl.read_parquet(file, columns=["context"], hive_partitioning=False)["context"]
-                yield trim_context(own.with_columns(context.gather(own["place"] - start)), turns, chars)
+        """Some of the rows with their `context`, cut to both bounds; see `read_contexts`."""
+        return (trim_context(part, turns, chars) for part in read_contexts(self.files, self.starts, rows))
+
+
+def read_contexts(files: Sequence[Path], starts: Sequence[int], rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The rows with their `context`, a file at a time, in the order of the files; `starts`: of each file, and the end of all."""
+    places = rows["place"]
+    for file, (start, stop) in zip(files, pairwise(starts), strict=True):
+        own = rows.filter((places >= start) & (places < stop)).sort("place")
+        if own.height:
+            context = pl.read_parquet(file, columns=["context"], hive_partitioning=False)["context"]
+            yield own.with_columns(context.gather(own["place"] - start))
 
 
 def select_examples(store: Store, assistant: Assistant) -> Selected:
@@ -113,11 +137,18 @@ def select_examples(store: Store, assistant: Assistant) -> Selected:
             f"Assistant {assistant.name!r}: the corpus has no examples in {store.home / 'corpus' / 'examples'}. "
             "Materialise the asset clean_examples, or start `finetune run`, which does."
         )
-    rows = lazy.drop("context").with_row_index("place").filter(selected(assistant)).collect()
-    if rows.is_empty():
+    starts, tenants, keys = [0], set[str](), list[pl.DataFrame]()
+    for file in files:
+        rows = pl.read_parquet(file, columns=["message_id", "tenant_id", "vertical"], hive_partitioning=False)
+        own = rows.with_row_index("place", starts[-1]).filter(selected(assistant))
+        keys.append(own.select("place", pl.col("message_id").hash().alias("key")))
+        tenants |= set(own["tenant_id"].unique())
+        starts.append(starts[-1] + rows.height)
+    if not any(frame.height for frame in keys):
         raise NothingSelected(_nothing(assistant, lazy, weeks))
-    sizes = [pl.scan_parquet(file, hive_partitioning=False).select(pl.len()).collect().item() for file in files]
-    return Selected(rows, weeks, files, [0, *accumulate(sizes)])
+    found = pl.concat(keys)
+    outdated = found.filter(~pl.col("key").is_last_distinct())["place"]
+    return Selected(assistant, weeks, files, starts, tenants, outdated)
 
 
 def _nothing(assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:
