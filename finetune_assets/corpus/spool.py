@@ -19,6 +19,13 @@ import polars as pl
 Rows = npt.NDArray[np.int64]
 
 
+def compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same rows with texts of their own: those that Polars picks keep all texts of the frame that they are from in memory."""
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer)
+    return pl.read_ipc(buffer.getvalue())
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Some rows of a part, in memory or at a place of the file."""

@@ -13,11 +13,13 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset.balance import best_first
 from finetune_assets.dataset.duplicates import Contexts, blocking_negatives, twins_in, with_text
 from finetune_assets.dataset.selection import CORRECTED, SYNTHETIC, Left, content, holds_personal
@@ -94,7 +96,7 @@ def augment(
     nothing, by_intent = train.head(0), {str(intent): rows for (intent,), rows in train.group_by("intent")}
     chosen = pl.concat([nothing, *(best_first(by_intent[name]).head(_parents(need, each)) for name, need in plan.items())])
     chosen = chosen.drop("context")
-    known = pl.concat([part.select("message_id", "context") for part in (nothing, *contexts(chosen))])
+    known = pl.concat([compact(part.select("message_id", "context")) for part in chain([nothing], contexts(chosen))])
     chosen = chosen.join(known, on="message_id", how="left", maintain_order="left").select(train.columns)
     made: list[pl.DataFrame] = []
     for intent, need in plan.items():

@@ -23,6 +23,7 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.schema import EXAMPLES
+from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.augment import augment, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note
@@ -126,12 +127,17 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     outcomes = pl.concat([seen.out, frame.select(seen.out.columns)])
     rejected = tally(outcomes["reason"].drop_nulls())
     check_enough(assistant, outcomes.height, kept, rejected)
-    used = _with_contexts(frame.filter(_is_used(rated)), contexts, _is_judged(rated))
-    kept = used.filter(pl.col("reason").is_null())
-    pairs = make_pairs(used, filters.near_duplicate, left, rated)
+    told = {
+        "twins": twin_rows(frame),
+        "outcomes": outcomes_by_week(outcomes),
+        "dropped_sample": dropped_rows(pl.concat([seen.few, frame.select(seen.few.columns)])),
+    }
+    frame = _with_contexts(frame.filter(_is_used(rated)), contexts, _is_judged(rated))
+    kept = frame.filter(pl.col("reason").is_null())
+    pairs = make_pairs(frame, filters.near_duplicate, left, rated)
     made = _counted(pairs)
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(used, pairs.hidden, assistant, variations_of(store, assistant), left, contexts)
+    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), left, contexts)
     synthetic = synthetic.with_columns(place=(selected.starts[-1] + pl.int_range(pl.len())).cast(pl.UInt32))
     said = synthetic.select("place", "context")
     columns = (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
@@ -148,9 +154,7 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
         "augmented": augmented,
         "vocabulary": vocabulary_notes(whole),
         "coverage": coverage(outcomes["intent"], seen.live, whole),
-        "twins": twin_rows(frame),
-        "outcomes": outcomes_by_week(outcomes),
-        "dropped_sample": dropped_rows(pl.concat([seen.few, frame.select(seen.few.columns)])),
+        **told,
     }
     notes["warnings"] = warnings(assistant, kept, notes, len(selected.outdated))
     return Choice(
@@ -216,7 +220,7 @@ def _with_contexts(rows: pl.DataFrame, contexts: Contexts, which: pl.Expr) -> pl
     """The rows, in their order, with the `context` of some of them; null for the others."""
     numbered = rows.with_row_index("_order")
     others = numbered.filter(~which).with_columns(context=pl.lit(None, EXAMPLES["context"]))
-    return pl.concat([others, *contexts(numbered.filter(which))]).sort("_order").drop("_order")
+    return pl.concat([others, *map(compact, contexts(numbered.filter(which)))]).sort("_order").drop("_order")
 
 
 def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None, contexts: Contexts) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,21 @@ def test_staged_is_frozen_as_chosen_and_refused_after_a_change_of_settings(corpu
     assert freeze(store, assistant, loaded) == freeze(store, assistant, choice)
     with pytest.raises(DataError, match="other settings"):
         load_staged(store, dental(system_prompt="Otra."))
+
+
+def test_lines_that_do_not_fit_the_memory_are_the_same(
+    corpus: Corpus, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = talk(corpus)
+    choice = choose(store, assistant)
+    first = freeze(store, assistant, choice)
+    folder = store.dataset("dental", first["fingerprint"])
+    made = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+    shutil.rmtree(folder)
+    monkeypatch.setattr(build, "SPOOL_SHARE", 0.0)
+    assert freeze(store, assistant, choice)["fingerprint"] == first["fingerprint"]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.jsonl")} == made
+    assert made["train.jsonl"]
 
 
 def test_nothing_is_half_written(corpus: Corpus, assistant: Assistant) -> None:
