@@ -35,15 +35,13 @@ from finetune_assets.dataset.lines import LayoutNote, Sorted, lines_made, lines_
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
 from finetune_assets.dataset.preferences import Pairs, label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
+from finetune_assets.dataset.reading import Selected, read_contexts, select_examples
 from finetune_assets.dataset.selection import (
     Judged,
     Left,
-    Selected,
     judge,
     mark_personal,
-    read_contexts,
     read_feedback,
-    select_examples,
     tenants_of,
     verdicts,
 )
