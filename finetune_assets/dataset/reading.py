@@ -13,7 +13,7 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.corpus.schema import EXAMPLES
 from finetune_assets.dataset.formats import trim_context
-from finetune_assets.errors import NothingSelected
+from finetune_assets.errors import DataError, NothingSelected
 from finetune_assets.storage import Store
 
 
@@ -53,6 +53,7 @@ class Selected:
     starts: list[int]  # of the files, and the end of the last one
     tenants: set[str]
     outdated: pl.Series  # places of examples that stand in a later week too, which counts
+    written: list[int]  # when each file was, in ns: a place says nothing of a file that is written again
 
     def parts(self) -> Iterator[pl.DataFrame]:
         """The examples with the columns of EXAMPLES but `context`, and `place`."""
@@ -72,8 +73,20 @@ class Selected:
             yield lazy.filter(~pl.col("place").is_in(self.outdated.implode())) if len(self.outdated) else lazy
 
     def contexts(self, rows: pl.DataFrame, turns: int, chars: int) -> Iterator[pl.DataFrame]:
-        """Some of the rows with their `context`, cut to both bounds; see `read_contexts`."""
-        return (trim_context(part, turns, chars) for part in read_contexts(self.files, self.starts, rows))
+        """Some of the rows with their `context`, cut to both bounds; see `read_contexts`.
+
+        Raises DataError where a week was built again since the rows were read.
+        """
+        for part in read_contexts(self.files, self.starts, rows):
+            self._check()
+            yield trim_context(part, turns, chars)
+
+    def _check(self) -> None:
+        for file, then in zip(self.files, self.written, strict=True):
+            if not file.exists() or file.stat().st_mtime_ns != then:
+                raise DataError(
+                    f"{file} was written again while a data set was chosen from it. Materialise training_examples again."
+                )
 
 
 def read_contexts(files: Sequence[Path], starts: Sequence[int], rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -99,7 +112,7 @@ def select_examples(store: Store, assistant: Assistant) -> Selected:
             f"Assistant {assistant.name!r}: the corpus has no examples in {store.home / 'corpus' / 'examples'}. "
             "Materialise the asset clean_examples, or start `finetune run`, which does."
         )
-    starts, tenants, keys = [0], set[str](), list[pl.DataFrame]()
+    starts, tenants, keys, written = [0], set[str](), list[pl.DataFrame](), [file.stat().st_mtime_ns for file in files]
     for file in files:
         rows = pl.read_parquet(file, columns=["message_id", "tenant_id", "vertical"], hive_partitioning=False)
         own = rows.with_row_index("place", starts[-1]).filter(selected(assistant))
@@ -110,7 +123,7 @@ def select_examples(store: Store, assistant: Assistant) -> Selected:
         raise NothingSelected(_nothing(assistant, lazy, weeks))
     found = pl.concat(keys)
     outdated = found.filter(~pl.col("key").is_last_distinct())["place"]
-    return Selected(assistant, weeks, files, starts, tenants, outdated)
+    return Selected(assistant, weeks, files, starts, tenants, outdated, written)
 
 
 def _nothing(assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:

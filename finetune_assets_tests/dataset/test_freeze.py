@@ -184,6 +184,16 @@ def test_lines_that_do_not_fit_the_memory_are_the_same(
     assert made["train.jsonl"]
 
 
+def test_a_week_that_is_built_again_meanwhile_is_seen(corpus: Corpus, assistant: Assistant) -> None:
+    store = talk(corpus)
+    choice = choose(store, assistant)
+    corpus.examples.reverse()
+    corpus.write()
+    with pytest.raises(DataError, match="written again while"):
+        stage(store, assistant, choice)
+    assert not (store.datasets("dental") / "staged").exists()
+
+
 def test_nothing_is_half_written(corpus: Corpus, assistant: Assistant) -> None:
     store = talk(corpus)
     with pytest.raises(TooFewExamples):
