@@ -28,7 +28,7 @@ from finetune_assets.corpus.cells import typed
 from finetune_assets.corpus.parts import TIMES, Part
 from finetune_assets.corpus.schema import TABLES
 from finetune_assets.corpus.sources import SourceTables, Tables, empty
-from finetune_assets.corpus.spool import Spool
+from finetune_assets.corpus.spool import Spool, compact
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
@@ -135,7 +135,7 @@ class Snapshot:
             for frame, _ in _whole(part, self.spool):
                 mine = frame.filter(_digests(frame, self.seed).is_in(digests.implode()))
                 found += len(mine)
-                frames.append(mine)
+                frames.append(mine if len(mine) == len(frame) else compact(mine))
             if found != len(group):
                 raise SourceError(f"{part.place} changed while it was read ({found} of {len(group)} rows are there). Run again.")
         return pl.concat(frames)

@@ -26,6 +26,11 @@ def compact(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.read_ipc(buffer.getvalue())
 
 
+def size_of(frame: pl.DataFrame) -> int:
+    """Bytes, with the 16 that Polars keeps for each text beside its letters."""
+    return int(frame.estimated_size()) + 16 * frame.height * frame.dtypes.count(pl.String())
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Some rows of a part, in memory or at a place of the file."""
@@ -50,12 +55,12 @@ class Spool:
     def start(self, key: str) -> None:
         """Begins a part anew."""
         for chunk in self._parts.get(key, []):
-            self._held -= int(chunk.frame.estimated_size()) if chunk.frame is not None else 0
+            self._held -= size_of(chunk.frame) if chunk.frame is not None else 0
         self._parts[key] = []
 
     def add(self, key: str, frame: pl.DataFrame) -> None:
         """Appends rows to a part."""
-        size = int(frame.estimated_size())
+        size = size_of(frame)
         if self._held + size <= self._limit:
             self._held += size
             self._parts[key].append(_Chunk(frame.height, frame))
@@ -86,7 +91,7 @@ class Spool:
             low, high = np.searchsorted(rows, [first, first + chunk.rows])
             if high > low:
                 frame = self._frame(chunk)
-                found.append(frame if high - low == chunk.rows else frame[rows[low:high] - first])
+                found.append(frame if high - low == chunk.rows else compact(frame[rows[low:high] - first]))
             first += chunk.rows
         return found
 

@@ -31,7 +31,7 @@ ASSETS = {"conversations": "raw_conversations", "feedback": "rlhf_feedback", "ex
 
 ERASED = "erased"
 """Stands for the digest of the source in a week from which rows were taken: the week is stale, and is made again."""
-GROUP_SHARE = 0.04  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
+GROUP_SHARE = 0.025  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.parts import Part
 from finetune_assets.corpus.sources import read_source
-from finetune_assets.corpus.spool import Spool
+from finetune_assets.corpus.spool import Spool, size_of
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus.exports import (
@@ -262,7 +262,7 @@ def test_weeks_are_written_in_groups_that_fit_the_memory(tmp_path: Path, monkeyp
 
 def test_the_spool_gives_back_what_it_took_from_memory_and_from_its_file(tmp_path: Path) -> None:
     frames = [typed(pl.DataFrame({"message_id": [f"{a}-{n}" for n in range(5)]}), "messages") for a in range(4)]
-    spool = Spool(int(frames[0].estimated_size() * 2.5))
+    spool = Spool(int(size_of(frames[0]) * 2.5))
     spool.start("part")
     for frame in frames:
         spool.add("part", frame)
