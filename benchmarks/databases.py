@@ -16,8 +16,8 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.measure import ROOT, Row
-from benchmarks.scale import make, peak
+from benchmarks.exports import make
+from benchmarks.measure import ROOT, Row, peak_mb
 
 MESSAGES = 1_000_000
 COLUMNS = "message_id, conversation_id, role, content, intent, created_at"
@@ -73,7 +73,7 @@ def read(url: str, who: str) -> dict[str, Any]:
 
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg2:"))
         count = len(pd.read_sql(f"SELECT {COLUMNS} FROM messages", engine))
-    return {"rows": count, "cpu_seconds": round(time.process_time() - start, 3), "peak_mb": peak()}
+    return {"rows": count, "cpu_seconds": round(time.process_time() - start, 3), "peak_mb": peak_mb()}
 
 
 if __name__ == "__main__":

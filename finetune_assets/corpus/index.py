@@ -26,9 +26,9 @@ from filelock import FileLock
 
 from finetune_assets.corpus.cells import typed
 from finetune_assets.corpus.parts import TIMES, Part
-from finetune_assets.corpus.schema import TABLES, UNKNOWN_WEEK
+from finetune_assets.corpus.schema import TABLES
 from finetune_assets.corpus.sources import SourceTables, Tables, empty
-from finetune_assets.corpus.spool import Spool
+from finetune_assets.corpus.spool import Spool, compact
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
@@ -38,7 +38,7 @@ KEYS["feedback"] = {"id": "feedback_id", "conversation": "conversation_id", "mes
 SPOOL_SHARE = 0.1  # of the memory setting, for rows held between reading and writing
 
 Marks = dict[str, dict[str, int]]
-"""Table to week (or `unknown`) to the generation of the index that touched it."""
+"""Table to week to the generation of the index that touched it."""
 
 
 @dataclass(eq=False)
@@ -78,14 +78,14 @@ class Snapshot:
             yield group
 
     def closure(self, table: str, weeks: Sequence[str]) -> dict[str, pl.DataFrame]:
-        """The rows (part, row, digest) that decide about the weeks (maybe `unknown`) of `conversations` or `feedback`.
+        """The rows (part, row, digest) that decide about the weeks of `conversations` or `feedback`.
 
         All of the conversations concerned; rows of the weeks that may belong to none; rows elsewhere that share an id with one
         of these, and what decides whether those are valid.
         """
         c, m, f = (self.rows[name] for name in TABLES)
-        days = pl.Series([date.fromisoformat(week) for week in weeks if week != UNKNOWN_WEEK], dtype=pl.Date)
-        in_c, in_m, in_f = (frame["week"].is_in(days.implode()).fill_null(UNKNOWN_WEEK in weeks) for frame in (c, m, f))
+        days = pl.Series([date.fromisoformat(week) for week in weeks], dtype=pl.Date)
+        in_c, in_m, in_f = (_in(frame["week"], days) for frame in (c, m, f))
         if table == "conversations":
             messages, judged, conversations = in_m, _in(f["id"], f["id"].clear()), in_c
             whole = c.filter(in_c)["id"]
@@ -120,6 +120,10 @@ class Snapshot:
         finally:
             self.source.close()
 
+    def digests(self, frame: pl.DataFrame) -> pl.Series:
+        """What the index calls `digest`, of typed rows."""
+        return _digests(frame, self.seed)
+
     def _loaded(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         frames = [typed(pl.DataFrame(), table)]
         for (number,), group in rows.partition_by("part", as_dict=True, maintain_order=True).items():
@@ -131,7 +135,7 @@ class Snapshot:
             for frame, _ in _whole(part, self.spool):
                 mine = frame.filter(_digests(frame, self.seed).is_in(digests.implode()))
                 found += len(mine)
-                frames.append(mine)
+                frames.append(mine if len(mine) == len(frame) else compact(mine))
             if found != len(group):
                 raise SourceError(f"{part.place} changed while it was read ({found} of {len(group)} rows are there). Run again.")
         return pl.concat(frames)
@@ -361,8 +365,8 @@ def _touched(before: dict[str, pl.DataFrame], after: dict[str, pl.DataFrame], ro
 
 
 def _weeks(*frames: pl.DataFrame) -> set[str]:
-    days = pl.concat([frame["week"].unique() for frame in frames]).unique().to_list()
-    return {UNKNOWN_WEEK if day is None else day.isoformat() for day in days}
+    days = pl.concat([frame["week"].unique() for frame in frames]).drop_nulls().unique().to_list()
+    return {day.isoformat() for day in days}
 
 
 def _difference(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:

@@ -5,7 +5,7 @@ rejected_by_reason (table -> reason -> rows), personal_data (kind -> values), un
 part_digest, part_bytes, code_version, contacts (digest of the tenants' own contacts and phone regions); of conversations also
 tenants (tenant -> vertical). `read = kept + dropped` holds for each table.
 A kept message counts in the week of its conversation, every other row in its own. Rows without a usable time are in
-`rejected/week=unknown`, with their numbers beside them (`conversations_counts.json`); each run writes them in full.
+`rejected/week=unknown`, with their numbers beside them (`conversations_counts.json`); see `undated`.
 Rebuilding a week replaces its files one by one: a run that dies in between leaves whole files, and a week that `stale_weeks`
 names.
 """
@@ -33,6 +33,7 @@ from finetune_assets.corpus.scrubbing import (
 )
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.staleness import ASSETS, GROUP_SHARE, Staleness, counts_of, part_digest, stale_weeks, week_digests
+from finetune_assets.corpus.undated import MEMBERS, write_undated
 from finetune_assets.corpus.validation import Validated, validate
 from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, write_json, write_parquet
@@ -57,6 +58,7 @@ def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str
         )
         parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
         counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
+    _write_undated(store, source, "conversations", weeks, key)
     write_tenants(store, source)
     return counts
 
@@ -80,12 +82,13 @@ def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], ke
         scrubbed = scrub_texts(said, judged, allowed_in(own, source.contacts), regions_in(own, source.regions))
         parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), group, FEEDBACK)
         counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
+    _write_undated(store, source, "feedback", weeks, key)
     return counts
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """A group of weeks (`unknown` may be the last of them) that is ready to be written."""
+    """A group of weeks that is ready to be written."""
 
     valid: Validated
     snapshot: Snapshot
@@ -100,10 +103,8 @@ def _groups(
 ) -> Iterator[tuple[list[str], Validated, Snapshot]]:
     memory = Environment.read().memory
     snapshot = look(store, source, memory)
-    groups = list(snapshot.groups(weeks, int(memory * GROUP_SHARE)))
-    for number, group in enumerate(groups, start=1):
-        inside = [*group, UNKNOWN_WEEK] if number == len(groups) else group
-        yield inside, validate(snapshot.load(snapshot.closure(table, inside))), snapshot
+    for group in snapshot.groups(weeks, int(memory * GROUP_SHARE)):
+        yield group, validate(snapshot.load(snapshot.closure(table, group))), snapshot
 
 
 def _of(frame: pl.DataFrame, conversation_ids: pl.Series) -> pl.DataFrame:
@@ -149,7 +150,7 @@ def _split(frame: pl.DataFrame, weeks: Sequence[str], schema: pl.Schema) -> dict
 
 def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
     valid, source = judged.valid, judged.source
-    members = ("conversations", "messages") if table == "conversations" else ("feedback",)
+    members = MEMBERS[table]
     rejected = valid.rejected.filter(pl.col("table").is_in(members) & pl.col("week").is_in(judged.weeks))
     rejected = rejected.with_columns(
         *(clean_ids(rejected[name], rejected["user_id"], key).alias(name) for name in ("id", "conversation_id")),
@@ -163,9 +164,6 @@ def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
     for week, frame in set_aside.items():
         write_parquet(store.corpus("rejected", week) / f"{table}.parquet", frame)
         numbers = {"week": week, **tally.of(week), "code_version": CODE_VERSIONS[ASSETS[table]]}
-        if week == UNKNOWN_WEEK:
-            write_json(store.corpus("rejected", week) / f"{table}_counts.json", numbers)
-            continue
         folder = store.corpus(table, week)
         write_parquet(folder / "part.parquet", judged.parts[week])
         found = judged.found.filter((pl.col("week") == week) & pl.col("table").is_in(members))
@@ -183,6 +181,18 @@ def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
         write_json(folder / "counts.json", counts[week])
     unmark(store, table, judged.weeks, judged.snapshot.generation)
     return counts
+
+
+def _write_undated(store: Store, source: SourceTables, table: str, weeks: Sequence[str], key: bytes) -> None:
+    if not weeks:
+        return
+    rejected = write_undated(store, table, look(store, source, Environment.read().memory), key)
+    counted = rejected.group_by("table", "reason").len().sort("reason")
+    by_reason = {name: dict(counted.filter(pl.col("table") == name).drop("table").iter_rows()) for name in MEMBERS[table]}
+    none, dropped = dict.fromkeys(by_reason, 0), {name: sum(reasons.values()) for name, reasons in by_reason.items()}
+    numbers = {"read": dropped, "kept": none, "dropped": dropped, "repaired": none, "rejected_by_reason": by_reason}
+    numbers |= {"week": UNKNOWN_WEEK, "code_version": CODE_VERSIONS[ASSETS[table]]}
+    write_json(store.corpus("rejected", UNKNOWN_WEEK) / f"{table}_counts.json", numbers)
 
 
 class _Tally:

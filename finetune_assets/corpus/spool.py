@@ -19,6 +19,18 @@ import polars as pl
 Rows = npt.NDArray[np.int64]
 
 
+def compact(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same rows with texts of their own: those that Polars picks keep all texts of the frame that they are from in memory."""
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer)
+    return pl.read_ipc(buffer.getvalue())
+
+
+def size_of(frame: pl.DataFrame) -> int:
+    """Bytes, with the 16 that Polars keeps for each text beside its letters."""
+    return int(frame.estimated_size()) + 16 * frame.height * frame.dtypes.count(pl.String())
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Some rows of a part, in memory or at a place of the file."""
@@ -43,12 +55,12 @@ class Spool:
     def start(self, key: str) -> None:
         """Begins a part anew."""
         for chunk in self._parts.get(key, []):
-            self._held -= int(chunk.frame.estimated_size()) if chunk.frame is not None else 0
+            self._held -= size_of(chunk.frame) if chunk.frame is not None else 0
         self._parts[key] = []
 
     def add(self, key: str, frame: pl.DataFrame) -> None:
         """Appends rows to a part."""
-        size = int(frame.estimated_size())
+        size = size_of(frame)
         if self._held + size <= self._limit:
             self._held += size
             self._parts[key].append(_Chunk(frame.height, frame))
@@ -67,6 +79,10 @@ class Spool:
         self.start(key)
         del self._parts[key]
 
+    def frames(self, key: str) -> list[pl.DataFrame]:
+        """All of a part."""
+        return [self._frame(chunk) for chunk in self._parts[key]]
+
     def take(self, key: str, rows: Rows) -> list[pl.DataFrame]:
         """The rows of these numbers (sorted) of a part, in frames."""
         found: list[pl.DataFrame] = []
@@ -75,7 +91,7 @@ class Spool:
             low, high = np.searchsorted(rows, [first, first + chunk.rows])
             if high > low:
                 frame = self._frame(chunk)
-                found.append(frame if high - low == chunk.rows else frame[rows[low:high] - first])
+                found.append(frame if high - low == chunk.rows else compact(frame[rows[low:high] - first]))
             first += chunk.rows
         return found
 

@@ -31,7 +31,7 @@ ASSETS = {"conversations": "raw_conversations", "feedback": "rlhf_feedback", "ex
 
 ERASED = "erased"
 """Stands for the digest of the source in a week from which rows were taken: the week is stale, and is made again."""
-GROUP_SHARE = 0.04  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
+GROUP_SHARE = 0.025  # of the memory setting, for the raw rows that are judged, scrubbed and written at once
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,14 @@ def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Stale
     stale: dict[str, list[str]] = {}
     for table in ("conversations", "feedback"):
         weeks = sorted({*all_weeks, *store.weeks(table)})
-        whole = [week for week in weeks if is_current(store.corpus(table, week), CODE_VERSIONS[ASSETS[table]])]
-        whole = [week for week in whole if _has_contacts(counts_of(store.corpus(table, week)), source)]
+        counts = {week: counts_of(store.corpus(table, week)) for week in weeks}
+        whole = [week for week in weeks if is_current(store.corpus(table, week), CODE_VERSIONS[ASSETS[table]], counts[week])]
+        whole = [week for week in whole if _has_contacts(counts[week], source)]
         doubtful = [week for week in whole if full or week in touched.get(table, {})]
         digests: dict[str, str] = {}
         for group in snapshot.groups(doubtful, int(memory * GROUP_SHARE)):
             digests |= week_digests(table, validate(snapshot.load(snapshot.closure(table, group))), group)
-        same = {week for week in doubtful if counts_of(store.corpus(table, week)).get("source_digest") == digests[week]}
+        same = {week for week in doubtful if counts[week].get("source_digest") == digests[week]}
         unmark(store, table, same, snapshot.generation)
         fresh = (set(whole) - set(doubtful)) | same
         stale[table] = [week for week in weeks if week not in fresh]
@@ -98,9 +99,9 @@ def stale_examples(store: Store) -> list[str]:
     for week in sorted({*store.weeks("conversations"), *store.weeks("examples")}):
         conversations = counts_of(store.corpus("conversations", week)).get("part_digest")
         folder = store.corpus("examples", week)
-        made_from = counts_of(folder).get("source_digest")
-        same = conversations is not None and made_from == examples_digest(conversations)
-        if not same or not is_current(folder, CODE_VERSIONS["clean_examples"]):
+        counts = counts_of(folder)
+        same = conversations is not None and counts.get("source_digest") == examples_digest(conversations)
+        if not same or not is_current(folder, CODE_VERSIONS["clean_examples"], counts):
             stale.append(week)
     return stale
 
@@ -125,9 +126,10 @@ def counts_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def is_current(folder: Path, code_version: str) -> bool:
-    """Whether a week is whole and of this code. Its bytes are read only where its size or its time says that it was changed."""
-    counts, part = counts_of(folder), folder / "part.parquet"
+def is_current(folder: Path, code_version: str, counts: dict[str, Any]) -> bool:
+    """Whether a week with these numbers is whole and of this code. Its bytes are read only where its size or its time says that
+    it was changed."""
+    part = folder / "part.parquet"
     if counts.get("code_version") != code_version or counts.get("source_digest") == ERASED or not part.exists():
         return False
     written, listed = part.stat(), (folder / "counts.json").stat()

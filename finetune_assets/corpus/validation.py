@@ -89,6 +89,15 @@ def validate(tables: HasTables) -> Validated:
     return Validated(**kept, rejected=everything.sort(everything.columns, nulls_last=True), read=pl.concat(read))
 
 
+def set_aside(tables: HasTables) -> dict[str, pl.DataFrame]:
+    """What `rejected` says of each row, in the order of the tables; `reason` is null where nothing is wrong with it."""
+    conversations = _conversations(tables.conversations)
+    known = _known(conversations)
+    messages = _messages(tables.messages, known)
+    judged = {"conversations": conversations, "messages": messages, "feedback": _feedback(tables.feedback, messages, known)}
+    return {table: _rejected(table, frame, "dropped") for table, frame in judged.items()}
+
+
 def monday(time: pl.Expr) -> pl.Expr:
     """The week of a time: its Monday as YYYY-MM-DD, UTC."""
     return time.dt.truncate("1w").dt.strftime("%Y-%m-%d")

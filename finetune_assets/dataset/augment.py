@@ -13,14 +13,16 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset.balance import best_first
-from finetune_assets.dataset.duplicates import blocking_negatives, twins_in, with_text
-from finetune_assets.dataset.selection import CORRECTED, NOTHING, SYNTHETIC, Left, content, holds_personal
+from finetune_assets.dataset.duplicates import Contexts, blocking_negatives, twins_in, with_text
+from finetune_assets.dataset.selection import CORRECTED, SYNTHETIC, Left, content, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 from finetune_assets.dataset.variations import vary
 from finetune_assets.dataset.wording import worded
@@ -79,22 +81,27 @@ def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
 
 
 def augment(
-    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations, left: Left = NOTHING
+    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations, left: Left, contexts: Contexts
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
 
-    `frame` is that of `make_pairs`; `hidden` are the normalised texts of the held-out preferences and KTO rows, which no training
-    row may resemble either; `left`: what scrubbing left in the texts on purpose.
+    `frame` is that of `make_pairs`, and `contexts` gives its rows' contexts; `hidden` are the normalised texts of the held-out
+    preferences and KTO rows, which no training row may resemble either; `left`: what scrubbing left in the texts on purpose.
     """
     settings = assistant.augment
     train = frame.filter(pl.col("reason").is_null() & (pl.col("split") == TRAIN))
     sizes = {str(intent): int(n) for intent, n in train["intent"].value_counts().rows()}
     plan = wanted(sizes, settings.share, settings.below)
+    each = settings.per_example if settings.llm else 1  # a request costs the same for several
+    nothing, by_intent = train.head(0), {str(intent): rows for (intent,), rows in train.group_by("intent")}
+    chosen = pl.concat([nothing, *(best_first(by_intent[name]).head(_parents(need, each)) for name, need in plan.items())])
+    chosen = chosen.drop("context")
+    known = pl.concat([compact(part.select("message_id", "context")) for part in chain([nothing], contexts(chosen))])
+    chosen = chosen.join(known, on="message_id", how="left", maintain_order="left").select(train.columns)
     made: list[pl.DataFrame] = []
     for intent, need in plan.items():
         candidates = math.ceil(SPARE * need)
-        each = settings.per_example if settings.llm else 1  # a request costs the same for several
-        parents = best_first(train.filter(pl.col("intent") == intent)).head(math.ceil(candidates / each))
+        parents = chosen.filter(pl.col("intent") == intent)
         count = min(settings.per_example, math.ceil(candidates / max(parents.height, 1)))
         made.append(_candidates(parents, make(parents, count)))
     rows = pl.concat([frame.head(0), *made])
@@ -103,16 +110,20 @@ def augment(
         rows, left_out = _filtered(rows, frame, hidden, assistant, left)
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
-    by_intent = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
+    filled = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
     total = train.height + rows.height
     notes: dict[str, Any] = {
         "rows": rows.height,
         "share": round(rows.height / max(total, 1), 4),
         "by": settings.llm.model if settings.llm else "light",
-        "intents": {intent: {"wanted": need, "made": by_intent.get(intent, 0)} for intent, need in plan.items()},
+        "intents": {intent: {"wanted": need, "made": filled.get(intent, 0)} for intent, need in plan.items()},
         "left_out": left_out,
     }
     return rows, notes
+
+
+def _parents(need: int, each: int) -> int:
+    return math.ceil(math.ceil(SPARE * need) / each)
 
 
 def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:

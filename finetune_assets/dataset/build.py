@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,33 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.schema import EXAMPLES
+from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.augment import augment, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note
-from finetune_assets.dataset.coverage import coverage, drift, vocabulary_notes
+from finetune_assets.dataset.coverage import coverage, drift, sample, vocabulary_notes
 from finetune_assets.dataset.duplicates import Contexts, blocking_negatives, remove_twins, replaced_by, with_text
 from finetune_assets.dataset.formats import write_files
 from finetune_assets.dataset.leaks import examine
-from finetune_assets.dataset.lines import layout_note, lines_of
+from finetune_assets.dataset.lines import LayoutNote, Sorted, lines_made, lines_of
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
 from finetune_assets.dataset.preferences import Pairs, label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
+from finetune_assets.dataset.reading import Selected, read_contexts, select_examples
 from finetune_assets.dataset.selection import (
+    Judged,
     Left,
     judge,
     mark_personal,
     read_feedback,
-    select_examples,
     tenants_of,
     verdicts,
 )
 from finetune_assets.dataset.semantic import Embed, drop_same_meaning
-from finetune_assets.dataset.splits import assign
+from finetune_assets.dataset.splits import assign, testers
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
-from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, twin_rows
+from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, some_dropped, twin_rows
+from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, LeakError
 from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
 
@@ -75,12 +80,18 @@ _ROW = (
 )
 
 
+SPOOL_SHARE = 0.1  # of the memory setting, for lines held before they are written
+_COMPARED = ("message_id", "place", "split", "source", "created_at", "user_text", "reply")
+_OUT = ("message_id", "reason", "intent", "started_at")
+
+
 @dataclass(frozen=True)
 class Choice:
     """What an assistant trains on, and what not and why; everything that `freeze` needs.
 
-    `kept`, `preferences` and `kto` have one row a line to be, with the columns of the lineage, context and texts. `notes` is
-    JSON: weeks, read, counts, rejected, funnel, feedback, pairs, warnings.
+    `kept`, `preferences` and `kto` have one row a line to be, with the columns of the lineage, context and texts; the contexts
+    of `kept`, longer than all else together, are not held but asked for (`contexts`, by `place`). `notes` is JSON: weeks, read,
+    counts, rejected, funnel, feedback, pairs, warnings.
     """
 
     kept: pl.DataFrame
@@ -89,6 +100,7 @@ class Choice:
     kto: pl.DataFrame
     feedback_seen: pl.DataFrame
     notes: dict[str, Any]
+    contexts: Contexts
 
 
 def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratings: Ratings | None = None) -> Choice:
@@ -100,54 +112,86 @@ def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratin
     """
     filters = assistant.filters
     selected = select_examples(store, assistant)
-    examples = selected.rows
-    if examples["message_id"].n_unique() < examples.height:
-        examples = examples.unique("message_id", keep="last", maintain_order=True)
     contexts = partial(selected.contexts, turns=filters.context_turns, chars=filters.context_chars)
-    tenants = sorted({*tenants_of(store, assistant), *examples["tenant_id"].unique()} - set(filters.exclude_tenants))
+    tenants = sorted({*tenants_of(store, assistant), *selected.tenants} - set(filters.exclude_tenants))
     feedback = read_feedback(store)
-    judged, rated = judge(examples, feedback, tenants), ratings or Ratings()
-    frame = assign(mark_rejected(verdicts(examples, judged, filters), rated), assistant.split)
+    judged, rated = judge(selected.named(feedback["message_id"]), feedback, tenants), ratings or Ratings()
     left = Left.of(store)
+    frame, seen = _decided(selected, assistant, judged, rated)
     frame = mark_personal(frame, contexts(frame.filter(pl.col("reason").is_null())), left)
     frame = even_out(_without_twins(frame, filters, embed, contexts), assistant.balance)
 
     kept = frame.filter(pl.col("reason").is_null())
-    rejected = tally(frame["reason"].drop_nulls())
-    check_enough(assistant, frame.height, kept, rejected)
-    used = _with_contexts(frame.filter(_is_used(rated)), contexts)
-    kept = used.filter(pl.col("reason").is_null())
-    pairs = make_pairs(used, filters.near_duplicate, left, rated)
+    outcomes = pl.concat([seen.out, frame.select(seen.out.columns)])
+    rejected = tally(outcomes["reason"].drop_nulls())
+    check_enough(assistant, outcomes.height, kept, rejected)
+    told = {
+        "twins": twin_rows(frame),
+        "outcomes": outcomes_by_week(outcomes),
+        "dropped_sample": dropped_rows(pl.concat([seen.few, frame.select(seen.few.columns)])),
+    }
+    frame = _with_contexts(frame.filter(_is_used(rated)), contexts, _is_judged(rated))
+    kept = frame.filter(pl.col("reason").is_null())
+    pairs = make_pairs(frame, filters.near_duplicate, left, rated)
     made = _counted(pairs)
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(used, pairs.hidden, assistant, variations_of(store, assistant), left)
-    columns = (*_ROW, "text_key", "replaced", "context", "user_text", "reply")
+    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), left, contexts)
+    synthetic = synthetic.with_columns(place=(selected.starts[-1] + pl.int_range(pl.len())).cast(pl.UInt32))
+    said = synthetic.select("place", "context")
+    columns = (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
     whole = pl.concat([kept.select(columns), synthetic.select(columns)])
     notes: dict[str, Any] = {
         "weeks": selected.weeks,
-        "read": frame.height,
+        "read": outcomes.height,
         "counts": counts(whole),
         "rejected": rejected,
-        "funnel": _funnel(frame.height, rejected, synthetic.height),
+        "funnel": _funnel(outcomes.height, rejected, synthetic.height),
         "feedback": {"read": judged.read, "ignored": judged.ignored, "conflicts": judged.conflicts},
         "pairs": made,
         "negatives": negatives_note(kept, assistant.balance),
         "augmented": augmented,
         "vocabulary": vocabulary_notes(whole),
-        "coverage": coverage(frame, whole),
-        "twins": twin_rows(frame),
-        "outcomes": outcomes_by_week(frame),
-        "dropped_sample": dropped_rows(frame),
+        "coverage": coverage(outcomes["intent"], seen.live, whole),
+        **told,
     }
-    notes["warnings"] = warnings(assistant, kept, notes, selected.rows.height - examples.height)
+    notes["warnings"] = warnings(assistant, kept, notes, len(selected.outdated))
     return Choice(
         kept=whole,
-        dropped=frame.select("message_id", "reason", "kept_message_id").drop_nulls("reason").sort("message_id"),
+        dropped=outcomes.select("message_id", "reason", "kept_message_id").drop_nulls("reason").sort("message_id"),
         preferences=pairs.preferences.select(*_ROW, "replaced", "context", "chosen", "rejected"),
         kto=pairs.kto.select(*_ROW, "replaced", "context", "completion", "label"),
         feedback_seen=feedback.filter(pl.col("tenant_id").is_in(tenants)).select("feedback_id"),
         notes=notes,
+        contexts=lambda rows: chain(contexts(rows), [rows.join(said, on="place", how="inner", maintain_order="left")]),
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What stays of examples that no later step needs: why they are `out`, a `few` of each reason, a sample of all (`live`)."""
+
+    out: pl.DataFrame
+    few: pl.DataFrame
+    live: pl.DataFrame
+
+
+def _decided(selected: Selected, assistant: Assistant, judged: Judged, rated: Ratings) -> tuple[pl.DataFrame, _Seen]:
+    """The examples that are kept so far or that somebody judged, with what `verdicts` adds and their split; and all others."""
+    parts, out, few, live = (list[pl.DataFrame]() for _ in range(4))
+
+    def decided() -> Iterable[pl.DataFrame]:
+        return (mark_rejected(verdicts(part, judged, assistant.filters), rated) for part in selected.parts())
+
+    tested = pl.concat([testers(part, assistant.split) for part in decided()]) if assistant.split.mode == "time" else None
+    for part in decided():
+        frame = assign(part, assistant.split, tested)
+        used = frame.select(_is_used(rated)).to_series()
+        parts.append(frame.filter(used).drop("channel", "kind", "bucket", "training_consent"))
+        rest = frame.filter(~used)
+        out.append(rest.select(*_OUT, kept_message_id=pl.lit(None, pl.String)))
+        few.append(some_dropped(rest))
+        live = [sample(pl.concat([*live, frame.select("text_key", "user_text", "reply")]))]
+    return pl.concat(parts), _Seen(pl.concat(out), pl.concat(few), live[0])
 
 
 def _counted(pairs: Pairs) -> dict[str, Any]:
@@ -161,21 +205,25 @@ def _counted(pairs: Pairs) -> dict[str, Any]:
 
 
 def _is_used(rated: Ratings) -> pl.Expr:
-    """Rows whose contexts are needed: kept ones, and those that somebody judged."""
+    """Rows that some later step needs: kept ones, and those that somebody judged."""
+    return pl.col("reason").is_null() | _is_judged(rated)
+
+
+def _is_judged(rated: Ratings) -> pl.Expr:
     judged = pl.col("verdict").is_not_null() | pl.col("expected").is_not_null() | (pl.col("reason") == REJECTED).fill_null(False)
-    return pl.col("reason").is_null() | judged | pl.col("message_id").is_in(rated.pairs["message_id"].unique().implode())
+    return judged | pl.col("message_id").is_in(rated.pairs["message_id"].unique().implode())
 
 
-def _with_contexts(rows: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
-    """The rows with their `context`, in their order."""
+def _with_contexts(rows: pl.DataFrame, contexts: Contexts, which: pl.Expr) -> pl.DataFrame:
+    """The rows, in their order, with the `context` of some of them; null for the others."""
     numbered = rows.with_row_index("_order")
-    nothing = numbered.clear().with_columns(context=pl.lit(None, EXAMPLES["context"]))
-    return pl.concat([nothing, *contexts(numbered)]).sort("_order").drop("_order")
+    others = numbered.filter(~which).with_columns(context=pl.lit(None, EXAMPLES["context"]))
+    return pl.concat([others, *map(compact, contexts(numbered.filter(which)))]).sort("_order").drop("_order")
 
 
 def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None, contexts: Contexts) -> pl.DataFrame:
     """Adds `kept_message_id`, `replaced` and `text` (of the rows that were compared), and the reasons of twins."""
-    candidates = with_text(frame.filter(pl.col("reason").is_null()), "reply")
+    candidates = with_text(frame.filter(pl.col("reason").is_null()).select(_COMPARED), "reply")
     decided = remove_twins(candidates, blocking_negatives(frame), filters.near_duplicate, contexts)
     if filters.semantic_duplicate is not None:
         if embed is None:
@@ -207,7 +255,7 @@ def _hash(text: str) -> str:
 # --- staged
 
 
-_FRAMES = ("kept", "dropped", "preferences", "kto", "feedback_seen")
+_FRAMES = ("dropped", "preferences", "kto", "feedback_seen")
 
 
 def _settings_key(assistant: Assistant) -> str:
@@ -224,6 +272,8 @@ def stage(store: Store, assistant: Assistant, choice: Choice) -> Path:
     """Keeps the choice until it is frozen; one that was staged before is replaced."""
     folder = store.datasets(assistant.name) / "staged"
     with replacing_folder(folder) as draft:
+        for number, rows in enumerate(choice.contexts(choice.kept)):
+            write_parquet(draft / f"kept-{number:05}.parquet", rows)
         for name in _FRAMES:
             write_parquet(draft / f"{name}.parquet", getattr(choice, name))
         write_json(draft / "notes.json", {"settings_key": _settings_key(assistant), "notes": choice.notes})
@@ -238,12 +288,20 @@ def load_staged(store: Store, assistant: Assistant) -> Choice:
             f"Assistant {assistant.name!r} has no staged examples in {folder}. Materialise the asset training_examples."
         )
     stored = read_json(folder / "notes.json")
-    if stored["settings_key"] != _settings_key(assistant):
+    files = sorted(folder.glob("kept-*.parquet"))
+    if stored["settings_key"] != _settings_key(assistant) or not files:
         raise DataError(
             f"The staged examples of assistant {assistant.name!r} in {folder} were chosen with other settings or by older code. "
             "Materialise the asset training_examples again."
         )
-    return Choice(**{name: pl.read_parquet(folder / f"{name}.parquet") for name in _FRAMES}, notes=stored["notes"])
+    parts = [pl.scan_parquet(file).drop("context", "place").collect() for file in files]
+    starts = [0, *accumulate(part.height for part in parts)]
+    return Choice(
+        kept=pl.concat(parts).with_row_index("place"),
+        **{name: pl.read_parquet(folder / f"{name}.parquet") for name in _FRAMES},
+        notes=stored["notes"],
+        contexts=partial(read_contexts, files, starts),
+    )
 
 
 # --- frozen
@@ -255,25 +313,30 @@ def freeze(store: Store, assistant: Assistant, choice: Choice) -> Manifest:
     Raises LeakError before anything is moved if the written files prove that two splits share something.
     """
     system = assistant.system_prompt.strip()
-    frames = {
-        "examples": lines_of("examples", choice.kept, system, assistant.rows, assistant.tools),
+    lines, note = Sorted(int(Environment.read().memory * SPOOL_SHARE)), LayoutNote(system)
+    for rows in choice.contexts(choice.kept):
+        lines.add(lines_made("examples", rows, system, assistant.rows, assistant.tools))
+        note.add(rows)
+    others = {
         "preferences": lines_of("preferences", choice.preferences, system, tools=assistant.tools),
         "kto": lines_of("kto", choice.kto, system, tools=assistant.tools),
     }
-    mark = manifests.fingerprint(data_settings(assistant), frames)
+    mark = manifests.fingerprint(data_settings(assistant), {"examples": lines.marks, **others})
     folder = store.dataset(assistant.name, mark)
     if not (folder / "manifest.json").exists():
-        _write(store, assistant, choice, frames, mark)
+        frames = {"examples": lines, **{kind: [rows] for kind, rows in others.items()}}
+        _write(store, assistant, choice, frames, {"fingerprint": mark, "layout": note.told()})
     manifests.write_seen(store, assistant.name, mark, choice.feedback_seen["feedback_id"])
     point(store.datasets(assistant.name) / "latest", mark)
     return manifests.read_manifest(folder)
 
 
-def _write(store: Store, assistant: Assistant, choice: Choice, frames: dict[str, pl.DataFrame], mark: str) -> None:
+def _write(
+    store: Store, assistant: Assistant, choice: Choice, frames: Mapping[str, Iterable[pl.DataFrame]], known: dict[str, Any]
+) -> None:
     before = manifests.latest(store, assistant.name)
     threshold = assistant.filters.near_duplicate
-    folder = store.dataset(assistant.name, mark)
-    with replacing_folder(folder) as draft:
+    with replacing_folder(store.dataset(assistant.name, known["fingerprint"])) as draft:
         write_files(draft, frames)
         write_parquet(draft / "dropped.parquet", choice.dropped)
         problems, compared = examine(draft, data_settings(assistant))
@@ -283,10 +346,9 @@ def _write(store: Store, assistant: Assistant, choice: Choice, frames: dict[str,
                 f"{'; '.join(problems[:5])} ({len(problems)} in all). Materialise training_examples again."
             )
         made = {
-            "fingerprint": mark,
+            **known,
             "leaks": {"found": problems, "compared": compared, "threshold": threshold},
             "parents": [before.name] if before else [],
-            "layout": layout_note(choice.kept, assistant.system_prompt.strip()),
             **{name: choice.notes[name] for name in NOTED},
         }
         write_json(draft / "manifest.json", manifests.make_manifest(assistant, made))

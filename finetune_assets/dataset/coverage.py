@@ -70,17 +70,18 @@ def vocabulary_notes(kept: pl.DataFrame) -> dict[str, Any]:
     return {"user": diversity(train["user_text"]), "reply": diversity(train["reply"])}
 
 
-def coverage(live: pl.DataFrame, kept: pl.DataFrame) -> dict[str, Any]:
-    """How well the training rows stand for everything the assistant was asked in its window (`live`, all examples).
+def coverage(intents: pl.Series, live: pl.DataFrame, kept: pl.DataFrame) -> dict[str, Any]:
+    """How well the training rows stand for everything the assistant was asked in its window: `intents` of all examples, and
+    `live`, at least a `sample` of them.
 
     `intent_divergence` and `word_divergence` of live user turns and those of train; `words_covered`: the share of live words
     (each as often as it occurs) that occur in train; `intents_missing`: those without a training row, with their live examples.
     """
     train = kept.filter(pl.col("split") == TRAIN)
-    asked, learnt = tally(live["intent"]), tally(train["intent"])
+    asked, learnt = tally(intents), tally(train["intent"])
     live_words = tally(words(sample(live)["user_text"])["word"])
     train_words = tally(words(sample(train)["user_text"])["word"])
-    known = set(words(train["user_text"].unique())["word"].unique()) if live_words else set()
+    known = {word for part in train.select("user_text").iter_slices(50_000) for word in words(part["user_text"])["word"].unique()}
     total = sum(live_words.values())
     return {
         "intent_divergence": round(divergence(asked, learnt), 4),

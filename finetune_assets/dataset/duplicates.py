@@ -67,16 +67,15 @@ def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
         _source=pl.col("source").replace_strict(source, return_dtype=pl.Int8, default=len(source)),
         _age=-pl.col("created_at").dt.epoch("us"),
     )
-    keys = ["_fixed", "_split", "_source", "_age", "user_text", "reply"]
-    tied = frame.filter(
-        frame.select(pl.struct(*keys[:4], *(pl.col(name).hash() for name in keys[4:])).is_duplicated()).to_series()
-    )
-    if tied.is_empty():
-        return frame.sort(*keys, "message_id").drop(keys[:4])
+    keys = ["_fixed", "_split", "_source", "_age"]
+    tied = frame.filter(frame.select(pl.struct(keys).is_duplicated()).to_series())
     said = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
-    history = pl.concat([part.select("message_id", _history=said) for part in contexts(tied)])
-    frame = frame.join(history, on="message_id", how="left", maintain_order="left")
-    return frame.sort(*keys, "_history", "message_id").drop(*keys[:4], "_history")
+    alike = tied.filter(tied.select(pl.struct(*keys, "user_text", "reply").is_duplicated()).to_series())
+    history = [part.select("message_id", _history=said) for part in contexts(alike)] if alike.height else []
+    none = tied.clear().select("message_id", _history=pl.lit(None, pl.String))
+    tied = tied.join(pl.concat([none, *history]), on="message_id", how="left")
+    order = tied.sort("user_text", "reply", "_history", "message_id").select("message_id").with_row_index("_order")
+    return frame.join(order, on="message_id", how="left").sort(*keys, "_order").drop(*keys, "_order")
 
 
 def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float, contexts: Contexts) -> pl.DataFrame:

@@ -85,7 +85,7 @@ def _write_rest(store: Store, assistant: str, folder: Path, traces: Traces) -> s
     if mark == folder.name or (target / "manifest.json").exists():
         return mark if mark != folder.name else _unchanged(folder, traces)
     with replacing_folder(target) as draft:
-        write_files(draft, frames)
+        write_files(draft, {kind: [rows] for kind, rows in frames.items()})
         for path in sorted(folder.glob("*.parquet")):
             if path.name not in _LINEAGES:
                 write_parquet(draft / path.name, traces.without(pl.read_parquet(path)))

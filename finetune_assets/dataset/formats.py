@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -91,15 +92,27 @@ def trim_context(frame: pl.DataFrame, turns: int, chars: int) -> pl.DataFrame:
     return numbered.with_columns(context=pl.coalesce("cut", "context")).drop("at", "cut")
 
 
-def write_files(folder: Path, frames: dict[str, pl.DataFrame]) -> None:
-    """Writes every JSONL file and lineage; `frames` maps kind to `lines_of`. An empty file is written too."""
+def write_files(folder: Path, frames: Mapping[str, Iterable[pl.DataFrame]]) -> None:
+    """Writes every JSONL file and lineage; `frames` maps kind to parts of `lines_of`, in order. An empty file is written too."""
     lineages: dict[str, list[pl.DataFrame]] = {}
-    for spec in FILES:
-        rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits))
-        with replacing(folder / spec.name) as draft:
-            rows.select("jsonl").drop_nulls().write_csv(draft, include_header=False, quote_style="never")
-        numbered = rows.with_columns(line=pl.col("jsonl").is_not_null().cum_sum().cast(pl.Int64) - 1)
-        lineages.setdefault(spec.lineage, []).append(numbered.select(pl.col(name).cast(dtype) for name, dtype in LINEAGE.items()))
+    for kind, parts in frames.items():
+        specs = [spec for spec in FILES if spec.kind == kind]
+        told = {spec.name: [pl.DataFrame(schema=LINEAGE)] for spec in specs}
+        with ExitStack() as stack:
+            files = {
+                spec.name: stack.enter_context(stack.enter_context(replacing(folder / spec.name)).open("wb")) for spec in specs
+            }
+            lines = dict.fromkeys(files, 0)
+            for part in parts:
+                for spec in specs:
+                    rows = part.filter(pl.col("split").is_in(spec.splits))
+                    rows.select("jsonl").drop_nulls().write_csv(files[spec.name], include_header=False, quote_style="never")
+                    line = pl.col("jsonl").is_not_null().cum_sum().cast(pl.Int64) - 1 + lines[spec.name]
+                    numbered = rows.with_columns(line=line).select(pl.col(name).cast(dtype) for name, dtype in LINEAGE.items())
+                    lines[spec.name] += int(rows["jsonl"].is_not_null().sum())
+                    told[spec.name].append(numbered)
+        for spec in specs:
+            lineages.setdefault(spec.lineage, []).extend(told[spec.name])
     for name, parts in lineages.items():
         write_parquet(folder / name, pl.concat(parts))
 

@@ -17,13 +17,15 @@ turns to `context_turns` or `context_chars`, and at the first of several message
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from finetune_assets.assistants.settings.data import Layout
 from finetune_assets.corpus.forms import CALLS
+from finetune_assets.corpus.spool import Spool
 from finetune_assets.dataset import tool_calls
 from finetune_assets.dataset.formats import digest
 from finetune_assets.dataset.selection import SYNTHETIC
@@ -39,7 +41,7 @@ COLUMNS = {"examples": ("reply",), "preferences": ("chosen", "rejected"), "kto":
 _REPLY = '{"role":"assistant","content":"'
 _TRAINED, _UNTRAINED = ',"weight":1', ',"weight":0'
 AT_ONCE = 50_000
-_HELD = ("context", "user_text", "reply", "chosen", "rejected", "completion", "text_key")
+_HELD = ("context", "user_text", "reply", "chosen", "rejected", "completion", "text_key", "place")
 """Columns that a line holds, or that it does not need: no use beside it."""
 
 
@@ -58,11 +60,42 @@ def lines_of(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_
     line's messages (preferences and kto: after the prompt). Lines stand in the order of their digests.
     The test set is always `per_reply`: a benchmark asks for one reply at a time.
     """
+    return in_order(lines_made(kind, frame, system, layout, tools))
+
+
+def lines_made(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "per_reply", tools: Tools = ()) -> pl.DataFrame:
+    """The same in any order, for `in_order`; all of a conversation's rows must be there."""
     if kind == "examples" and layout == "per_conversation":
         alone = (pl.col("split") == TEST) | _calls()
         parts = [_per_conversation(frame.filter(~alone), system, tools), _single(kind, frame.filter(alone), system, tools)]
-        return _ordered(pl.concat(parts))
-    return _ordered(_single(kind, frame, system, tools))
+        return pl.concat(parts)
+    return _single(kind, frame, system, tools)
+
+
+class Sorted:
+    """Lines that are made in parts, in the order of the files: by the first digit of their digests in memory up to a limit of
+    bytes, the rest in a temporary file without a name."""
+
+    def __init__(self, limit: int) -> None:
+        self._spool, self._digits = Spool(limit), set[str]()
+        self._marks: list[pl.DataFrame] = []
+
+    def add(self, made: pl.DataFrame) -> None:
+        """Some rows of `lines_made`."""
+        self._marks.append(made.select("split", "source", "digest"))
+        for (digit,), rows in made.group_by(pl.col("digest").str.head(1)):
+            if digit not in self._digits:
+                self._digits.add(digit)
+                self._spool.start(digit)
+            self._spool.add(digit, rows)
+
+    @property
+    def marks(self) -> pl.DataFrame:
+        """split, source and digest of all rows."""
+        return pl.concat(self._marks)
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        return (in_order(pl.concat(self._spool.frames(digit))) for digit in sorted(self._digits))
 
 
 def _calls() -> pl.Expr:
@@ -71,7 +104,8 @@ def _calls() -> pl.Expr:
     return before | pl.col("reply").str.starts_with(CALLS)
 
 
-def _ordered(made: pl.DataFrame) -> pl.DataFrame:
+def in_order(made: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `lines_made` as `lines_of` gives them."""
     return made.sort("digest", "split", "group", "turn").drop("group")
 
 
@@ -167,25 +201,41 @@ def _stitched(frame: pl.DataFrame) -> pl.DataFrame:
     return rows.drop("_told")
 
 
-def layout_note(kept: pl.DataFrame, system: str) -> dict[str, Any]:
-    """Training rows and characters of text of both layouts, and the share of characters that `per_conversation` saves."""
-    rows = kept.filter(pl.col("split") == TRAIN)
-    if rows.is_empty():
-        return {}
-    rows = _stitched(rows)
-    chars = (
-        pl.col("context").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-        + pl.col("reply").str.len_chars()
-    )
-    rows = rows.with_columns(chars=chars.cast(pl.Int64)).with_columns(
-        more=pl.when("goes_on").then(pl.col("chars") - pl.col("chars").shift(1)).otherwise(pl.col("chars") + len(system))
-    )
-    lines, whole = int((~rows["goes_on"]).sum()), int(rows["chars"].sum()) + rows.height * len(system)
-    return {
-        "per_reply": {"rows": rows.height, "characters": whole},
-        "per_conversation": {"rows": lines, "characters": int(rows["more"].sum())},
-        "saved_by_per_conversation": round(1 - int(rows["more"].sum()) / max(whole, 1), 4),
-    }
+@dataclass
+class LayoutNote:
+    """Training rows and characters of text of both layouts, added up over parts of whole conversations."""
+
+    system: str
+    rows: int = 0
+    characters: int = 0
+    lines: int = 0
+    shorter: int = 0
+
+    def add(self, kept: pl.DataFrame) -> None:
+        """Some kept examples with their contexts."""
+        rows = kept.filter(pl.col("split") == TRAIN)
+        if rows.is_empty():
+            return
+        chars = (
+            pl.col("context").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+            + pl.col("reply").str.len_chars()
+        )
+        rows = _stitched(rows).with_columns(chars=chars.cast(pl.Int64))
+        more = pl.when("goes_on").then(pl.col("chars") - pl.col("chars").shift(1)).otherwise(pl.col("chars") + len(self.system))
+        self.rows += rows.height
+        self.characters += int(rows["chars"].sum()) + rows.height * len(self.system)
+        self.lines += int((~rows["goes_on"]).sum())
+        self.shorter += int(rows.select(more.sum()).item())
+
+    def told(self) -> dict[str, Any]:
+        """Both layouts, and the share of characters that `per_conversation` saves."""
+        if not self.rows:
+            return {}
+        return {
+            "per_reply": {"rows": self.rows, "characters": self.characters},
+            "per_conversation": {"rows": self.lines, "characters": self.shorter},
+            "saved_by_per_conversation": round(1 - self.shorter / max(self.characters, 1), 4),
+        }
 
 
 def _per_conversation(frame: pl.DataFrame, system: str, tools: Tools) -> pl.DataFrame:

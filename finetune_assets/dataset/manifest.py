@@ -16,7 +16,8 @@ import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.dataset.formats import FILES
-from finetune_assets.dataset.selection import scan, tenants_of
+from finetune_assets.dataset.reading import scan
+from finetune_assets.dataset.selection import tenants_of
 from finetune_assets.errors import DataError
 from finetune_assets.storage import Store, read_json, write_parquet
 

@@ -13,7 +13,8 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.corpus.planted import Planted, measure
 from finetune_assets.corpus.scrubbing import regions_of
-from finetune_assets.dataset.selection import Left, scan, selected, window
+from finetune_assets.dataset.reading import scan, selected, window
+from finetune_assets.dataset.selection import Left
 from finetune_assets.errors import NothingSelected
 from finetune_assets.storage import Store, read_json, write_json
 

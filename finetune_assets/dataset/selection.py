@@ -1,6 +1,6 @@
 """Which examples an assistant may learn from: its `select`, consent, feedback, satisfaction and content filters.
 
-`select_examples` reads, `judge` decides what feedback says about each reply, `verdicts` gives every example a source or the
+`reading` gives the examples, `judge` decides what feedback says about each reply, `verdicts` gives every example a source or the
 reason why it is dropped. Each example has exactly one of the two, so `read = kept + dropped` holds at every step.
 
 Rules of feedback, per message:
@@ -13,12 +13,9 @@ Rules of feedback, per message:
 
 from __future__ import annotations
 
-import datetime
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from pathlib import Path
 
 import polars as pl
 
@@ -27,8 +24,7 @@ from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, needs_look, residual
 from finetune_assets.corpus.schema import FEEDBACK
 from finetune_assets.corpus.scrubbing import USUAL, Regions, regions_of
-from finetune_assets.dataset.formats import trim_context
-from finetune_assets.errors import NothingSelected
+from finetune_assets.dataset.reading import scan
 from finetune_assets.storage import Store, read_json
 
 CORRECTED, POSITIVE, SATISFIED, IMPORTED = "corrected", "positive", "satisfied", "imported"
@@ -50,86 +46,6 @@ class Judged:
     ignored: dict[str, int]
     conflicts: dict[str, int]
     """Messages on which people disagree: both thumbs, several corrections, a correction and praise."""
-
-
-def part_files(store: Store, table: str, weeks: list[str]) -> list[Path]:
-    """The Parquet files of a corpus table in these weeks, sorted."""
-    return sorted(file for week in weeks for file in store.corpus(table, week).glob("*.parquet"))
-
-
-def scan(store: Store, table: str, weeks: list[str]) -> pl.LazyFrame | None:
-    """A corpus table over these weeks, or None where it has no file."""
-    files = part_files(store, table, weeks)
-    return pl.scan_parquet(files, hive_partitioning=False) if files else None
-
-
-def window(weeks: list[str], window_weeks: int | None) -> list[str]:
-    """The newest `window_weeks` calendar weeks, counted from the newest one there is; None: all."""
-    if not weeks or window_weeks is None:
-        return weeks
-    first = datetime.date.fromisoformat(weeks[-1]) - datetime.timedelta(weeks=window_weeks - 1)
-    return [week for week in weeks if week >= first.isoformat()]
-
-
-def selected(assistant: Assistant) -> pl.Expr:
-    """True for the rows that are this assistant's."""
-    if assistant.select.tenant is not None:
-        return pl.col("tenant_id") == assistant.select.tenant
-    return pl.col("vertical") == assistant.select.vertical
-
-
-@dataclass(frozen=True)
-class Selected:
-    """This assistant's examples without their contexts, and where those are: most rows are dropped before anyone needs theirs.
-
-    `rows` has the columns of EXAMPLES but `context`, and `place`: the number of the row in `files`, counted over all of them.
-    """
-
-    rows: pl.DataFrame
-    weeks: list[str]
-    files: list[Path]
-    starts: list[int]  # of the files, and the end of the last one
-
-    def contexts(self, rows: pl.DataFrame, turns: int, chars: int) -> Iterator[pl.DataFrame]:
-        """Some of the rows with their `context`, cut to both bounds, a file at a time; in the order of the files."""
-        places = rows["place"]
-        for file, (start, stop) in zip(self.files, pairwise(self.starts), strict=True):
-            own = rows.filter((places >= start) & (places < stop)).sort("place")
-            if own.height:
-                context = pl.read_parquet(file, columns=["context"], hive_partitioning=False)["context"]
-                yield trim_context(own.with_columns(context.gather(own["place"] - start)), turns, chars)
-
-
-def select_examples(store: Store, assistant: Assistant) -> Selected:
-    """The examples of this assistant in its window.
-
-    Raises NothingSelected where the corpus holds none.
-    """
-    weeks = window(store.weeks("examples"), assistant.window_weeks)
-    files = part_files(store, "examples", weeks)
-    lazy = scan(store, "examples", weeks)
-    if lazy is None:
-        raise NothingSelected(
-            f"Assistant {assistant.name!r}: the corpus has no examples in {store.home / 'corpus' / 'examples'}. "
-            "Materialise the asset clean_examples, or start `finetune run`, which does."
-        )
-    rows = lazy.drop("context").with_row_index("place").filter(selected(assistant)).collect()
-    if rows.is_empty():
-        raise NothingSelected(_nothing(assistant, lazy, weeks))
-    sizes = [pl.scan_parquet(file, hive_partitioning=False).select(pl.len()).collect().item() for file in files]
-    return Selected(rows, weeks, files, [0, *accumulate(sizes)])
-
-
-def _nothing(assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:
-    pairs = lazy.select("vertical", "tenant_id").unique().sort("vertical", "tenant_id").collect()
-    groups = pairs.group_by("vertical", maintain_order=True).agg("tenant_id").rows()
-    there = "; ".join(f"{vertical} ({', '.join(tenants)})" for vertical, tenants in groups) or "nothing"
-    chosen = {k: v for k, v in assistant.select.model_dump().items() if v is not None}
-    text = ", ".join(f"{k}: {v}" for k, v in chosen.items())
-    return (
-        f"Assistant {assistant.name!r} selects {{{text}}}, but no example of {len(weeks)} weeks is of it. "
-        f"Verticals (tenants) in the corpus: {there}. Correct `select` in the assistant's file, or add a source with such rows."
-    )
 
 
 def tenants_of(store: Store, assistant: Assistant) -> list[str]:

@@ -15,25 +15,36 @@ SPLITS: tuple[str, ...] = (TRAIN, VALIDATION, TEST)
 BUCKETS = 10_000
 
 
-def assign(frame: pl.DataFrame, split: Split) -> pl.DataFrame:
+def assign(frame: pl.DataFrame, split: Split, tested: pl.Series | None = None) -> pl.DataFrame:
     """Adds `split`, and sets `reason` to `user_in_test` where a user of the test set has rows outside it.
 
     `frame` has bucket (0..9999), user (null: the conversation counts as one), started_at, and reason (null: kept so far). By
     time, a user is of the test set if any of the rows started on or after the date, even one that another rule drops: then a
-    change of that rule moves nobody. Rows marked `user_in_test` get split `test`: their preferences stay out of training.
+    change of that rule moves nobody; where the frame has not all rows, `tested` are those users (see `testers`). Rows marked
+    `user_in_test` get split `test`: their preferences stay out of training.
     """
     if split.mode == "user":
         return frame.with_columns(split=by_bucket(split.test, split.validation))
-    late = pl.col("started_at") >= pl.lit(split.date).cast(pl.Datetime("us", "UTC"))
-    used = ~pl.col("reason").is_in(["tenant_excluded", "no_consent"]).fill_null(False)
-    testers = frame.filter(late & used)["user"].drop_nulls().unique()
-    early_tester = ~late & pl.col("user").is_in(testers.implode()).fill_null(False)
+    late, users = _late(split), testers(frame, split) if tested is None else tested
+    early_tester = ~late & pl.col("user").is_in(users.implode()).fill_null(False)
     rest = split.train + split.validation
     share = split.validation / rest if rest else 0.0
     return frame.with_columns(
         split=pl.when(late | early_tester).then(pl.lit(TEST)).otherwise(by_bucket(0, share)),
         reason=pl.when(pl.col("reason").is_null() & early_tester).then(pl.lit("user_in_test")).otherwise("reason"),
     )
+
+
+def testers(frame: pl.DataFrame, split: Split) -> pl.Series:
+    """Users with a usable row on or after the date of `split`; none where it has no date."""
+    if split.mode == "user":
+        return frame["user"].clear()
+    used = ~pl.col("reason").is_in(["tenant_excluded", "no_consent"]).fill_null(False)
+    return frame.filter(_late(split) & used)["user"].drop_nulls().unique()
+
+
+def _late(split: Split) -> pl.Expr:
+    return pl.col("started_at") >= pl.lit(split.date).cast(pl.Datetime("us", "UTC"))
 
 
 def by_bucket(test: float, validation: float) -> pl.Expr:

@@ -27,9 +27,14 @@ def dropped_rows(frame: pl.DataFrame, each: int = 2) -> list[dict[str, Any]]:
 
     `frame` has every example with its final reason.
     """
+    return some_dropped(frame, each).to_dicts()
+
+
+def some_dropped(frame: pl.DataFrame, each: int = 2) -> pl.DataFrame:
+    """What `dropped_rows` gives, of any part of the examples: the same for the rest of them and these few."""
     dropped = frame.filter(pl.col("reason").is_not_null()).select("reason", "user_text", "reply", "message_id")
     few = dropped.group_by("reason").agg(pl.all().sort_by(pl.col("message_id").hash(0)).head(each)).sort("reason")
-    return few.explode("user_text", "reply", "message_id").to_dicts()
+    return few.explode("user_text", "reply", "message_id")
 
 
 def outcomes_by_week(frame: pl.DataFrame) -> dict[str, dict[str, int]]:

@@ -132,7 +132,7 @@ def freeze(store: Store, assistant: Assistant, folder: Path, what: tuple[Teacher
     if not (target / "manifest.json").exists():
         about = _about(teacher, frame)
         with replacing_folder(target) as draft:
-            write_files(draft, frames)
+            write_files(draft, {kind: [rows] for kind, rows in frames.items()})
             dropped = pl.read_parquet(folder / "dropped.parquet")
             out = frame.filter(pl.col("reason").is_not_null()).select(
                 "message_id", "reason", kept_message_id=pl.lit(None, pl.String)

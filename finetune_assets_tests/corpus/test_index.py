@@ -14,7 +14,7 @@ from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.parts import Part
 from finetune_assets.corpus.sources import read_source
-from finetune_assets.corpus.spool import Spool
+from finetune_assets.corpus.spool import Spool, size_of
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus.exports import (
@@ -94,6 +94,53 @@ def test_a_new_week_reads_its_own_files_and_the_conversations_it_judges(tmp_path
     assert read_parts == []
     whole = Store(tmp_path / "whole")
     update(whole, tmp_path / "source")
+    assert made(store.home) == made(whole.home)
+
+
+def undated_week(number: int) -> Tables:
+    """`week_of` with rows that have no usable time: a conversation and its message, an orphan, a judgement."""
+    tables = week_of(number)
+    none = {"created_at": None}
+    tables["conversations"] += [conversation(500 + number, started_at=None, ended_at=None, user_id="user_x")]
+    tables["messages"] += [message(500 + number, 500 + number, **none), message(700 + number, 700 + number, **none)]
+    tables["feedback"] += [judgement(500 + number, number * 8 + 5, number * 2 + 1, conversation_id=None, **none)]
+    return tables
+
+
+@pytest.mark.parametrize("weeks", [3, 8])
+def test_rows_without_a_week_are_read_once(tmp_path: Path, read_parts: list[str], weeks: int) -> None:
+    store, folder = Store(tmp_path / "home"), tmp_path / "source"
+    for number in range(weeks):
+        write_week(folder, number, undated_week(number))
+    update(store, folder)
+    read_parts.clear()
+    write_week(folder, weeks, undated_week(weeks))
+    update(store, folder)
+    assert {int(name.split("/")[1]) for name in read_parts} == {weeks - 2, weeks - 1, weeks}  # as many as without such rows
+    assert len(read_parts) == 8
+    unknown = pl.read_parquet(store.corpus("rejected", "unknown") / "conversations.parquet")
+    assert unknown["table"].value_counts(sort=True).rows() == [("messages", 2 * weeks + 2), ("conversations", weeks + 1)]
+    whole = Store(tmp_path / "whole")
+    update(whole, folder)
+    assert made(store.home) == made(whole.home)
+
+
+def test_a_row_without_a_week_is_judged_again_when_what_it_belongs_to_changes(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "home"), tmp_path / "source"
+    for number in range(3):
+        write_week(folder, number, undated_week(number))
+    update(store, folder)
+    later = undated_week(1)
+    later["conversations"][-1]["user_id"] = "user_y"  # its message and it are now another person's
+    later["conversations"].append(conversation(701, started_at=at(weeks=1), ended_at=None))  # the orphan has a week
+    write_week(folder, 1, later)
+    update(store, folder)
+    rejected = pl.read_parquet(store.corpus("rejected", "unknown") / "conversations.parquet")
+    assert rejected.filter(pl.col("id") == "msg_0701").is_empty()
+    assert rejected.filter(pl.col("conversation_id") == "conv_0501")["user"].n_unique() == 1
+    assert rejected["user"].drop_nulls().n_unique() == 2
+    whole = Store(tmp_path / "whole")
+    update(whole, folder)
     assert made(store.home) == made(whole.home)
 
 
@@ -215,7 +262,7 @@ def test_weeks_are_written_in_groups_that_fit_the_memory(tmp_path: Path, monkeyp
 
 def test_the_spool_gives_back_what_it_took_from_memory_and_from_its_file(tmp_path: Path) -> None:
     frames = [typed(pl.DataFrame({"message_id": [f"{a}-{n}" for n in range(5)]}), "messages") for a in range(4)]
-    spool = Spool(int(frames[0].estimated_size() * 2.5))
+    spool = Spool(int(size_of(frames[0]) * 2.5))
     spool.start("part")
     for frame in frames:
         spool.add("part", frame)

@@ -17,6 +17,7 @@ from finetune_assets.corpus.index import look
 from finetune_assets.corpus.schema import UNKNOWN_WEEK
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.corpus.staleness import week_digests
+from finetune_assets.corpus.undated import undated_rows
 from finetune_assets.corpus.validation import Validated, validate
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus.exports import SGD, Row, at, conversation, export, judgement, message, write
@@ -312,8 +313,11 @@ def test_any_rows_add_up_and_their_order_never_matters(tables: dict[str, list[Ro
         for name in ("conversations", "messages", "feedback", "rejected"):
             assert getattr(again, name).equals(getattr(valid, name)), name
         snapshot = look(Store(Path(folder) / "home"), other, 2**30)
-        weeks = [*snapshot.weeks(), UNKNOWN_WEEK]
-        assert set(weeks) >= set(valid.read["week"])
+        weeks = snapshot.weeks()
+        assert {*weeks, UNKNOWN_WEEK} >= set(valid.read["week"])
+        undated = valid.rejected.filter(pl.col("week") == UNKNOWN_WEEK)
+        for name, rows in undated_rows(snapshot).items():
+            assert rows.height == undated.filter(pl.col("table") == name).height
         for table in ("conversations", "feedback"):  # a week's own rows decide about it as all rows do
             for week in weeks:
                 alone = validate(snapshot.load(snapshot.closure(table, [week])))

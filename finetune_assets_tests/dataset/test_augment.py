@@ -88,7 +88,7 @@ def test_few_asked_intents_get_variations_in_train_alone(corpus: Corpus, assista
     assert made.height > 10
     assert set(made["intent"]) == {"emergency"}
     assert set(made["split"]) == {"train"}
-    for row in made.iter_rows(named=True):
+    for row in pl.concat(choice.contexts(made)).iter_rows(named=True):
         parent = parents[row["message_id"]]
         assert row["user_text"] != parent["user_text"]
         assert row["context"][-1] == {"role": "user", "content": row["user_text"]}

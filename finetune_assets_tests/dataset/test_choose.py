@@ -28,7 +28,8 @@ def twin_of(choice: Choice, message_id: str) -> str | None:
 
 
 def row(choice: Choice, message_id: str) -> dict[str, Any]:
-    return choice.kept.row(by_predicate=pl.col("message_id") == message_id, named=True)
+    own = choice.kept.filter(pl.col("message_id") == message_id)
+    return pl.concat(choice.contexts(own)).row(0, named=True)
 
 
 def test_each_reason_is_recorded_and_every_example_is_kept_or_dropped(corpus: Corpus) -> None:

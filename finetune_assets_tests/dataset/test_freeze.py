@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_folder_holds_the_contract(corpus: Corpus, assistant: Assistant) -> 
     assert {path.name for path in folder.iterdir()} == FILES
     lineage = pl.read_parquet(folder / "lineage.parquet")
     assert dict(lineage.schema) == LINEAGE
-    by_id = {row["message_id"]: row for row in choice.kept.iter_rows(named=True)}
+    by_id = {row["message_id"]: row for part in choice.contexts(choice.kept) for row in part.iter_rows(named=True)}
     for split in ("train", "validation", "test"):
         lines = rows(folder / f"{split}.jsonl")
         origin = lineage.filter(pl.col("split") == split).sort("line")
@@ -159,11 +160,38 @@ def test_staged_is_frozen_as_chosen_and_refused_after_a_change_of_settings(corpu
         load_staged(store, assistant)
     stage(store, assistant, choice)
     loaded = load_staged(store, assistant)
-    assert loaded.kept.equals(choice.kept)
+    one, other = (pl.concat(each.contexts(each.kept)).drop("place").sort("message_id", "source") for each in (loaded, choice))
+    assert one.equals(other)
+    assert one.height == choice.kept.height
     assert loaded.notes == choice.notes
     assert freeze(store, assistant, loaded) == freeze(store, assistant, choice)
     with pytest.raises(DataError, match="other settings"):
         load_staged(store, dental(system_prompt="Otra."))
+
+
+def test_lines_that_do_not_fit_the_memory_are_the_same(
+    corpus: Corpus, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = talk(corpus)
+    choice = choose(store, assistant)
+    first = freeze(store, assistant, choice)
+    folder = store.dataset("dental", first["fingerprint"])
+    made = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+    shutil.rmtree(folder)
+    monkeypatch.setattr(build, "SPOOL_SHARE", 0.0)
+    assert freeze(store, assistant, choice)["fingerprint"] == first["fingerprint"]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.jsonl")} == made
+    assert made["train.jsonl"]
+
+
+def test_a_week_that_is_built_again_meanwhile_is_seen(corpus: Corpus, assistant: Assistant) -> None:
+    store = talk(corpus)
+    choice = choose(store, assistant)
+    corpus.examples.reverse()
+    corpus.write()
+    with pytest.raises(DataError, match="written again while"):
+        stage(store, assistant, choice)
+    assert not (store.datasets("dental") / "staged").exists()
 
 
 def test_nothing_is_half_written(corpus: Corpus, assistant: Assistant) -> None:

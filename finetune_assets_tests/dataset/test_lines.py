@@ -16,7 +16,7 @@ from finetune_assets.corpus.examples import make_examples
 from finetune_assets.corpus.schema import CONVERSATIONS, EXAMPLES
 from finetune_assets.dataset import check_leaks, choose, freeze
 from finetune_assets.dataset.formats import FILES, read_lines, read_targets, trim_context
-from finetune_assets.dataset.lines import layout_note, lines_of
+from finetune_assets.dataset.lines import LayoutNote, lines_of
 from finetune_assets.environment import ROOT
 from finetune_assets.storage import Store
 from finetune_assets.training.encoding import LightRenderer, encode_row
@@ -106,7 +106,9 @@ def test_both_layouts_hold_the_same_contexts_and_targets(
     for message, turn in many.select("message_id", "turn").rows():
         assert turn == len(frame.filter(pl.col("message_id") == message)["context"].item()) + bool(system), message
     if frame.height:
-        note = layout_note(frame, system)
+        layouts = LayoutNote(system)
+        layouts.add(frame)
+        note = layouts.told()
         assert note["per_conversation"]["rows"] == many["jsonl"].drop_nulls().len()
         sizes = {
             name: sum(len(m["content"]) for line in made["jsonl"].drop_nulls() for m in json.loads(line)["messages"])

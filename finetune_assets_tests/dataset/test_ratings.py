@@ -48,7 +48,8 @@ def rate(ledger: Ledger, of: study.Study, item: str, choice: str, rater: str = "
 
 def test_blind_pairs_are_preferences_with_the_split_of_their_message(store: Store, ledger: Ledger) -> None:
     assistant = dental()
-    kept = choose(store, assistant).kept
+    first = choose(store, assistant)
+    kept = pl.concat(first.contexts(first.kept))
     rows = pl.concat([kept.filter(pl.col("split") == split).head(6) for split in ("test", "train")])
     pairs = make_study(store, "pairs", rows)
     for n in range(12):
@@ -88,7 +89,8 @@ def test_a_rejected_example_is_not_trained_on_nor_is_its_twin(corpus: Corpus, le
     first = corpus.examples[4]
     twin = corpus.example(201, user=first["user"], user_text=first["user_text"], reply=first["reply"] + "!")
     store, assistant = corpus.write(), dental()
-    kept = choose(store, assistant).kept
+    before = choose(store, assistant)
+    kept = pl.concat(before.contexts(before.kept))
     assert corrected in set(kept["message_id"])
     survivor = next(one for one in (first["message_id"], twin) if one in set(kept["message_id"]))
     wanted = kept.filter(pl.col("message_id").is_in([corrected, survivor, "msg_00010"])).sort("message_id")

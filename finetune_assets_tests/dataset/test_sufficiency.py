@@ -79,7 +79,12 @@ def test_coverage_of_what_is_really_asked(corpus: Corpus) -> None:
     assert found["intent_divergence"] > 0.1
     assert 0 < found["words_covered"] < 1
     same = choice.kept.with_columns(split=pl.lit("train"))
-    assert coverage(same, same) == {"intent_divergence": 0, "intents_missing": {}, "word_divergence": 0, "words_covered": 1}
+    assert coverage(same["intent"], same, same) == {
+        "intent_divergence": 0,
+        "intents_missing": {},
+        "word_divergence": 0,
+        "words_covered": 1,
+    }
 
 
 def test_drift_is_measured_against_the_set_before(corpus: Corpus) -> None:

@@ -113,7 +113,8 @@ def test_no_two_kept_examples_are_twins_and_order_does_not_matter(corpus: Corpus
     rng.shuffle(corpus.examples)
     rng.shuffle(corpus.feedback)
     again = choose(corpus.write(), dental())
-    assert again.kept.sort("message_id").equals(first.kept.sort("message_id"))
+    one, other = (each.kept.drop("place").sort("message_id") for each in (again, first))
+    assert one.equals(other)
     assert again.dropped.equals(first.dropped)
 
 
