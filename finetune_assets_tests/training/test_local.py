@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from huggingface_hub import constants
 
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
-from finetune_assets.training import local, plan
+from finetune_assets.training import base_model, local, plan
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
 from finetune_assets.worker import probe
@@ -77,6 +79,44 @@ def test_the_worker_counts_where_the_tokenizer_needs_transformers(request_: Trai
     with pytest.raises(ModelUnavailable):
         LocalTrainer(launch, store).estimate(replace(request_, base_model=str(exotic)))
     assert launched == ["count_tokens"]
+
+
+def test_a_model_of_the_hub_is_known_once_the_plan_has_fetched_it(
+    request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """By commit, as the plan fetches it: the cache then has snapshots and no refs/main."""
+    cache = store.home / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(base_model, "_asked", lambda *_: ("b" * 40, ""))
+    snapshots = cache / "models--org--tiny" / "snapshots"
+    request = replace(request_, base_model="org/tiny")
+    free = shutil.disk_usage(store.home)
+
+    def fetch(spec_file: Path, output: Path) -> None:
+        shutil.copytree(request_.base_model, snapshots / read_json(spec_file)["base_model_identity"]["revision"])
+        with monkeypatch.context() as there:  # transformers asks the hub for nothing
+            there.setattr(constants, "HF_HUB_OFFLINE", True)
+            launch(spec_file, output)
+
+    trainer = LocalTrainer(fetch, store)
+    trainer.validate(request)
+    assert base_model.shape("org/tiny") is None
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: free._replace(free=1000))
+        with pytest.raises(TrainingError, match="GB free\\. Make room"):
+            trainer.estimate(request)
+    estimate, known = trainer.estimate(request), trainer.estimate(request_)
+    assert (estimate.tokens, estimate.memory_bytes) == (known.tokens, known.memory_bytes)
+    assert estimate.seconds is not None
+    assert base_model.card("org/tiny")["language"] == ["es"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert trainer.estimate(request).memory_bytes == known.memory_bytes
+    (cache / "models--org--tiny" / "refs").mkdir()
+    (cache / "models--org--tiny" / "refs" / "main").write_text("a" * 40)  # an older one, whose files are gone
+    assert base_model.folder("org/tiny") is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert base_model.folder("org/tiny") == snapshots / ("b" * 40)
 
 
 def test_states_of_a_job_that_has_not_ended_well(request_: TrainingRequest, store: Store):
