@@ -15,7 +15,7 @@ from finetune_assets.storage import Store, write_json
 from finetune_assets.training import base_model, plan, presets
 from finetune_assets.training.base_model import Shape
 from finetune_assets.training.encoding import LightRenderer
-from finetune_assets.training.spec import request_for, train_spec
+from finetune_assets.training.spec import request_for, spec_hash, train_spec
 from finetune_assets.training.tokens import token_rows
 from finetune_assets.training.trainer import Estimate
 from finetune_assets.worker import attention, targets
@@ -63,8 +63,19 @@ def test_the_hash_covers_what_decides_the_result(base: Path, tmp_path: Path):
     quiet = replace(request, stages=(("sft", replace(request.hyperparameters, log_steps=1)),))
     assert train_spec(quiet, store)["spec_hash"] == spec["spec_hash"]
     longer = replace(request, stages=(("sft", replace(request.hyperparameters, epochs=2)),))
-    others = [replace(request, fingerprint="f2"), replace(request, seed=1), longer]
-    assert len({spec["spec_hash"], *(train_spec(other, store)["spec_hash"] for other in others)}) == 4
+    asked = [replace(request, precision="float32"), replace(request, precision="bfloat16"), replace(request, liger=True)]
+    others = [replace(request, fingerprint="f2"), replace(request, seed=1), longer, *asked]
+    assert len({spec["spec_hash"], *(train_spec(other, store)["spec_hash"] for other in others)}) == 7
+    assert spec_hash({name: value for name, value in spec.items() if name != "asked"}) == spec["spec_hash"]  # as before
+
+
+def test_a_precision_that_is_set_later_is_not_ignored(base: Path, tmp_path: Path):
+    store = Store(tmp_path)
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    begun = train_spec(request, store)
+    write_json(Path(begun["output"]) / "spec.json", begun)
+    other = "float32" if begun["precision"] == "bfloat16" else "bfloat16"
+    assert train_spec(replace(request, precision=other), store)["precision"] == other
 
 
 def test_threads_and_precision_stay_as_first_started(base: Path, tmp_path: Path):
