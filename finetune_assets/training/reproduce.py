@@ -90,7 +90,8 @@ def _short(identity: dict[str, str]) -> str:
 def export(version: Version, to: Path, *, adapter: bool = False) -> Path:
     """Copies what a server loads (weights, configuration, tokenizer, template, card) to a folder; the absolute path.
 
-    `adapter`: the adapter alone. Raises DataError where the folder holds something, or the version has no adapter.
+    `adapter`: the adapter alone, which names its base by its absolute path, or by its id. Raises DataError where the folder holds
+    something, or the version has no adapter.
     """
     source = Path(version.path) / "adapter" if adapter else Path(version.path)
     if not source.is_dir():
@@ -102,4 +103,8 @@ def export(version: Version, to: Path, *, adapter: bool = False) -> Path:
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name not in left_out:
             shutil.copy2(file, to / file.name)
+    if adapter:  # a base that is named from the project's root would be found from there alone
+        config = read_json(to / base_model.ADAPTER)
+        named = base_model.resolve(config["base_model_name_or_path"])
+        write_json(to / base_model.ADAPTER, {**config, "base_model_name_or_path": named})
     return to.resolve()

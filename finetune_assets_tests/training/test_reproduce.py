@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
 from finetune_assets.registry import Version
 from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training import base_model
 from finetune_assets.training.publish import publish, whole_model
 from finetune_assets.training.reproduce import export, reproduce
 from finetune_assets.worker import models
@@ -87,6 +89,24 @@ def test_what_cannot_be_made_again_says_why(made: tuple[Store, Version], tmp_pat
     with pytest.raises(ModelUnavailable, match="is not the one"):
         reproduce(store, version, launch)
     config.write_text(before)
+
+
+def test_an_adapter_finds_its_base_from_anywhere(made: tuple[Store, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The shipped base is named from the project's root."""
+    from peft import AutoPeftModelForCausalLM
+
+    store, version = made
+    shutil.copytree(version.path, tmp_path / "version")
+    config = tmp_path / "version" / "adapter" / base_model.ADAPTER
+    write_json(config, {**read_json(config), "base_model_name_or_path": "base"})
+    monkeypatch.setattr(base_model, "ROOT", store.home)
+    monkeypatch.chdir(tmp_path)
+    folder = export(Version(**{**vars(version), "path": str(tmp_path / "version")}), tmp_path / "alone", adapter=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's calls of what transformers deprecates
+        loaded = AutoPeftModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[7, 80, 11, 200, 33, 41]])
+    torch.testing.assert_close(loaded(ids).logits, models.load_model(version.path)(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_an_export_loads_anywhere(made: tuple[Store, Version], tmp_path: Path):
