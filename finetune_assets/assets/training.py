@@ -226,7 +226,7 @@ def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reus
         "reused": reused,
         "steps": int(result["steps"]),
         "tokens": int(result["tokens"]),
-        "seconds": round(float(result["seconds"]), 1),
+        "seconds": round(float(result.get("wall_seconds") or result["seconds"]), 1),
         "seconds_estimated": round(float(plan.get("seconds") or 0.0), 1),
         "tokens_per_second": round(float(result["tokens"]) / max(float(result["seconds"]), 1e-9), 1),
         "train_loss": round(float(result["train_loss"]), 4),

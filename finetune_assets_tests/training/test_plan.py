@@ -179,6 +179,27 @@ def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):
     assert both.seconds - alone.seconds == pytest.approx((alone.seconds - plan.START_SECONDS) / 3 * 4 / 3)
 
 
+def test_a_probe_tells_of_the_first_stage_and_the_formula_of_the_others_beside_it(base: Path, tmp_path: Path):
+    request, _ = request_for(assistant(base, objective=["sft", "dpo"]), tmp_path, "f1")
+    counts = [plan.TokenCount(100, 100_000, 100, 0, 0), plan.TokenCount(100, 100_000, 500, 0, 0)]
+    formula = plan.estimate(request, counts, LARGE, [], (1, "float32"))
+    alone = plan.estimate(replace(request, stages=request.stages[:1]), counts[:1], LARGE, [], (1, "float32"))
+    assert alone.memory_bytes is not None
+    assert formula.memory_bytes is not None
+    assert formula.seconds is not None
+    probe = {"probe": 10, "tokens_per_second": 1000, "memory_bytes": 2 * alone.memory_bytes}  # the formula says half of it
+    probed = plan.estimate(request, counts, LARGE, [probe], (1, "float32"))
+    assert probed.memory_bytes == pytest.approx(2 * formula.memory_bytes)
+    assert probed.seconds == pytest.approx(plan.START_SECONDS + 300 + 100 * 4 / 3)  # dpo's reference is a third more
+
+
+def test_earlier_jobs_tell_what_lies_around_their_loop(base: Path, tmp_path: Path):
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    count, rate = plan.TokenCount(100, 100_000, 100, 0, 0), {"tokens_per_second": 1000, "seconds": 300.0}
+    peers = [{**rate, "wall_seconds": 307.0}, {**rate, "wall_seconds": 309.0}, rate]  # the last is of an earlier version
+    assert plan.estimate(request, [count], SMALL, peers, (1, "float32")).seconds == 8 + 300
+
+
 def test_the_formula_knows_the_workers_limits():
     assert (plan.SCORES_LENGTH, plan.LOGITS) == (attention.LENGTH, targets.LOGITS)
 
