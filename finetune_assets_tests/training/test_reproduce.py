@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
@@ -89,6 +90,32 @@ def test_what_cannot_be_made_again_says_why(made: tuple[Store, Version], tmp_pat
     with pytest.raises(ModelUnavailable, match="is not the one"):
         reproduce(store, version, launch)
     config.write_text(before)
+    shutil.copytree(version.path, tmp_path / "pretrained")
+    spec = read_json(tmp_path / "pretrained" / "spec.json")
+    write_json(tmp_path / "pretrained" / "spec.json", {**spec, "text": str(tmp_path / "text"), "text_sha256": "0"})
+    pretrained = Version(**{**vars(version), "path": str(tmp_path / "pretrained")})
+    with pytest.raises(DataError, match="text, is gone"):
+        reproduce(store, pretrained, launch)
+    (tmp_path / "text").mkdir()
+    with pytest.raises(DataError, match="are not those that v1-abc was trained on"):
+        reproduce(store, pretrained, launch)
+
+
+def test_a_model_of_the_hub_is_loaded_by_the_commit_that_was_trained_on(
+    made: tuple[Store, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever has been committed since."""
+    store, version = made
+    shutil.copytree(version.path, tmp_path / "version")
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / ("a" * 40)
+    shutil.copytree(version.base_model, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(base_model, "revision", lambda _: "b" * 40)
+    spec = read_json(tmp_path / "version" / "spec.json")
+    spec |= {"base_model": "org/tiny", "base_model_identity": {"id": "org/tiny", "revision": "a" * 40}}
+    write_json(tmp_path / "version" / "spec.json", spec)
+    again = reproduce(store, Version(**{**vars(version), "path": str(tmp_path / "version")}), launch)
+    assert again.farthest == 0
 
 
 def test_an_adapter_finds_its_base_from_anywhere(made: tuple[Store, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
