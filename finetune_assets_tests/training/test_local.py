@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -15,7 +16,7 @@ from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import base_model, local, plan
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
-from finetune_assets.worker import probe
+from finetune_assets.worker import loops, probe
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import make_tiny_model
@@ -156,6 +157,27 @@ def test_a_killed_worker_is_started_again_but_not_for_ever(request_: TrainingReq
     with pytest.raises(LaunchError):
         LocalTrainer(dies(9), store).submit(replace(request_, seed=5))
     assert len(tried) == 3
+
+
+def test_a_cuda_error_is_forgiven_by_a_new_process(request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch):
+    """In the second epoch, once: the start after it goes on from the checkpoint and ends with the weights of one left alone."""
+    failed: list[int] = []
+    real = loops.Resumable.training_step
+
+    def training_step(self: loops.Resumable, *rest: Any, **named: Any) -> Any:
+        if self.totals.steps == 8 and not failed:
+            failed.append(self.totals.steps)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(self, *rest, **named)
+
+    twice = replace(request_, stages=(("sft", replace(request_.hyperparameters, epochs=2)),))
+    alone, trainer = LocalTrainer(launch, Store(store.home / "alone")), LocalTrainer(launch, store)
+    expected = alone.result(alone.submit(twice)).metrics
+    launched.clear()
+    monkeypatch.setattr(loops.Resumable, "training_step", training_step)
+    result = trainer.result(trainer.submit(twice)).metrics
+    assert (failed, launched, result["resumed"]) == ([8], ["train", "train"], 1)
+    assert (result["model_sha256"], result["eval_losses"]) == (expected["model_sha256"], expected["eval_losses"])
 
 
 def test_several_processes_that_run_out_of_memory_start_again_as_often_as_they_can_halve(
