@@ -87,7 +87,8 @@ def training_plan(
         check_budget(assistant, estimate)
     else:
         check_remote(assistants, store, ledger, assistant, Plan(request, estimate, backend.spec_hash(request)))
-    table = [one.row() for one in ranked(assistant, backend, request, estimate)] if assistant.candidates else []
+    here = backend.provider == "local" and launcher.workers.here
+    table = [one.row() for one in ranked(assistant, backend, request, estimate, here=here)] if assistant.candidates else []
     stages = [{"objective": name, **values.to_dict()} for name, values in request.chain]
     plan = {
         **asdict(estimate),

@@ -12,9 +12,10 @@ import pytest
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import BudgetExceeded, ModelUnavailable, SettingsError
 from finetune_assets.storage import Store, write_json
-from finetune_assets.training import base_model, plan, presets
+from finetune_assets.training import base_model, candidates, plan, presets
 from finetune_assets.training.base_model import Shape
 from finetune_assets.training.encoding import LightRenderer
+from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.spec import request_for, spec_hash, train_spec
 from finetune_assets.training.tokens import token_rows
 from finetune_assets.training.trainer import Estimate
@@ -166,6 +167,21 @@ def test_several_processes_divide_the_batch_and_with_fsdp_the_weights():
     assert fsdp == pytest.approx(smaller - 18 * LARGE.parameters * 3 / 4, rel=1e-6)
     large = plan.process_memory(LARGE, stage, 64, "full", Workers(processes=64, parallel="fsdp"))
     assert large >= plan.RUNTIME_BYTES + 4 * LARGE.parameters  # each reads the whole model first
+
+
+def test_candidates_are_held_against_the_machine_that_trains(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": dialogues(1)[0]}) + "\n")
+    settings = assistant(base, candidates=[str(make_tiny_model(tmp_path / "wide", hidden=64)), "data/no_such_model"])
+    request, _ = request_for(settings, tmp_path, "f1")
+    trainer = LocalTrainer(lambda *_: None, Store(tmp_path))
+    estimate = trainer.estimate(request)
+    small = [str(base), str(tmp_path / "wide"), "data/no_such_model"]
+    monkeypatch.setattr(candidates.machine, "room", lambda: estimate.memory_bytes)
+    for here, names, fits in ((True, small, [True, False, False]), (False, [small[1], small[0], small[2]], [None, None, False])):
+        found = candidates.ranked(settings, trainer, request, estimate, here=here)
+        assert [one.base_model for one in found] == names
+        assert [one.fits for one in found] == fits
+        assert ("more memory" in " ".join(one.remark for one in found)) == here
 
 
 def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):
