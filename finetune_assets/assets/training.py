@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from finetune_assets.assets.live import observed
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.assets.plots import curve_plot
@@ -190,7 +191,8 @@ def training_job(
             return _trained(store.store, book, job, plan, reused=True)
         book.set_job(job.id, "running")
         try:
-            handle = backend.submit(request)
+            with observed(context, store.store.job(job.spec_hash)):
+                handle = backend.submit(request)
             state = backend.poll(handle)
         except Exception as error:
             if book.job(job.id).status == "cancelled":

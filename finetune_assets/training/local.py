@@ -113,7 +113,7 @@ class LocalTrainer:
     def poll(self, handle: JobHandle) -> JobState:
         """From the files of the job's folder."""
         folder = self._store.job(handle.id)
-        progress = _last_progress(folder / "progress.jsonl")
+        progress = last_progress(folder / "progress.jsonl")
         if _result(folder) is not None:
             return JobState("succeeded", "finished", None, progress)
         if is_running(folder):
@@ -243,7 +243,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return result if whole else None
 
 
-def _last_progress(file: Path) -> dict[str, Any]:
+def last_progress(file: Path) -> dict[str, Any]:
     """The last whole report."""
     if not file.exists():
         return {}
