@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from finetune_assets.assets.live import observed
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import GPU_POOL, OWNERS, assistants
 from finetune_assets.assets.plots import curve_plot
@@ -87,7 +88,8 @@ def training_plan(
         check_budget(assistant, estimate)
     else:
         check_remote(assistants, store, ledger, trainer, assistant, Plan(request, estimate, backend.spec_hash(request)))
-    table = [one.row() for one in ranked(assistant, backend, request, estimate)] if assistant.candidates else []
+    here = backend.provider == "local" and launcher.workers.here
+    table = [one.row() for one in ranked(assistant, backend, request, estimate, here=here)] if assistant.candidates else []
     stages = [{"objective": name, **values.to_dict()} for name, values in request.chain]
     plan = {
         **asdict(estimate),
@@ -190,7 +192,8 @@ def training_job(
             return _trained(store.store, book, job, plan, reused=True)
         book.set_job(job.id, "running")
         try:
-            handle = backend.submit(request)
+            with observed(context, store.store.job(job.spec_hash)):
+                handle = backend.submit(request)
             state = backend.poll(handle)
         except Exception as error:
             if book.job(job.id).status == "cancelled":
@@ -227,7 +230,7 @@ def _trained(store: Store, book: Ledger, job: Job, plan: dict[str, Any], *, reus
         "reused": reused,
         "steps": int(result["steps"]),
         "tokens": int(result["tokens"]),
-        "seconds": round(float(result["seconds"]), 1),
+        "seconds": round(float(result.get("wall_seconds") or result["seconds"]), 1),
         "seconds_estimated": round(float(plan.get("seconds") or 0.0), 1),
         "tokens_per_second": round(float(result["tokens"]) / max(float(result["seconds"]), 1e-9), 1),
         "train_loss": round(float(result["train_loss"]), 4),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +53,10 @@ def folder(base_model: str) -> Path | None:
         return Path(resolved)
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
-    found = try_to_load_from_cache(resolved, "config.json")
+    try:
+        found = try_to_load_from_cache(resolved, "config.json", revision=revision(resolved))
+    except ModelUnavailable:
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -68,10 +72,10 @@ def adapted(folder: Path) -> str | None:
 
 def identity(base_model: str) -> dict[str, str]:
     """What decides the model's content: sha256 of a folder's files, or a hub model's id and revision. Raises ModelUnavailable."""
-    resolved = resolve(base_model)
-    if Path(resolved).is_absolute():
-        return {"sha256": folder_hash(Path(resolved))}
-    return {"id": resolved, "revision": _hub_revision(resolved)}
+    commit = revision(base_model)
+    if commit is None:
+        return {"sha256": folder_hash(Path(resolve(base_model)))}
+    return {"id": resolve(base_model), "revision": commit}
 
 
 def folder_hash(path: Path) -> str:
@@ -90,26 +94,39 @@ def _file_hash(path: str, _size: int, _modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hub_revision(model_id: str) -> str:
-    """The commit that `main` of a hub model points to: the hub's, or the cached one when the hub cannot be reached."""
-    from huggingface_hub import HfApi, constants  # noqa: PLC0415
+def revision(base_model: str) -> str | None:
+    """The commit that `main` of a hub model points to; where the hub cannot be reached the cached one, or, of a cache that was
+    filled by commits, the newest. None for a folder. Raises ModelUnavailable.
+    """
+    resolved = resolve(base_model)
+    if Path(resolved).is_absolute():
+        return None
+    from huggingface_hub import constants  # noqa: PLC0415
 
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{model_id.replace('/', '--')}" / "refs" / "main"
-    cause = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            revision = HfApi().model_info(model_id, timeout=20).sha
-            if revision:
-                return revision
-            cause = "the hub names no revision"
-        except Exception as error:  # the hub's client raises many kinds; each means that it did not answer
-            cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if cached.exists():
-        return cached.read_text().strip()
+    commit, cause = (None, "HF_HUB_OFFLINE is set") if constants.HF_HUB_OFFLINE else _asked(resolved, int(time.time() // 60))
+    if commit:
+        return commit
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{resolved.replace('/', '--')}"
+    if (cache / "refs" / "main").exists():
+        return (cache / "refs" / "main").read_text().strip()
+    snapshots = sorted(cache.glob("snapshots/*"), key=lambda one: one.stat().st_mtime)
+    if snapshots:
+        return snapshots[-1].name
     raise ModelUnavailable(
-        f"base_model {model_id!r} is no folder and could not be found on the Hugging Face hub ({cause}), nor is it in the cache "
+        f"base_model {resolved!r} is no folder and could not be found on the Hugging Face hub ({cause}), nor is it in the cache "
         f"{constants.HF_HUB_CACHE}. Check the name and the network, set HF_TOKEN for a gated model, or give a folder."
     )
+
+
+@lru_cache(maxsize=64)
+def _asked(model_id: str, _minute: int) -> tuple[str | None, str]:
+    """The hub's answer, or why there is none; asked once a minute."""
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    try:
+        return HfApi().model_info(model_id, timeout=20).sha, "the hub names no revision"
+    except Exception as error:  # the hub's client raises many kinds; each means that it did not answer
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def card(base_model: str) -> dict[str, Any]:

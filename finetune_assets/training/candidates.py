@@ -36,7 +36,7 @@ class Candidate:
     speaks: bool | None
     """Whether its card names the assistant's language."""
     fits: bool | None
-    """Whether this machine has the memory."""
+    """Whether this machine has the memory; None where it is not the one that trains."""
     remark: str = ""
 
     def row(self) -> dict[str, Any]:
@@ -54,11 +54,14 @@ class Candidate:
         }
 
 
-def ranked(assistant: Assistant, trainer: Trainer, request: TrainingRequest, estimate: Estimate) -> list[Candidate]:
+def ranked(
+    assistant: Assistant, trainer: Trainer, request: TrainingRequest, estimate: Estimate, *, here: bool = True
+) -> list[Candidate]:
     """`base_model` and the assistant's `candidates`, best first: what fits this machine and speaks the language, then the larger
-    one, which usually writes better; what cannot be trained comes last, with the reason. `estimate`: of `request`, made already.
+    one, which usually writes better; what cannot be trained comes last, with the reason. `estimate`: of `request`, made already;
+    `here`: whether this machine trains.
     """
-    rows = [_candidate(assistant, request.base_model, estimate)]
+    rows = [_candidate(assistant, request.base_model, estimate, here)]
     for name in dict.fromkeys(assistant.candidates):
         if name == request.base_model:
             continue
@@ -66,18 +69,20 @@ def ranked(assistant: Assistant, trainer: Trainer, request: TrainingRequest, est
             other, _ = request_for(assistant.model_copy(update={"base_model": name}), request.dataset, request.fingerprint)
             other = replace(other, run_key=request.run_key)
             trainer.validate(other)
-            rows.append(_candidate(assistant, name, trainer.estimate(other)))
+            rows.append(_candidate(assistant, name, trainer.estimate(other), here))
         except FinetuneError as error:
             rows.append(_unusable(name, str(error)))
-    return sorted(rows, key=lambda one: (not one.fits, not one.speaks, -(one.parameters or 0), one.base_model))
+    return sorted(
+        rows, key=lambda one: ((True, None, False).index(one.fits), not one.speaks, -(one.parameters or 0), one.base_model)
+    )
 
 
-def _candidate(assistant: Assistant, name: str, estimate: Estimate) -> Candidate:
+def _candidate(assistant: Assistant, name: str, estimate: Estimate, here: bool) -> Candidate:
     shape, card = base_model.shape(name), base_model.card(name)
     languages = _languages(card.get("language"))
     memory = estimate.memory_bytes
     room = machine.room()
-    fits = None if memory is None else room is None or memory <= room
+    fits = None if memory is None or not here else room is None or memory <= room
     remarks = [
         *(["more memory than this machine has"] if fits is False else []),
         *([] if not languages or assistant.language in languages else [f"its card does not name {assistant.language}"]),
@@ -99,7 +104,7 @@ def _candidate(assistant: Assistant, name: str, estimate: Estimate) -> Candidate
 
 
 def _unusable(name: str, reason: str) -> Candidate:
-    return Candidate(name, None, None, (), None, None, None, None, None, None, reason)
+    return Candidate(name, None, None, (), None, None, None, None, None, False, reason)
 
 
 def reply_seconds(shape: Shape) -> float:

@@ -70,9 +70,11 @@ class LocalTrainer:
     def estimate(self, request: TrainingRequest) -> Estimate:
         """Tokens counted; time and memory from earlier jobs, from ten steps of this one, or from the number of weights.
 
-        Raises DataError where no row of a stage fits.
+        A model that comes to this machine with the count is checked then. Raises DataError where no row of a stage fits, and
+        what `validate` does.
         """
         workers = self._workers
+        known = base_model.folder(request.base_model) is not None
         counts = [self._count(request, name, values) for name, values in request.chain]
         for (name, values), count in zip(request.chain, counts, strict=True):
             if not count.rows:
@@ -80,6 +82,8 @@ class LocalTrainer:
                     f"None of the {count.dropped:,} rows of `{name}` fits in {values.max_length} tokens, or in the model's "
                     "context. Raise hyperparameters.max_length, or take another base_model."
                 )
+        if not known:
+            self.validate(request)
         shape = base_model.shape(request.base_model)
         peers = plan.finished_peers(self._store, base_model.identity(request.base_model), request, workers)
         machine = ((workers.threads or free_threads()) * workers.nodes, request.precision or default_precision())
@@ -109,7 +113,7 @@ class LocalTrainer:
     def poll(self, handle: JobHandle) -> JobState:
         """From the files of the job's folder."""
         folder = self._store.job(handle.id)
-        progress = _last_progress(folder / "progress.jsonl")
+        progress = last_progress(folder / "progress.jsonl")
         if _result(folder) is not None:
             return JobState("succeeded", "finished", None, progress)
         if is_running(folder):
@@ -239,7 +243,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return result if whole else None
 
 
-def _last_progress(file: Path) -> dict[str, Any]:
+def last_progress(file: Path) -> dict[str, Any]:
     """The last whole report."""
     if not file.exists():
         return {}

@@ -25,7 +25,7 @@ from finetune_assets.training.trainer import Estimate, TrainingRequest
 from finetune_assets.workers import THIS_MACHINE, Workers
 
 START_SECONDS = 12.0
-"""Imports, tokenisation and the writing of the model, on a machine like the one below."""
+"""Imports, tokenisation and the writing of the model, on a machine like the one below; finished jobs tell their own."""
 
 FLOPS_PER_CORE = {"bfloat16": 80e9, "float32": 40e9}
 """Useful floating-point operations a second and core in training, by precision, as measured with the 3M base (4,300 real tokens
@@ -67,7 +67,8 @@ def counted(rows: Rows) -> TokenCount:
 
 
 Measured = Mapping[str, Any]
-"""`tokens_per_second` and `memory_bytes` of a finished job or of a probe."""
+"""`tokens_per_second` and `memory_bytes` of a finished job (also `seconds` of its loop, and `wall_seconds` of it whole), or of a
+probe, which tells of the first stage."""
 
 
 def estimate(
@@ -82,22 +83,30 @@ def estimate(
     here, or a probe; `machine`: threads (of all machines) and precision.
     """
     stages = list(zip(request.chain, counts, strict=True))
-    tokens = sum(round(count.tokens * values.epochs) for (_, values), count in stages)
-    seconds: float | None = None
-    if measured:
-        seconds = START_SECONDS + tokens / statistics.median(float(one["tokens_per_second"]) for one in measured)
-    elif shape is not None:
-        parts = [
-            stage_seconds(round(count.tokens * values.epochs), shape, (name, request.adapter), machine)
-            for (name, values), count in stages
-        ]
-        seconds = START_SECONDS + sum(parts)
+    sizes = [round(count.tokens * values.epochs) for (_, values), count in stages]
+    tokens, probed = sum(sizes), any("probe" in one for one in measured)
     peaks = [int(one["memory_bytes"]) for one in measured if one.get("memory_bytes")]
-    memory = max(peaks) if peaks else None
-    if memory is None and shape is not None:
-        memory = max(process_memory(shape, stage, count.longest, request.adapter, workers) for stage, count in stages)
-        if not has_gpu():  # a GPU's checkpoints are copied to main memory, which is not what is short
-            memory += checkpoint_memory(shape, request.hyperparameters, request.adapter)
+    seconds: float | None = None
+    memory = max(peaks, default=None)
+    if measured:
+        loop = tokens / statistics.median(float(one["tokens_per_second"]) for one in measured)
+        around = [float(one["wall_seconds"]) - float(one["seconds"]) for one in measured if "wall_seconds" in one]
+        seconds = (statistics.median(around) if around else START_SECONDS) + loop
+    if shape is not None:
+        parts = [
+            stage_seconds(size, shape, (name, request.adapter), machine)
+            for size, (name, _) in zip(sizes, request.chain, strict=True)
+        ]
+        copy = 0 if has_gpu() else checkpoint_memory(shape, request.hyperparameters, request.adapter)
+        held = [process_memory(shape, stage, count.longest, request.adapter, workers) + copy for stage, count in stages]
+        if not measured:
+            seconds = START_SECONDS + sum(parts)
+        elif probed:  # of the first stage: the others as the formula has them beside it
+            rate = float(measured[0]["tokens_per_second"])
+            seconds = START_SECONDS + sizes[0] / rate * sum(parts) / max(parts[0], 1e-9)
+            memory = None if memory is None else round(memory * max(held) / held[0])
+        if memory is None:  # a GPU's checkpoints are copied to main memory, which is not what is short
+            memory = max(held)
     return Estimate(
         tokens=tokens,
         exact=True,
@@ -105,7 +114,7 @@ def estimate(
         usd=None if seconds is None else machine_usd(seconds, request.usd_per_hour),
         memory_bytes=memory,
         peers=sum("probe" not in one for one in measured),
-        probed=any("probe" in one for one in measured),
+        probed=probed,
         rows_shortened=sum(count.shortened for count in counts),
         rows_left_out=sum(count.dropped for count in counts),
     )

@@ -15,6 +15,7 @@ from finetune_assets.errors import DataError, ModelUnavailable
 from finetune_assets.registry import Version
 from finetune_assets.storage import Store, read_json, write_json
 from finetune_assets.training import base_model
+from finetune_assets.training.tokens import content_hash
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Reproduction:
 def reproduce(store: Store, version: Version, launch: Callable[[Path, Path], None]) -> Reproduction:
     """Trains a version again in `<home>/reproductions/<version>`. `launch(spec file, output folder)` runs the worker.
 
-    Raises DataError where its data set is gone (an erasure says when), ModelUnavailable where its base model is another one now.
+    Raises DataError where its data set is gone (an erasure says when) or its text changed, ModelUnavailable where its base model
+    is another one now; a hub model is loaded by the commit that was trained on.
     """
     kept = Path(version.path)
     if not (kept / "spec.json").exists():
@@ -46,8 +48,9 @@ def reproduce(store: Store, version: Version, launch: Callable[[Path, Path], Non
             f"Data set {version.dataset_fingerprint} of {version.version} is no longer in {store.home}: restore it first."
         )
     read_manifest(dataset)
+    _check_text(version.version, spec)
     now = base_model.identity(spec["base_model"])
-    if now != spec["base_model_identity"]:
+    if now.get("id", now) != spec["base_model_identity"].get("id", spec["base_model_identity"]):  # loaded by its commit
         raise ModelUnavailable(
             f"The base model {spec['base_model']} is not the one that {version.version} was trained on (content {_short(now)}, "
             f"then {_short(spec['base_model_identity'])}). Restore the files of that model."
@@ -71,6 +74,17 @@ def reproduce(store: Store, version: Version, launch: Callable[[Path, Path], Non
     )
 
 
+def _check_text(version: str, spec: dict[str, Any]) -> None:
+    """Raises DataError where the plain text that a version was trained on is gone, or is another one."""
+    if not spec.get("text_sha256"):
+        return
+    text = Path(spec["text"])
+    if not text.is_dir():
+        raise DataError(f"The text of {version}, {text}, is gone: restore it first.")
+    if content_hash(text) != spec["text_sha256"]:
+        raise DataError(f"The files in {text} are not those that {version} was trained on: restore them first.")
+
+
 def _farthest(first: Path, second: Path) -> float:
     one, other = _losses(first), _losses(second)
     if one.keys() != other.keys():
@@ -90,7 +104,8 @@ def _short(identity: dict[str, str]) -> str:
 def export(version: Version, to: Path, *, adapter: bool = False) -> Path:
     """Copies what a server loads (weights, configuration, tokenizer, template, card) to a folder; the absolute path.
 
-    `adapter`: the adapter alone. Raises DataError where the folder holds something, or the version has no adapter.
+    `adapter`: the adapter alone, which names its base by its absolute path, or by its id. Raises DataError where the folder holds
+    something, or the version has no adapter.
     """
     source = Path(version.path) / "adapter" if adapter else Path(version.path)
     if not source.is_dir():
@@ -102,4 +117,8 @@ def export(version: Version, to: Path, *, adapter: bool = False) -> Path:
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name not in left_out:
             shutil.copy2(file, to / file.name)
+    if adapter:  # a base that is named from the project's root would be found from there alone
+        config = read_json(to / base_model.ADAPTER)
+        named = base_model.resolve(config["base_model_name_or_path"])
+        write_json(to / base_model.ADAPTER, {**config, "base_model_name_or_path": named})
     return to.resolve()

@@ -1,7 +1,8 @@
 """From an assistant to a training request, and from a request to the JSON spec that the worker reads.
 
 `spec_hash` names the job's folder: it covers what decides the result. Threads and precision belong to the machine; they are
-fixed in the stored spec when the job first starts and stay when it is resumed, so that it ends with the same weights.
+fixed in the stored spec when the job first starts and stay when it is resumed, so that it ends with the same weights. A precision
+that the assistant's YAML sets, and liger, make another job.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ RECIPE = "3"
 """Version of what the worker does with a spec. Raise it when the same spec would give other weights."""
 
 DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "stages", "adapter", "seed", "text_sha256")
+ASKED = ("precision", "liger")
+"""What decides too where it was asked for; without it the hash is what it was before."""
 
 
 def request_for(assistant: Assistant, dataset: Path, fingerprint: str, run_key: str = "") -> tuple[TrainingRequest, list[str]]:
@@ -86,6 +89,7 @@ def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_M
         "text": str(request.text.resolve()) if request.text else None,
         "text_sha256": content_hash(request.text) if request.text and request.text.is_dir() else None,
         "seed": request.seed,
+        "asked": {name: value for name in ASKED if (value := getattr(request, name))},
     }
     spec["spec_hash"] = spec_hash(spec)
     folder = store.job(spec["spec_hash"])
@@ -102,7 +106,7 @@ def train_spec(request: TrainingRequest, store: Store, workers: Workers = THIS_M
         "checkpoints": request.checkpoints,
         "report_to": list(request.report_to),
         "threads": stored.get("threads") or workers.threads or (free_threads() if workers.here else None),
-        "precision": stored.get("precision") or request.precision or (default_precision() if workers.here else None),
+        "precision": request.precision or stored.get("precision") or (default_precision() if workers.here else None),
     }
 
 
@@ -113,4 +117,6 @@ def spec_hash(spec: dict[str, Any]) -> str:
         {**stage, "hyperparameters": {key: value for key, value in stage["hyperparameters"].items() if key != "log_steps"}}
         for stage in spec["stages"]
     ]
+    if spec.get("asked"):
+        decides["asked"] = spec["asked"]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -81,7 +81,8 @@ def token_rows(
 ) -> Rows:
     """The rows of a file (of a folder for `text`); a missing one has none. `model`: the base model's identity.
 
-    `renderer` is called only where the rows are not in the cache. Raises DataError for a line that is no row of its kind.
+    `renderer` is called only where the rows are not in the cache. Raises DataError for a line that is no row of its kind, and for
+    a folder without text or with a file in another encoding than UTF-8.
     """
     kind, path = source
     if not path.exists():
@@ -118,7 +119,10 @@ def text_files(folder: Path) -> list[Path]:
 
 def _make(renderer: Renderer, kind: Kind, path: Path, max_length: int) -> Rows:
     if kind == "text":
-        return Rows(list(_windows(renderer, path, max_length)))
+        windows = list(_windows(renderer, path, max_length))
+        if not windows:
+            raise DataError(f"The {' and '.join(TEXT_FILES)} files in {path} hold no text. Write the domain's own into them.")
+        return Rows(windows)
     encode = {"chat": _chat, "preferences": _preference, "kto": _kto}[kind]
     examples: list[Row] = []
     shortened = dropped = 0
@@ -180,7 +184,13 @@ def _windows(renderer: Renderer, folder: Path, max_length: int) -> Iterator[Row]
     """Each document and its end token, cut into windows of `max_length` tokens; a window never holds two documents."""
     end = renderer.encode(renderer.eos_token)
     for file in text_files(folder):
-        text = file.read_text(encoding="utf-8").strip()
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{file} is no UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Save it as UTF-8 (from an old "
+                "Windows: `iconv -f WINDOWS-1252 -t UTF-8`), or take it out of the folder."
+            ) from None
         for special in renderer.special_texts:
             text = text.replace(special, "") if special else text
         ids = renderer.encode(text) + end if text else []

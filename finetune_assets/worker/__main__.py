@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from finetune_assets.training.machine import cores
 from finetune_assets.worker import ranks
 
 PARENT = os.getppid()  # read first: compared again once the death signal is set
+BEGAN = time.monotonic()
 
 TASKS = {
     "weeks": "finetune_assets.worker.weeks",
@@ -44,6 +46,7 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `jobs cancel` sends it, and a parent may have left it ignored
     spec = cast("dict[str, Any]", json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+    spec["began"] = BEGAN
     trains = spec.get("task") == "train"
     processes, nodes = (int(spec.get(name) or 1) if trains else 1 for name in ("processes", "nodes"))
     set_environment(int(spec.get("threads") or 0) // processes)

@@ -46,6 +46,7 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     base = base_models.adapted(Path(source))
     if base is not None and not (Path(source) / "tokenizer_config.json").exists():
         return load_tokenizer(base)
+    revision = revision or base_models.revision(source)
     try:
         # AutoTokenizer puts its own splitting rule in place of the one in tokenizer.json for some model types (Qwen2: digits
         # one by one), so training and other servers of the same files would see different tokens: the file decides.
@@ -85,6 +86,7 @@ def load_model(
     base = base_models.adapted(Path(source))
     if base is not None:
         return cast("PreTrainedModel", attach(load_model(base, dtype, where=where), Path(source)).merge_and_unload()).eval()
+    revision = revision or base_models.revision(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision)
     except Exception as error:
@@ -124,6 +126,7 @@ def load_config(path_or_id: str | Path, revision: str | None = None) -> Any:
     base = base_models.adapted(Path(source))
     if base is not None:
         return load_config(base)
+    revision = revision or base_models.revision(source)
     try:
         return AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:
@@ -138,9 +141,10 @@ def download(path_or_id: str | Path, revision: str | None = None) -> None:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
     try:
-        snapshot_download(
-            source, revision=revision, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.md"]
-        )
+        patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.md"]
+        found = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        if not any(found.glob("*.safetensors")):  # an older repository
+            snapshot_download(source, revision=revision, allow_patterns="pytorch_model*.bin")
     except Exception as error:
         raise unavailable(source, error) from error
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from transformers.utils.import_utils import is_flash_attn_2_available
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.sft_config import SFTConfig
@@ -134,7 +133,7 @@ def ready_model(stage: Stage, tokenizer: PreTrainedTokenizerBase, progress: Prog
     model = start_model(stage)
     models.check_vocabulary(stage.spec["base_model"], tokenizer, model)
     max_length = fitting_length(stage, model, progress)
-    attention.choose(model, max_length)
+    attention.choose(model, max_length, bf16=stage.bf16)
     if stage.bf16:
         precision.cast_once(model)
     return model, max_length
@@ -205,7 +204,7 @@ def make_loop(
             recovery,
             sampler,
             model=model,
-            args=arguments(stage, recovery, validates=bool(heldout.examples)),
+            args=arguments(stage, recovery, layout(stage.spec, model), validates=bool(heldout.examples)),
             train_dataset=Dataset.from_list(examples),
             eval_dataset=Dataset.from_list(held) if held else None,
             processing_class=tokenizer,
@@ -220,8 +219,8 @@ def make_loop(
     return loop
 
 
-def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig | DPOConfig | KTOConfig:
-    """TRL's settings for a stage."""
+def arguments(stage: Stage, recovery: Recovery, laid: str, *, validates: bool) -> SFTConfig | DPOConfig | KTOConfig:
+    """TRL's settings for a stage. `laid`: its layout."""
     values, gpu = stage.values, torch.cuda.is_available()
     common: dict[str, Any] = {
         "output_dir": str(stage.place.folder / "checkpoints"),
@@ -269,17 +268,17 @@ def arguments(stage: Stage, recovery: Recovery, *, validates: bool) -> SFTConfig
         return KTOConfig(
             **common, beta=float(values["beta"]), precompute_ref_log_probs=True, train_sampling_strategy="sequential"
         )
-    if layout(stage.spec) == "padding_free":
+    if laid == "padding_free":
         common |= {"padding_free": True, "pad_to_multiple_of": None}
     return SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
 
 
-def layout(spec: dict[str, Any]) -> str:
-    """`padding_free` where the GPU has an attention that keeps documents apart, else `padded`, grouped by length."""
+def layout(spec: dict[str, Any], model: PreTrainedModel) -> str:
+    """`padding_free` where the model's attention keeps documents apart, else `padded`, grouped by length."""
     wanted = spec.get("layout")
     if wanted is not None:
         return str(wanted)
-    return "padding_free" if torch.cuda.is_available() and is_flash_attn_2_available() else "padded"
+    return "padding_free" if attention.keeps_apart(model) else "padded"
 
 
 def check(spec: dict[str, Any], progress: Progress) -> None:

@@ -16,6 +16,7 @@ import platform
 import resource
 import shutil
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ Result = dict[str, Any]
 
 def run(spec: dict[str, Any], progress: Progress) -> Result:
     """Trains, or goes on where an earlier start was killed; the finished job's result is given back as it is."""
-    output = Path(spec["output"])
+    began, output = float(spec.get("began") or time.monotonic()), Path(spec["output"])
     done = finished(output)
     if done is not None:
         progress.note("This training is finished already; nothing is trained again.")
@@ -49,6 +50,7 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
     ranks.join()
     spec = ranks.same(on_this_machine(spec) if ranks.first() else spec)
     torch.set_num_threads(max(1, int(spec["threads"]) // ranks.here()))
+    earlier = trained_before(spec)
     try:
         tokenizer = models.load_tokenizer(spec["base_model"], spec["base_model_identity"].get("revision"))
         stages: list[Stage] = []
@@ -69,7 +71,18 @@ def run(spec: dict[str, Any], progress: Progress) -> Result:
             f"The disk of {output} is full ({free / 1e6:,.0f} MB free, or a quota or file-size limit is reached). Make room and "
             "start the same again: it goes on from its last checkpoint."
         ) from error
-    return summary(spec, results)
+    return {**summary(spec, results), "wall_seconds": round(time.monotonic() - began + earlier, 2)}
+
+
+def trained_before(spec: dict[str, Any]) -> float:
+    """Seconds in the loops of earlier starts of which something is kept."""
+    seconds = 0.0
+    for number in range(len(spec["stages"])):
+        folder = Stage(spec, number, None).place.folder
+        newest, _ = checkpoints.newest_whole(folder / "checkpoints")
+        kept = folder / "result.json" if newest is None else newest / "totals.json"
+        seconds += float(read_json(kept)["seconds"]) if kept.exists() else 0.0
+    return seconds
 
 
 def clean(spec: dict[str, Any]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from huggingface_hub import constants
 
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
 from finetune_assets.storage import Store, read_json, write_json
-from finetune_assets.training import local, plan
+from finetune_assets.training import base_model, local, plan
 from finetune_assets.training.local import LocalTrainer
 from finetune_assets.training.trainer import JobHandle, Trainer, TrainingRequest
-from finetune_assets.worker import probe
+from finetune_assets.worker import loops, probe
 from finetune_assets.worker.__main__ import run_task
 from finetune_assets.workers import Workers
 from finetune_assets_tests.tiny_model import make_tiny_model
@@ -79,6 +82,44 @@ def test_the_worker_counts_where_the_tokenizer_needs_transformers(request_: Trai
     assert launched == ["count_tokens"]
 
 
+def test_a_model_of_the_hub_is_known_once_the_plan_has_fetched_it(
+    request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """By commit, as the plan fetches it: the cache then has snapshots and no refs/main."""
+    cache = store.home / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(base_model, "_asked", lambda *_: ("b" * 40, ""))
+    snapshots = cache / "models--org--tiny" / "snapshots"
+    request = replace(request_, base_model="org/tiny")
+    free = shutil.disk_usage(store.home)
+
+    def fetch(spec_file: Path, output: Path) -> None:
+        shutil.copytree(request_.base_model, snapshots / read_json(spec_file)["base_model_identity"]["revision"])
+        with monkeypatch.context() as there:  # transformers asks the hub for nothing
+            there.setattr(constants, "HF_HUB_OFFLINE", True)
+            launch(spec_file, output)
+
+    trainer = LocalTrainer(fetch, store)
+    trainer.validate(request)
+    assert base_model.shape("org/tiny") is None
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: free._replace(free=1000))
+        with pytest.raises(TrainingError, match="GB free\\. Make room"):
+            trainer.estimate(request)
+    estimate, known = trainer.estimate(request), trainer.estimate(request_)
+    assert (estimate.tokens, estimate.memory_bytes) == (known.tokens, known.memory_bytes)
+    assert estimate.seconds is not None
+    assert base_model.card("org/tiny")["language"] == ["es"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert trainer.estimate(request).memory_bytes == known.memory_bytes
+    (cache / "models--org--tiny" / "refs").mkdir()
+    (cache / "models--org--tiny" / "refs" / "main").write_text("a" * 40)  # an older one, whose files are gone
+    assert base_model.folder("org/tiny") is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert base_model.folder("org/tiny") == snapshots / ("b" * 40)
+
+
 def test_states_of_a_job_that_has_not_ended_well(request_: TrainingRequest, store: Store):
     trainer = LocalTrainer(launch, store)
     handle = JobHandle("local", "abc", "", "f")
@@ -116,6 +157,27 @@ def test_a_killed_worker_is_started_again_but_not_for_ever(request_: TrainingReq
     with pytest.raises(LaunchError):
         LocalTrainer(dies(9), store).submit(replace(request_, seed=5))
     assert len(tried) == 3
+
+
+def test_a_cuda_error_is_forgiven_by_a_new_process(request_: TrainingRequest, store: Store, monkeypatch: pytest.MonkeyPatch):
+    """In the second epoch, once: the start after it goes on from the checkpoint and ends with the weights of one left alone."""
+    failed: list[int] = []
+    real = loops.Resumable.training_step
+
+    def training_step(self: loops.Resumable, *rest: Any, **named: Any) -> Any:
+        if self.totals.steps == 8 and not failed:
+            failed.append(self.totals.steps)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(self, *rest, **named)
+
+    twice = replace(request_, stages=(("sft", replace(request_.hyperparameters, epochs=2)),))
+    alone, trainer = LocalTrainer(launch, Store(store.home / "alone")), LocalTrainer(launch, store)
+    expected = alone.result(alone.submit(twice)).metrics
+    launched.clear()
+    monkeypatch.setattr(loops.Resumable, "training_step", training_step)
+    result = trainer.result(trainer.submit(twice)).metrics
+    assert (failed, launched, result["resumed"]) == ([8], ["train", "train"], 1)
+    assert (result["model_sha256"], result["eval_losses"]) == (expected["model_sha256"], expected["eval_losses"])
 
 
 def test_several_processes_that_run_out_of_memory_start_again_as_often_as_they_can_halve(

@@ -12,10 +12,11 @@ import pytest
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import BudgetExceeded, ModelUnavailable, SettingsError
 from finetune_assets.storage import Store, write_json
-from finetune_assets.training import base_model, plan, presets
+from finetune_assets.training import base_model, candidates, plan, presets
 from finetune_assets.training.base_model import Shape
 from finetune_assets.training.encoding import LightRenderer
-from finetune_assets.training.spec import request_for, train_spec
+from finetune_assets.training.local import LocalTrainer
+from finetune_assets.training.spec import request_for, spec_hash, train_spec
 from finetune_assets.training.tokens import token_rows
 from finetune_assets.training.trainer import Estimate
 from finetune_assets.worker import attention, targets
@@ -63,8 +64,19 @@ def test_the_hash_covers_what_decides_the_result(base: Path, tmp_path: Path):
     quiet = replace(request, stages=(("sft", replace(request.hyperparameters, log_steps=1)),))
     assert train_spec(quiet, store)["spec_hash"] == spec["spec_hash"]
     longer = replace(request, stages=(("sft", replace(request.hyperparameters, epochs=2)),))
-    others = [replace(request, fingerprint="f2"), replace(request, seed=1), longer]
-    assert len({spec["spec_hash"], *(train_spec(other, store)["spec_hash"] for other in others)}) == 4
+    asked = [replace(request, precision="float32"), replace(request, precision="bfloat16"), replace(request, liger=True)]
+    others = [replace(request, fingerprint="f2"), replace(request, seed=1), longer, *asked]
+    assert len({spec["spec_hash"], *(train_spec(other, store)["spec_hash"] for other in others)}) == 7
+    assert spec_hash({name: value for name, value in spec.items() if name != "asked"}) == spec["spec_hash"]  # as before
+
+
+def test_a_precision_that_is_set_later_is_not_ignored(base: Path, tmp_path: Path):
+    store = Store(tmp_path)
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    begun = train_spec(request, store)
+    write_json(Path(begun["output"]) / "spec.json", begun)
+    other = "float32" if begun["precision"] == "bfloat16" else "bfloat16"
+    assert train_spec(replace(request, precision=other), store)["precision"] == other
 
 
 def test_threads_and_precision_stay_as_first_started(base: Path, tmp_path: Path):
@@ -157,6 +169,21 @@ def test_several_processes_divide_the_batch_and_with_fsdp_the_weights():
     assert large >= plan.RUNTIME_BYTES + 4 * LARGE.parameters  # each reads the whole model first
 
 
+def test_candidates_are_held_against_the_machine_that_trains(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": dialogues(1)[0]}) + "\n")
+    settings = assistant(base, candidates=[str(make_tiny_model(tmp_path / "wide", hidden=64)), "data/no_such_model"])
+    request, _ = request_for(settings, tmp_path, "f1")
+    trainer = LocalTrainer(lambda *_: None, Store(tmp_path))
+    estimate = trainer.estimate(request)
+    small = [str(base), str(tmp_path / "wide"), "data/no_such_model"]
+    monkeypatch.setattr(candidates.machine, "room", lambda: estimate.memory_bytes)
+    for here, names, fits in ((True, small, [True, False, False]), (False, [small[1], small[0], small[2]], [None, None, False])):
+        found = candidates.ranked(settings, trainer, request, estimate, here=here)
+        assert [one.base_model for one in found] == names
+        assert [one.fits for one in found] == fits
+        assert ("more memory" in " ".join(one.remark for one in found)) == here
+
+
 def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):
     request, _ = request_for(assistant(base, objective=["sft", "dpo"]), tmp_path, "f1")
     count = plan.TokenCount(100, 100_000, 300, 0, 0)
@@ -166,6 +193,27 @@ def test_a_chain_takes_the_time_of_its_stages(base: Path, tmp_path: Path):
     assert both.seconds is not None
     assert alone.seconds is not None
     assert both.seconds - alone.seconds == pytest.approx((alone.seconds - plan.START_SECONDS) / 3 * 4 / 3)
+
+
+def test_a_probe_tells_of_the_first_stage_and_the_formula_of_the_others_beside_it(base: Path, tmp_path: Path):
+    request, _ = request_for(assistant(base, objective=["sft", "dpo"]), tmp_path, "f1")
+    counts = [plan.TokenCount(100, 100_000, 100, 0, 0), plan.TokenCount(100, 100_000, 500, 0, 0)]
+    formula = plan.estimate(request, counts, LARGE, [], (1, "float32"))
+    alone = plan.estimate(replace(request, stages=request.stages[:1]), counts[:1], LARGE, [], (1, "float32"))
+    assert alone.memory_bytes is not None
+    assert formula.memory_bytes is not None
+    assert formula.seconds is not None
+    probe = {"probe": 10, "tokens_per_second": 1000, "memory_bytes": 2 * alone.memory_bytes}  # the formula says half of it
+    probed = plan.estimate(request, counts, LARGE, [probe], (1, "float32"))
+    assert probed.memory_bytes == pytest.approx(2 * formula.memory_bytes)
+    assert probed.seconds == pytest.approx(plan.START_SECONDS + 300 + 100 * 4 / 3)  # dpo's reference is a third more
+
+
+def test_earlier_jobs_tell_what_lies_around_their_loop(base: Path, tmp_path: Path):
+    request, _ = request_for(assistant(base), tmp_path, "f1")
+    count, rate = plan.TokenCount(100, 100_000, 100, 0, 0), {"tokens_per_second": 1000, "seconds": 300.0}
+    peers = [{**rate, "wall_seconds": 307.0}, {**rate, "wall_seconds": 309.0}, rate]  # the last is of an earlier version
+    assert plan.estimate(request, [count], SMALL, peers, (1, "float32")).seconds == 8 + 300
 
 
 def test_the_formula_knows_the_workers_limits():

@@ -7,6 +7,7 @@ no template                                 (a plain one is given: tests of mode
 a template that is broken or refuses rows   worker.models.rendering, by the plan      a_template_that_cannot_render
 tokenizer without end token                 encoding.LightRenderer                    a_tokenizer_without_end
 tokenizer of another model                  checks._check_tokenizer                   a_tokenizer_of_another_model
+text that is empty or no UTF-8                tokens._windows                           text_that_is_none
 adapter of another base or vocabulary       base_model.misfit                         an_adapter_of_another_base
 data longer than the context                plan.TokenCount: counted; local: none     rows_that_are_cut, no_row_that_fits
 objective without its data                  checks._check_objectives                  what_cannot_be_trained
@@ -246,6 +247,21 @@ def test_an_adapter_of_another_base_is_refused(request_: TrainingRequest, store:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelUnavailable, match=r"holds no adapter_model.safetensors"):
         validate(replace(request_, base_model=str(adapter)), store)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b" \n", r"The \.txt and \.md files in .*text hold no text"),
+        ("La clínica".encode("latin-1"), r"menu\.txt is no UTF-8: byte 5 is 0xed\. Save it as UTF-8"),
+    ],
+)
+def test_text_that_is_none_is_refused(request_: TrainingRequest, store: Store, tmp_path: Path, content: bytes, says: str):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "menu.txt").write_bytes(content)
+    asked = replace(request_, objective=("continued_pretraining",), text=tmp_path / "text", stages=())
+    with pytest.raises(DataError, match=says):
+        LocalTrainer(never, store).estimate(asked)
 
 
 def test_kto_wants_rows_to_compare(request_: TrainingRequest, store: Store, tmp_path: Path):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_assets.errors import DataError, LaunchError, ModelUnavailable, TrainingError
 from finetune_assets.registry import Version
 from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets.training import base_model
 from finetune_assets.training.publish import publish, whole_model
 from finetune_assets.training.reproduce import export, reproduce
 from finetune_assets.worker import models
@@ -87,6 +90,50 @@ def test_what_cannot_be_made_again_says_why(made: tuple[Store, Version], tmp_pat
     with pytest.raises(ModelUnavailable, match="is not the one"):
         reproduce(store, version, launch)
     config.write_text(before)
+    shutil.copytree(version.path, tmp_path / "pretrained")
+    spec = read_json(tmp_path / "pretrained" / "spec.json")
+    write_json(tmp_path / "pretrained" / "spec.json", {**spec, "text": str(tmp_path / "text"), "text_sha256": "0"})
+    pretrained = Version(**{**vars(version), "path": str(tmp_path / "pretrained")})
+    with pytest.raises(DataError, match="text, is gone"):
+        reproduce(store, pretrained, launch)
+    (tmp_path / "text").mkdir()
+    with pytest.raises(DataError, match="are not those that v1-abc was trained on"):
+        reproduce(store, pretrained, launch)
+
+
+def test_a_model_of_the_hub_is_loaded_by_the_commit_that_was_trained_on(
+    made: tuple[Store, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever has been committed since."""
+    store, version = made
+    shutil.copytree(version.path, tmp_path / "version")
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / ("a" * 40)
+    shutil.copytree(version.base_model, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(base_model, "revision", lambda _: "b" * 40)
+    spec = read_json(tmp_path / "version" / "spec.json")
+    spec |= {"base_model": "org/tiny", "base_model_identity": {"id": "org/tiny", "revision": "a" * 40}}
+    write_json(tmp_path / "version" / "spec.json", spec)
+    again = reproduce(store, Version(**{**vars(version), "path": str(tmp_path / "version")}), launch)
+    assert again.farthest == 0
+
+
+def test_an_adapter_finds_its_base_from_anywhere(made: tuple[Store, Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The shipped base is named from the project's root."""
+    from peft import AutoPeftModelForCausalLM
+
+    store, version = made
+    shutil.copytree(version.path, tmp_path / "version")
+    config = tmp_path / "version" / "adapter" / base_model.ADAPTER
+    write_json(config, {**read_json(config), "base_model_name_or_path": "base"})
+    monkeypatch.setattr(base_model, "ROOT", store.home)
+    monkeypatch.chdir(tmp_path)
+    folder = export(Version(**{**vars(version), "path": str(tmp_path / "version")}), tmp_path / "alone", adapter=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's calls of what transformers deprecates
+        loaded = AutoPeftModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[7, 80, 11, 200, 33, 41]])
+    torch.testing.assert_close(loaded(ids).logits, models.load_model(version.path)(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_an_export_loads_anywhere(made: tuple[Store, Version], tmp_path: Path):

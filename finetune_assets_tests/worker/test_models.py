@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from finetune_assets.errors import ModelUnavailable
+from finetune_assets.training import base_model
 from finetune_assets.training.encoding import LightRenderer, encode_example, encode_prompt
 from finetune_assets.worker import models
+from finetune_assets_tests.loopback import served
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
 
@@ -107,3 +112,42 @@ def test_the_tokenizer_file_decides_as_for_other_servers(qwen: Path):
 def test_unknown_models_say_what_to_do(name: str):
     with pytest.raises(ModelUnavailable, match=r"no folder|cannot be loaded"):
         models.load_tokenizer(name)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_download_has_the_weights_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str):
+    """From a hub on a loopback socket: *.bin of a repository without safetensors alone."""
+    weights = {"safetensors": ["model.safetensors", "pytorch_model.bin"], "bin": ["pytorch_model.bin"]}[suffix]
+    names = ["config.json", "tokenizer.json", "training_args.bin", *weights]
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(b"")
+
+        def do_GET(self):
+            tree = [{"type": "file", "path": name, "size": 2, "oid": "1"} for name in names]
+            told = tree if "/tree/" in self.path else {"id": "org/tiny", "sha": "c" * 40}
+            self.answer(json.dumps(told).encode() if self.path.startswith("/api/") else b"{}")
+
+        def answer(self, body: bytes):
+            self.send_response(200)
+            for name, value in {"Content-Length": "2", "ETag": '"1"', "X-Repo-Commit": "c" * 40}.items():
+                self.send_header(name, str(len(body)) if body and name == "Content-Length" else value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object):
+            pass
+
+    with served(Hub) as url:
+        host = url.removesuffix("/v1")
+        monkeypatch.setattr(constants, "ENDPOINT", host)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", host + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        commit = base_model.revision("org/tiny")
+        models.download("org/tiny", commit)
+    where = base_model.folder("org/tiny")
+    assert where is not None
+    assert sorted(file.name for file in where.iterdir()) == ["config.json", weights[0], "tokenizer.json"]
+    base_model._asked.cache_clear()

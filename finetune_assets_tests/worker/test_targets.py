@@ -10,6 +10,7 @@ import torch
 
 from finetune_assets.training.tokens import IGNORED
 from finetune_assets.worker import attention, models, targets
+from finetune_assets.worker.stage import layout
 from finetune_assets_tests.tiny_model import make_tiny_model
 
 BEGIN = 24
@@ -106,6 +107,31 @@ def test_short_rows_are_chosen_where_they_are_short(tmp_path: Path, architecture
     assert model.config._attn_implementation == "sdpa"
     attention.choose(model, 512)
     assert model.config._attn_implementation == chosen
+
+
+@pytest.mark.parametrize(
+    ("bf16", "installed", "supported", "laid"),
+    [
+        (True, True, True, "padding_free"),
+        (False, True, True, "padded"),
+        (True, False, True, "padded"),
+        (True, True, False, "padded"),
+    ],
+)
+def test_flash_attention_is_set_before_rows_are_laid_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, installed: bool, supported: bool, laid: str
+):
+    """The choice alone: it was never computed."""
+    model: Any = models.load_model(make_tiny_model(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(type(model), "_supports_flash_attn", supported)
+    monkeypatch.setattr(
+        type(model), "set_attn_implementation", lambda self, name: setattr(self.config, "_attn_implementation", name)
+    )
+    attention.choose(model, 512, bf16=bf16)
+    assert model.config._attn_implementation == (attention.FLASH if laid == "padding_free" else "sdpa")
+    assert (layout({}, model), layout({"layout": "padded"}, model)) == (laid, "padded")
 
 
 def test_scores_that_are_capped_are_left_to_transformers():

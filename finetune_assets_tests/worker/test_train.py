@@ -97,6 +97,7 @@ def test_a_killed_job_ends_with_the_same_weights_and_curve(tmp_path: Path, base:
     assert event["cause"] == "the process before this one was killed"
     for name in ("model_sha256", "steps", "tokens", "eval_losses", "train_loss", "best_step"):
         assert result[name] == expected[name], name
+    assert result["wall_seconds"] > result["seconds"] > 0  # the loop of the start before is in both
     assert curve(output) == curve(uninterrupted)
     assert "is broken" in (output / "progress.jsonl").read_text()
 
