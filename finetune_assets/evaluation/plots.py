@@ -64,11 +64,14 @@ def key(name: str) -> Markup:
     return Markup(f'<svg class="key" viewBox="0 0 12 12" width="12" height="12" aria-hidden="true">{_mark(name, 6, 6)}</svg>')
 
 
-def loss_curve(points: Sequence[Mapping[str, float]], label: str, number: Any) -> Markup:
-    """Loss (line) and validation loss (dots and dashes) over steps; `number` writes an axis label."""
+def curve(
+    points: Sequence[Mapping[str, float]], label: str, number: Any, name: str = "loss", scale: float = 1.0, digits: int = 2
+) -> Markup:
+    """A number of a training (line) and of its validations (dots and dashes) over steps; `number` writes an axis label with so
+    many digits, of `scale` times the number."""
     width, height, left, bottom, top = 720.0, 250.0, 56.0, 28.0, 14.0
-    train = [(p["step"], p["loss"]) for p in points if "loss" in p]
-    validation = [(p["step"], p["eval_loss"]) for p in points if "eval_loss" in p]
+    train = [(p["step"], p[name] * scale) for p in points if name in p]
+    validation = [(p["step"], p[f"eval_{name}"] * scale) for p in points if f"eval_{name}" in p]
     every = [*train, *validation]
     if not every:
         return Markup("")
@@ -84,7 +87,9 @@ def loss_curve(points: Sequence[Mapping[str, float]], label: str, number: Any) -
     for tick in ticks:
         y = at((0, tick)).split()[1]
         parts.append(f'<path class="grid" d="M{left} {y}H{width - 12}"/>')
-        parts.append(f'<text class="tick" x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{escape(number(tick))}</text>')
+        parts.append(
+            f'<text class="tick" x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{escape(number(tick, digits))}</text>'
+        )
     for step in (0.0, x_high / 2, x_high):
         x = at((step, low)).split()[0]
         anchor = "end" if step == x_high else "middle"

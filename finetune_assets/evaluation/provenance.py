@@ -14,17 +14,18 @@ from finetune_assets.evaluation.candidates import FEW_SHOT
 from finetune_assets.evaluation.measures import personal_data
 
 CURVE_POINTS = 200
+KEPT = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib")
 
 
 def curve(path: Path | None) -> list[dict[str, float]]:
-    """Points of the training log with step and loss or eval_loss, thinned to CURVE_POINTS; empty without a log."""
+    """Points of the training log with loss or eval_loss, what is KEPT of them, thinned to CURVE_POINTS; empty without a log."""
     if path is None or not path.exists():
         return []
     points: list[dict[str, float]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line) if line.strip() else {}
-        kept = {k: float(entry[k]) for k in ("step", "loss", "eval_loss") if isinstance(entry.get(k), int | float)}
-        if "step" in kept and len(kept) > 1:
+        kept = {k: float(entry[k]) for k in KEPT if isinstance(entry.get(k), int | float)}
+        if "step" in kept and ("loss" in kept or "eval_loss" in kept):
             points.append(kept)
     step = -(-len(points) // CURVE_POINTS) or 1
     return [point for n, point in enumerate(points) if n % step == 0 or n == len(points) - 1 or "eval_loss" in point]

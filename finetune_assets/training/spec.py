@@ -21,7 +21,7 @@ from finetune_assets.training.tokens import content_hash
 from finetune_assets.training.trainer import TrainingRequest
 from finetune_assets.workers import THIS_MACHINE, Workers
 
-RECIPE = "3"
+RECIPE = "4"
 """Version of what the worker does with a spec. Raise it when the same spec would give other weights."""
 
 DECIDES = ("recipe", "dataset_fingerprint", "base_model_identity", "stages", "adapter", "seed", "text_sha256")

@@ -127,8 +127,8 @@ def _attempt(
         result["heldout"] = preferences.judged(stage.objective, heldout, before["heldout"], after, float(stage.values["beta"]))
         if result["heldout"]["likelihood_fell"]:
             progress.note(
-                f"{stage.objective} made good replies less likely. Lower hyperparameters.by_objective.{stage.objective}."
-                "learning_rate, or raise its beta."
+                f"{stage.objective} made good replies less likely. "
+                f"Lower hyperparameters.by_objective.{stage.objective}.learning_rate."
             )
     return result
 

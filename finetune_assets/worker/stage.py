@@ -36,8 +36,10 @@ PADDED_TO = 16
 """Few different shapes: on a CPU every new one costs compiled kernels and fragments the heap (3.1 GB after 560 steps of the 3M
 model without it, 1.2 GB with it, at the same speed)."""
 
-SFT_WEIGHT = 1.0
-"""Weight of the chosen reply's own loss beside DPO's (Pang et al., arXiv:2404.19733): alone, DPO makes it unlikely."""
+SFT_WEIGHT = 10.0
+"""Weight of the chosen reply's own loss, a mean over tokens, beside DPO's, a sum (Pang et al., arXiv:2404.19733): alone, DPO
+makes good replies unlikely. On the sample, with LoRA after a tenth of an epoch of sft: held-out good replies lose 0.034 nats a token at
+weight 1 [0.003, 0.069], 0.014 at 5 [0.003, 0.024], 0.004 at 10 [-0.001, 0.012]; the margin is 0.12, 0.07 and 0.05."""
 
 FILES = {
     "sft": ("chat", "train.jsonl", "validation.jsonl"),

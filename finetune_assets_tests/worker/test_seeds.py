@@ -61,7 +61,8 @@ def test_seeds_are_trained_once_measured_and_told(home: tuple[Store, Path, Path,
     spec = benchmark.prepare(assistant, dataset, asked, tmp_path, threads=1)
     write_json(tmp_path / "result.json", worker.run(spec, Progress.open(tmp_path)))
     left_out = seeds.Training(10, None, "budget")
-    found = benchmark.summarise(assistant, tmp_path, benchmark.Made("v1", dataset, trained=[*trained, left_out]))
+    made = benchmark.Made("v1", dataset, trained=[*trained, left_out], training_log=version / "training_log.jsonl")
+    found = benchmark.summarise(assistant, tmp_path, made)
     assert set(found["candidates"]) == {"base", "few_shot", "tuned"}  # a seed is no candidate of the report
     assert set(found["differences"]) == {"tuned_vs_base", "tuned_vs_few_shot"}
     known = found["seeds"]["measures"]["bits_per_byte"]
@@ -77,6 +78,8 @@ def test_seeds_are_trained_once_measured_and_told(home: tuple[Store, Path, Path,
     page = report.html(found)
     assert "Otras semillas" in page
     assert "La semilla 10 no se entrenó" in page
+    for curve in ("Tasa de aprendizaje × 10⁶", "Norma del gradiente", "Tokens por segundo", "Memoria, GiB"):
+        assert f'aria-label="Gráfico de líneas, {curve}: de ' in page
 
 
 def ungated(found: dict[str, Any], assistant: Assistant, output: Path, dataset: Path) -> list[dict[str, Any]]:
