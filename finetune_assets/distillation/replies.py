@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.distillation.teacher import MOST_TOKENS, Answer, Ask, Message, Teacher
-from finetune_assets.errors import ProviderError, ProviderUnsettled
+from finetune_assets.errors import FinetuneError, ProviderUnsettled
 from finetune_assets.storage import write_parquet
 from finetune_assets.training.provider_formats import CHARS_PER_TOKEN, MESSAGE_TOKENS, REPLY_TOKENS
 from finetune_assets.training.remote import RemoteModel
@@ -146,7 +146,7 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
     """Asks for what is not in the book, a batch at a time, and never spends more than is allowed; how many are left unasked.
 
     A batch is begun only if the money would do for its longest possible replies. Raises ProviderUnsettled where the teacher is
-    away, ProviderError where it refuses everybody; what was answered is kept.
+    away, what it was where nobody can be asked (a key, a region, a refusal of everybody); what was answered is kept.
     """
     missing = [one for one in {one.key: one for one in wanted}.values() if book.get(one.key) is None]
     done, failed = 0, 0
@@ -161,19 +161,19 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
                 book.begin(one, teacher.model, pays.reference)
             book.save()
             calls = [pool.submit(_answer, ask, one) for one in batch]
-            answers: list[Answer | ProviderError] = []
+            answers: list[Answer | FinetuneError] = []
             try:
                 for one, call in zip(batch, calls, strict=True):
                     answers.append(answer := call.result())
                     if isinstance(answer, Answer):
                         book.add(one, answer, teacher.model, pays.reference)
                         done += 1
-                    elif answer.turned_away or not isinstance(answer, ProviderUnsettled):
+                    elif not isinstance(answer, ProviderUnsettled) or answer.turned_away:
                         book.turned_away(one, pays.reference)
             finally:
                 book.save()
             away = [answer for answer in answers if isinstance(answer, ProviderUnsettled)]
-            refused = next((one for one in answers if isinstance(one, ProviderError) and one not in away), None)
+            refused = next((one for one in answers if isinstance(one, FinetuneError) and one not in away), None)
             if refused is not None:
                 raise refused
             failed = failed + 1 if len(away) == len(batch) else 0
@@ -185,8 +185,8 @@ def collect(book: Replies, wanted: Sequence[Question], teacher: Teacher, ask: As
     return len(missing) - done
 
 
-def _answer(ask: Ask, one: Question) -> Answer | ProviderError:
+def _answer(ask: Ask, one: Question) -> Answer | FinetuneError:
     try:
         return ask(one.prompt)
-    except ProviderError as error:
+    except FinetuneError as error:
         return error

@@ -303,6 +303,16 @@ def test_a_teacher_that_goes_away_loses_nothing_and_what_it_may_have_said_counts
     assert len(asked) == manifest["distilled"]["learnt"]["asked"] - 40
 
 
+def test_a_teacher_that_nobody_could_ask_costs_nothing(world: World) -> None:
+    def ask(_prompt: Sequence[dict[str, Any]]) -> Answer:
+        raise SettingsError("bedrock needs AWS credentials.")
+
+    with pytest.raises(SettingsError, match="needs AWS credentials"):
+        world.distil(ask)
+    assert not Replies(world.store.datasets("dental")).rows
+    assert [row["usd"] for row in month(world.ledger)] == [0.0]
+
+
 def test_teachers_that_are_none(world: World) -> None:
     for wanted, error, text in (
         (None, LedgerError, "no version that a provider serves"),
