@@ -122,7 +122,7 @@ def _answer(client: httpx.Client, endpoint: Endpoint, asked: dict[str, Any]) -> 
             if not once.turned_away(None, None, error):
                 return _lost(asked, cause)
         else:
-            cause, after = f"status {answer.status_code}", answer.headers.get("retry-after")
+            cause, after = _said(endpoint, answer.status_code), answer.headers.get("retry-after")
             if answer.status_code == 200:
                 read = _read_http(answer, time.perf_counter() - start)
                 return read if read["reply"] is not None else _lost(asked, read["missing"])
@@ -130,6 +130,16 @@ def _answer(client: httpx.Client, endpoint: Endpoint, asked: dict[str, Any]) -> 
                 return _lost(asked, cause) if answer.status_code >= 500 else {"reply": None, "missing": cause}
         once.wait(attempt, once.seconds(after))
     return {"reply": None, "missing": cause}
+
+
+def _said(endpoint: Endpoint, status: int) -> str:
+    """A status as the cause of a reply that is missing: of 404, which may be a deleted model's, what to look at."""
+    if status != 404:
+        return f"status {status}"
+    return (
+        f"status 404: {endpoint.url} has no model {endpoint.model}. Look there whether it or its deployment was deleted; if so, "
+        "take another version or train again with another hyperparameters.seed; else correct the endpoint's url or model"
+    )
 
 
 def _read_http(answer: httpx.Response, seconds: float) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Provider(Handler):
             return self.say(500, b"")
         if "refused" in text:
             return self.say(400, b"{}")
+        if "gone" in text:
+            return self.say(404, b"{}")
         if "garbage" in text:
             return self.say(200, b"<html>oops</html>")
         if "null" in text:
@@ -100,6 +102,8 @@ def test_what_cannot_be_had_is_missing_never_empty(url: str):
     }
     assert [SEEN[text] for text in ("slow", "broken", "refused", "garbage", "null")] == [1] * 5
     assert SEEN["always busy"] == once.TRIES
+    [gone] = ask(endpoint.Endpoint(url, "ft:m:1"), "gone")
+    assert f"status 404: {url} has no model ft:m:1. Look there" in gone["missing"]
     perhaps = [text for text, one in found.items() if "perhaps" in one]  # paid for as far as anybody knows
     assert perhaps == ["slow", "broken", "garbage", "null"]
     used = endpoint.bought([found[text] for text in ("hola", "slow", "always busy", "refused")])
