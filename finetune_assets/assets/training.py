@@ -35,7 +35,7 @@ from finetune_assets.training.lifecycle import WARN_DAYS
 from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish, whole_model
 from finetune_assets.training.spec import RECIPE, request_for
-from finetune_assets.training.submission import estimate_of
+from finetune_assets.training.submission import bought_as, estimate_of
 from finetune_assets.training.trainer import Estimate
 
 Result = dg.MaterializeResult[Any]
@@ -84,16 +84,18 @@ def training_plan(
             f"{estimate.rows_shortened:,} rows are longer than hyperparameters.max_length or the model's context and lose their "
             f"oldest turns; {estimate.rows_left_out:,} are left out, since their reply leaves no room for a prompt."
         )
+    with ledger.open() as book:
+        key = bought_as(book, assistant.name, backend, request)
     if backend.provider == "local":
         check_budget(assistant, estimate)
     else:
-        check_remote(assistants, store, ledger, trainer, assistant, Plan(request, estimate, backend.spec_hash(request)))
+        check_remote(assistants, store, ledger, trainer, assistant, Plan(request, estimate, key))
     here = backend.provider == "local" and launcher.workers.here
     table = [one.row() for one in ranked(assistant, backend, request, estimate, here=here)] if assistant.candidates else []
     stages = [{"objective": name, **values.to_dict()} for name, values in request.chain]
     plan = {
         **asdict(estimate),
-        "spec_hash": backend.spec_hash(request),
+        "spec_hash": key,
         "dataset_fingerprint": folder.name,
         "base_model": request.base_model,
         "trainer": backend.provider,
@@ -161,7 +163,9 @@ def training_job(
     folder = frozen_dataset(store.store, assistant.name, context.run_tags)
     request, _ = request_for(assistant, folder, folder.name)
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
-    plan = plan_of(store.store, assistant.name, folder.name, backend.spec_hash(request))
+    with ledger.open() as book:
+        key = bought_as(book, assistant.name, backend, request)
+    plan = plan_of(store.store, assistant.name, folder.name, key)
     if assistant.require_approval and context.run_tags.get(APPROVED) != "true":
         raise BudgetExceeded(
             f"{assistant.name} has `require_approval: true`, and nobody approved this run. Start it with `finetune run "

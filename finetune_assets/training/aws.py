@@ -76,7 +76,16 @@ class AwsTrainer(ABC):
 
     def spec_hash(self, request: TrainingRequest) -> str:
         """Names the job's folder: what decides the result and its price."""
-        return remote.spec_hash(request, self.connection, {**self.parameters(request), **self.terms})
+        terms = {name: value for name, value in self.terms.items() if value is not None}
+        return remote.spec_hash(request, self.connection, {**self.parameters(request), **terms})
+
+    def earlier_hash(self, request: TrainingRequest) -> str:
+        """As it was before the terms counted: what was bought then has it in the ledger."""
+        return remote.spec_hash(request, self.connection, self.parameters(request))
+
+    def same_terms(self, connection: Connection) -> bool:
+        """Whether a job over another connection was bought at this one's terms."""
+        return type(self)(connection, self._store, self._journal).terms == self.terms
 
     def validate(self, request: TrainingRequest) -> None:
         """Settings, hyper-parameters, files and personal data here; AWS is not asked, a refusal costs nothing."""

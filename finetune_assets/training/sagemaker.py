@@ -83,7 +83,7 @@ class SageMakerTrainer(AwsTrainer):
     def terms(self) -> dict[str, Any]:
         """Of a container what runs, and on what."""
         if self._serverless:
-            return {**super().terms, "serverless": True}
+            return super().terms  # its hyper-parameters are not a container's
         return {**super().terms, "instance": self._instance, **{key: self.options.get(key) for key in ("image", "spot")}}
 
     def check(self, request: TrainingRequest) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.errors import BudgetExceeded, FinetuneError, ProviderUnsettled, SettingsError, TrainingError
 from finetune_assets.registry import Job, Ledger
-from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal
+from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, remote_job
 from finetune_assets.registry.spending import Limits, Purchase, check, month, release, reserve
 from finetune_assets.training import prices
-from finetune_assets.training.remote import CANCELLED, TOO_LATE, RemoteTrainer
-from finetune_assets.training.trainer import Estimate, JobHandle, TrainingRequest
+from finetune_assets.training.aws import AwsTrainer
+from finetune_assets.training.remote import CANCELLED, TOO_LATE, Connection, RemoteTrainer
+from finetune_assets.training.trainer import Estimate, JobHandle, Trainer, TrainingRequest
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ def bill(assistant: Assistant, request: TrainingRequest, estimate: Estimate, pro
         )
     purchase = Purchase(reference, assistant.name, assistant.trainer, "training", estimate.usd, estimate.tokens, mend)
     return Bill(purchase, Limits(assistant.budget.monthly_usd, project_usd))
+
+
+def bought_as(ledger: Ledger, assistant: str, trainer: Trainer, request: TrainingRequest) -> str:
+    """The spec hash under which a training is in the ledger, or will be: an AWS job's terms count only since some release.
+
+    The earlier hash is kept where its job is neither failed nor cancelled, and was bought at the same terms.
+    """
+    key = trainer.spec_hash(request)
+    if not isinstance(trainer, AwsTrainer):
+        return key
+    live = {job.spec_hash: job for job in ledger.jobs(assistant)[::-1] if job.status not in ("failed", "cancelled")}
+    earlier = live.get(trainer.earlier_hash(request))
+    if key in live or earlier is None or (remote := remote_job(ledger, earlier.id)) is None:
+        return key
+    return earlier.spec_hash if trainer.same_terms(Connection(**remote.connection)) else key
 
 
 def estimate_of(plan: Mapping[str, Any]) -> Estimate:

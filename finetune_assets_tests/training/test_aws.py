@@ -25,10 +25,11 @@ from finetune_assets.registry import Ledger  # noqa: E402
 from finetune_assets.registry.remote_jobs import open_journal  # noqa: E402
 from finetune_assets.rented import rented  # noqa: E402
 from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
+from finetune_assets.training import remote  # noqa: E402
 from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.aws_files import Files  # noqa: E402
 from finetune_assets.training.remote import CANCELLED, Connection, Notes, RemoteModel  # noqa: E402
-from finetune_assets.training.submission import bill  # noqa: E402
+from finetune_assets.training.submission import bill, bought_as  # noqa: E402
 from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
 from finetune_assets.training.trainers import AWS, open_hours  # noqa: E402
 from finetune_assets_tests.tiny_model import make_tiny_model  # noqa: E402
@@ -387,6 +388,26 @@ def test_what_is_rented_makes_another_job_and_names_do_not(aws: Any, tmp_path: P
     assert key("bedrock", NOVA) != key("bedrock", NOVA, region="eu-west-1")
     serverless = [key(base=HUB, serverless=True, spot=spot) for spot in (True, False)]
     assert serverless[0] == serverless[1] != key("bedrock", HUB)  # it has no capacity to wait for
+
+
+def test_what_was_bought_before_the_terms_counted_is_not_bought_again(aws: Any, tmp_path: Path) -> None:
+    book = Ledger(f"sqlite:///{tmp_path / 'l.db'}")
+    for provider, base in (("bedrock", NOVA), ("sagemaker", HUB)):
+        own: dict[str, Any] = {"serverless": provider == "sagemaker"}
+        trainer, _, asked = make(provider, tmp_path, base, **own)
+        sent = trainer.parameters(asked)
+        columns: dict[str, Any] = {"assistant": "dental", "tenant_id": None, "dataset_id": "d", "dataset_fingerprint": "f1"}
+        columns |= {"provider": provider, "base_model": base, "hyperparameters": {}, "plan": {}}
+        job = book.open_job({**columns, "spec_hash": remote.spec_hash(asked, trainer.connection, sent)})
+        open_journal(book, job.id, trainer.connection.to_dict(), 72)
+        assert bought_as(book, "dental", trainer, asked) == job.spec_hash != trainer.spec_hash(asked)
+        elsewhere = make(provider, tmp_path, base, region="eu-west-1", **own)[0]
+        assert bought_as(book, "dental", elsewhere, asked) == elsewhere.spec_hash(asked)
+        book.set_job(job.id, "failed")
+        assert bought_as(book, "dental", trainer, asked) == trainer.spec_hash(asked)
+        nowhere = make(provider, tmp_path, base, region=None, **own)[0]
+        assert nowhere.spec_hash(asked) == job.spec_hash  # what is not set does not count
+    book.close()
 
 
 def test_the_doctor_lists_what_stands_and_is_billed(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
