@@ -78,7 +78,9 @@ def observe(ledger: Ledger, state: Rollout) -> Observed:
     )
     live = step & (requests.c.kind == "live")
     longest = sa.func.max(sa.func.coalesce(requests.c.seconds, 0.0))
-    whole = (requests.c.assistant == state.assistant) & (requests.c.rollout == state.salt) & (requests.c.outcome == "ok")
+    kinds = ("live", SHADOW) if state.step == SHADOW else ("live",)  # elsewhere no shadow reply is waited for
+    rollout = (requests.c.assistant == state.assistant) & (requests.c.rollout == state.salt)
+    whole = rollout & requests.c.kind.in_(kinds) & (requests.c.outcome == "ok")
     mine = step & (requests.c.kind == "shadow") if state.step == SHADOW else live & (requests.c.assigned_arm == "candidate")
     with ledger.engine.connect() as connection:
         arm = requests.c.assigned_arm
@@ -129,12 +131,14 @@ def _waited(connection: sa.Connection, state: Rollout, where: sa.ColumnElement[b
 def _arm(connection: sa.Connection, where: sa.ColumnElement[bool], until: datetime.datetime) -> Arm:
     users = sa.func.count(sa.distinct(PERSON))
     count, people = connection.execute(sa.select(sa.func.count(), users).select_from(requests).where(where)).one()
-    outcomes = sa.select(requests.c.outcome, requests.c.seconds, requests.c.usd, requests.c.created_at).where(where)
     order = (requests.c.created_at, requests.c.request_id)
+    newest = [column.desc() for column in order]
     sequence = max(0, count // FIRST - 1)
-    newest = outcomes.order_by(*(column.desc() for column in order)).limit(count - sequence * FIRST)
-    last = connection.execute(newest).all()[::-1]
-    first = last if sequence == 0 else connection.execute(outcomes.order_by(*order).limit(FIRST)).all()
+    replies = sa.select(requests.c.outcome, requests.c.seconds, requests.c.usd).where(where)
+    timed = connection.execute(replies.order_by(*newest).limit(count - sequence * FIRST)).all()[::-1]
+    known = sa.select(requests.c.outcome).where(where & (requests.c.created_at <= until)).limit(FIRST)
+    last = connection.execute(known.order_by(*newest)).scalars().all()[::-1]
+    first = last if len(last) < FIRST else connection.execute(known.order_by(*order)).scalars().all()
     said = (
         sa.select(
             sa.func.avg(sa.case((feedback.c.feedback_type == "negative", 1.0), else_=0.0)),
@@ -149,10 +153,10 @@ def _arm(connection: sa.Connection, where: sa.ColumnElement[bool], until: dateti
     return Arm(
         requests=count,
         users=people,
-        first=[row.outcome in BAD for row in first[:FIRST] if row.created_at <= until],
-        last=[row.outcome in BAD for row in last[-FIRST:] if row.created_at <= until],
-        seconds=Timed([row.seconds for row in last if row.outcome == "ok" and row.seconds is not None], sequence),
-        usd=Timed([row.usd for row in last if row.usd is not None], sequence),
+        first=[outcome in BAD for outcome in first],
+        last=[outcome in BAD for outcome in last],
+        seconds=Timed([row.seconds for row in timed if row.outcome == "ok" and row.seconds is not None], sequence),
+        usd=Timed([row.usd for row in timed if row.usd is not None], sequence),
         negative=[float(negative) for negative, _ in people_said if negative is not None],
         rating=[float(rating) for _, rating in people_said if rating is not None],
     )

@@ -25,8 +25,6 @@ BROKEN = (Broken, ValueError, KeyError, IndexError, TypeError, AttributeError, O
 """A connection that broke, or an answer of another shape than OpenAI's."""
 MOST_TOKENS = 1 << 31
 """A count from here on is none."""
-ONCE = 1
-"""Tries of a chat at AWS: one that timed out may be under way, and is paid twice where it is sent again."""
 CLIENTS = (400, 413, 422)
 """Statuses that speak of the request itself; all others from 400 on are troubles of the upstream."""
 
@@ -86,7 +84,7 @@ class Upstream:
         try:
             async with asyncio.timeout(target.seconds):
                 if aws_calls.is_aws(target.url):
-                    call = partial(aws_calls.chat, target.url, target.model, body, target.seconds, ONCE)
+                    call = partial(aws_calls.chat, target.url, target.model, body, target.seconds)
                     return _reply(await asyncio.get_running_loop().run_in_executor(self.threads, call))
                 connection = await self._post(target, {**body, "stream": False})
                 data = await connection.read()
@@ -148,7 +146,7 @@ class Upstream:
         def read() -> None:
             last: Exception | None = None
             try:
-                with contextlib.closing(aws_calls.events(target.url, target.model, body, target.seconds, ONCE)) as events:
+                with contextlib.closing(aws_calls.events(target.url, target.model, body, target.seconds)) as events:
                     while not left.is_set() and (event := next(events, None)) is not None:
                         loop.call_soon_threadsafe(queue.put_nowait, event)
             except Exception as error:

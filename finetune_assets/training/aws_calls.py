@@ -60,7 +60,8 @@ def streams(url: str) -> bool:
 
 @lru_cache(maxsize=32)
 def client(provider: str, service: str, region: str | None, timeout: float | None = None) -> Any:
-    """A boto3 client, which threads may share; with a `timeout` each request is tried once.
+    """A boto3 client, which threads may share; with a `timeout` each request is tried once, since one that timed out may be
+    under way, and is paid twice where it is sent again.
 
     Raises SettingsError where boto3 or a region is missing.
     """
@@ -163,23 +164,23 @@ def _mend(code: str, status: int, doing: str) -> str:
     return ""
 
 
-def chat(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0, tries: int = 3) -> dict[str, Any]:
+def chat(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0) -> dict[str, Any]:
     """One reply in the shape of OpenAI's chat completion, with usage. Raises ProviderError, SettingsError."""
     service, _, region = url.partition("://")
     ask = _converse if service == "bedrock" else _invoke
     with translated(service, f"asking {model}"):
-        return ask(client(service, f"{service}-runtime", region.strip("/") or None, timeout, tries), model, body)
+        return ask(client(service, f"{service}-runtime", region.strip("/") or None, timeout), model, body)
 
 
-def events(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0, tries: int = 3) -> Generator[dict[str, Any]]:
+def events(url: str, model: str, body: Mapping[str, Any], timeout: float = 60.0) -> Generator[dict[str, Any]]:
     """`chat` as the events of OpenAI's stream: Bedrock's as they come, SageMaker's reply whole. Raises as `chat` does."""
     service, _, region = url.partition("://")
     if service != "bedrock":
-        yield from _as_events(chat(url, model, body, timeout, tries))
+        yield from _as_events(chat(url, model, body, timeout))
         return
     ended = False
     with translated(service, f"asking {model}"):
-        runtime = client(service, f"{service}-runtime", region.strip("/") or None, timeout, tries)
+        runtime = client(service, f"{service}-runtime", region.strip("/") or None, timeout)
         with closing(runtime.converse_stream(**_asked(model, body))["stream"]) as stream:
             for event in stream:
                 ended = ended or "messageStop" in event

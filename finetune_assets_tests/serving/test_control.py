@@ -477,6 +477,45 @@ def test_errors_are_judged_when_nothing_before_them_is_under_way(shop: Shop) -> 
     assert [errors(3), errors(11.9), errors(12.1)] == ["gathering", "gathering", "failed"]
 
 
+def test_both_arms_are_judged_over_the_same_time_while_requests_are_under_way(shop: Shop) -> None:
+    """Both fail for the first two minutes of twenty, and good replies take 40 s: the champion's last FIRST began later."""
+    shop.roll_out(shop.version("a"), "50")
+    newest = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(minutes=2)  # however slow the test is
+    with shop.ledger() as book:
+        state = book.rollout("aurora")
+        base = {"assistant": "aurora", "rollout": state.salt, "generation": state.generation, "tenant_id": "t", "user": "u"}
+        base |= {
+            "step": state.step,
+            "kind": "live",
+            "kept": False,
+            "version": "v",
+            "status": 200,
+            "outcome": "ok",
+            "seconds": 40.0,
+        }
+        rows = list[dict[str, Any]]()
+        for arm, each in (("candidate", 2), ("champion", 6)):
+            for n in range(1200 * each):
+                outcome = "error" if n < 120 * each else "ok"
+                at = newest - datetime.timedelta(seconds=1200 - (n + 1) / each)
+                one = {"request_id": f"{arm}-{n:05}", "assigned_arm": arm, "served_arm": arm}
+                rows.append({**base, **one, "created_at": at, "outcome": outcome})
+        shadow = {"request_id": "shadow", "assigned_arm": "candidate", "served_arm": "candidate", "created_at": newest}
+        rows.append({**base, **shadow, "step": "shadow", "kind": "shadow", "seconds": 300.0})  # keeps nobody waiting
+        with book.engine.begin() as connection:
+            connection.execute(sa.insert(requests), rows)
+        seen = observe(book, state)
+        mine, theirs = seen.candidate, seen.champion
+        assert (len(mine.last), len(theirs.last), sum(mine.last), sum(theirs.last)) == (1160 * 2, guards.FIRST, 240, 0)
+        assert sum(theirs.first) == 720
+        assert not guards.worse(mine.last, theirs.last, 0.25)
+        assert guards.worse(mine.last, theirs.last[1:], 0.25)  # of different times
+        with book.engine.begin() as connection:  # more than FIRST come while one is answered
+            slow = requests.c.request_id == "champion-07199"
+            connection.execute(sa.update(requests).where(slow).values(seconds=1000.0))
+        assert len(observe(book, state).champion.last) == 200 * 6
+
+
 def test_an_experiment_is_for_chosen_people_and_promotes_nothing(shop: Shop) -> None:
     first, second = shop.version("a"), shop.version("b")
     shop.roll_out(first, "done")
