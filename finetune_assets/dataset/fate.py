@@ -86,11 +86,13 @@ def _kept(row: Facts) -> Facts:
 
 
 def _source(row: Facts, example: Facts, judged: list[Facts]) -> str:
+    score = example["satisfaction_score"]
+    rated = "without a satisfaction_score" if score is None else f"with satisfaction_score {score}"
     told = {
         "corrected": "a correction: the target is the expected_response of the feedback",
         "positive": "a praised reply",
         "imported": "a row of a file (`finetune import`)",
-        "satisfied": f"a reply of a conversation with satisfaction_score {example['satisfaction_score']}",
+        "satisfied": f"a reply of a conversation {rated}",
     }.get(row["source"], f"a row of source {row['source']}")
     ids = ", ".join(one["feedback_id"] for one in judged if row["source"] in ("corrected", "positive"))
     twins = f"; it stands for {len(row['replaced'])} twin(s)" if row["replaced"] else ""
