@@ -156,6 +156,25 @@ def test_what_is_not_there(world: World) -> None:
     later = exports.write(world.source.parent / "later", tables)
     unread = explain(world.store, world.ledger, Asked("msg_0081", (), KEY), lambda: read_source([str(later)]))
     assert unread["kind"] == "unread"
+    assert unread["why"].startswith("a message of 2026-")
+
+
+def test_an_id_that_only_the_source_has_is_looked_for_part_by_part(tmp_path: Path) -> None:
+    tables = exports.export(conversations=3, turns=2)
+    tables["conversations"][1]["user_id"] = "+59170123456"
+    source = exports.write(tmp_path / "source", tables)
+    store, ledger = Store(tmp_path / "home"), Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    plan = erasure.look(store, ledger, erasure.subject_of("+59170123456", None, KEY), KEY)
+    erasure.erase(store, ledger, plan, KEY, lambda needles: 0)
+
+    def kind(identifier: str) -> str:
+        opened = read_source([str(source)])
+        found = explain(store, ledger, Asked(identifier, (), KEY), lambda: opened)
+        assert "_read" not in vars(opened)  # no table was held whole
+        return found["kind"]
+
+    assert [kind(one) for one in ("msg_0002", "conv_0001", "fb_0001")] == ["erased"] * 3
+    assert [kind(one) for one in ("msg_0000", "conv_0000", "fb_0000", "nothing")] == ["unread"] * 3 + ["unknown"]
 
 
 def test_a_week_before_the_window_is_named_and_a_gap_within_it_is_no_week_behind(tmp_path: Path) -> None:
