@@ -7,22 +7,24 @@ does not know.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import polars as pl
 from rapidfuzz import fuzz, process
 
+from finetune_assets.corpus.cells import typed
 from finetune_assets.corpus.erasure import Erased, conversation_subject, hashed_id
+from finetune_assets.corpus.parts import TIMES
 from finetune_assets.corpus.personal_data import KINDS, keyed
-from finetune_assets.corpus.sources import SourceTables
+from finetune_assets.corpus.sources import SourceTables, Tables
 from finetune_assets.dataset.fate import Facts, clip, fate, judgements, part_files, rows_of
 from finetune_assets.errors import FinetuneError
 from finetune_assets.registry import Ledger, erasures
 from finetune_assets.storage import Store
 
 NEAREST = 3
-_IDS = {"message": "message_id", "conversation": "conversation_id", "feedback": "feedback_id"}
+_IDS = {"conversations": "conversation_id", "feedback": "feedback_id", "messages": "message_id"}  # the longest table last
 
 
 @dataclass(frozen=True)
@@ -172,27 +174,47 @@ def _absent(store: Store, ledger: Ledger, asked: Asked, source: Callable[[], Sou
     except FinetuneError as error:
         return {"kind": "unknown", "looked": looked, "source": str(error), "nearest": _nearest(store, asked.id)}
     looked.append("the source")
-    where = _in_source(tables, asked.id)
-    if where is None:
-        return {"kind": "unknown", "looked": looked, "nearest": _nearest(store, asked.id)}
-    left = Erased(frozenset(one.subject for one in known), asked.key).leave_out(tables)
-    if _in_source(left, asked.id) is None:
-        return {"kind": "erased", "at": "", "why": "the source still holds it, but its person was erased: no build reads it"}
+    try:
+        found = next(((table, row) for table, column in _IDS.items() for row in _rows(tables, table, column, {asked.id})), None)
+        if found is None:
+            return {"kind": "unknown", "looked": looked, "nearest": _nearest(store, asked.id)}
+        if _left_out(Erased(frozenset(one.subject for one in known), asked.key).leave_out(tables), *found):
+            return {"kind": "erased", "at": "", "why": "the source still holds it, but its person was erased: no build reads it"}
+    finally:
+        tables.close()
+    table, row = found
+    what = f"a {table.removesuffix('s')} of {row[TIMES[table]][0]}"
     return {
         "kind": "unread",
-        "why": f"{where} in the source, not read yet: materialise its week (finetune run does)",
+        "why": f"{what} in the source, not read yet: materialise its week (finetune run does)",
         "looked": looked,
     }
 
 
-def _in_source(tables: SourceTables, asked: str) -> str | None:
-    """What the source holds under an id, and of when."""
-    for kind, column in _IDS.items():
-        frame: pl.DataFrame = {"message": tables.messages, "conversation": tables.conversations}.get(kind, tables.feedback)
-        rows = frame.filter(pl.col(column).cast(pl.String).str.strip_chars() == asked)
-        if rows.height:
-            return f"a {kind} of {rows['started_at' if kind == 'conversation' else 'created_at'][0]}"
-    return None
+def _rows(source: SourceTables, table: str, column: str, ids: Collection[str]) -> Iterator[pl.DataFrame]:
+    """Rows of the source with one of the ids, read batch by batch: a source need not fit the memory."""
+    wanted = pl.col(column).cast(pl.String).str.strip_chars().is_in(list(ids))
+    for part in source.of(table):
+        for frame, _ in part.read():
+            rows = frame.filter(wanted)
+            if rows.height:
+                yield rows
+
+
+def _left_out(source: SourceTables, table: str, row: pl.DataFrame) -> bool:
+    """Whether the source leaves these rows out, decided by their conversation alone."""
+    empty = {name: typed(pl.DataFrame(), name) for name in _IDS}
+    own = {**empty, table: row}
+    if table == "feedback":
+        own["messages"] = pl.concat([empty["messages"], *_rows(source, "messages", "message_id", _ids(row, "message_id"))])
+    talks = {one for frame in own.values() for one in _ids(frame, "conversation_id")}
+    own["conversations"] = pl.concat([empty["conversations"], *_rows(source, "conversations", "conversation_id", talks)])
+    left: pl.DataFrame = getattr(source.left(Tables(**own)), table)
+    return left.height < row.height
+
+
+def _ids(frame: pl.DataFrame, column: str) -> set[str]:
+    return set(frame[column].cast(pl.String).str.strip_chars().drop_nulls())
 
 
 def _nearest(store: Store, asked: str) -> list[str]:

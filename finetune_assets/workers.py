@@ -159,11 +159,18 @@ def _parallel(text: str) -> str:
     return text
 
 
+def is_postgres(source: str) -> bool:
+    """Whether an address may hold a password: before the host or, as libpq takes it, among the parameters."""
+    scheme, separator, _ = source.partition("://")
+    return bool(separator) and scheme.partition("+")[0] in ("postgresql", "postgres")
+
+
 def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
-    """What a worker on another machine is told of this one's environment. A source whose address holds a password is not."""
+    """What a worker on another machine is told of this one's environment. A source whose address may hold a password is not."""
     told = {name: variables[name] for name in PASSED_ON if variables.get(name)}
     source = variables.get("FINETUNE_SOURCE") or ""
-    return told | ({"FINETUNE_SOURCE": source} if source and "@" not in source else {})
+    secret = any(is_postgres(one.strip()) for one in source.split(","))
+    return told | ({"FINETUNE_SOURCE": source} if source and not secret else {})
 
 
 def ray_job(workers: Workers, spec_file: Path, task_id: str, variables: Mapping[str, str]) -> dict[str, Any]:

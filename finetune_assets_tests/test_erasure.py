@@ -180,6 +180,23 @@ def test_nothing_of_the_person_stays(filled: tuple[Path, str], world: World) -> 
     assert (world.store.job(f"hash-{mark}") / "training_log.jsonl").exists()
 
 
+def test_a_stock_text_that_others_said_too_stays_in_their_rows(tmp_path: Path) -> None:
+    greeting, own = "Hola, buenos días. ¿En qué puedo ayudarle?", "Mi hija tiene fiebre desde el lunes pasado."
+    tables = exports.export(conversations=6)
+    for number in (1, 5, 9):  # of the first three conversations; the last of these is theirs
+        tables["messages"][number]["content"] = greeting
+    tables["messages"][10]["content"] = own
+    tables["conversations"][2]["user_id"] = GONE
+    world, source = World(tmp_path), read_source([str(exports.write(tmp_path / "source", tables))])
+    weeks = stale_weeks(world.store, source).stale
+    ingest_conversations(world.store, source, weeks, KEY)
+    upload = world.store.job("one") / "upload.jsonl"
+    upload.parent.mkdir(parents=True)
+    upload.write_text(f'{{"reply": "{greeting}"}}\n{{"reply": "{own}"}}\n', encoding="utf-8")
+    world.erase()
+    assert upload.read_text(encoding="utf-8") == f'{{"reply": "{greeting}"}}\n'
+
+
 def test_what_is_left_is_what_a_build_without_the_person_makes(world: World, tmp_path: Path) -> None:
     world.erase()
     rewritten = latest(world.store, "dental")

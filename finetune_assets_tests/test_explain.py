@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finetune_assets import erasure
+from finetune_assets.assets.dataset import covers_every_week
 from finetune_assets.assistants import Assistant
 from finetune_assets.corpus.erasure import Erased
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.sources import SourceTables, read_source
-from finetune_assets.dataset import choose, freeze
+from finetune_assets.dataset import choose, freeze, stage
+from finetune_assets.dataset.fate import fate
 from finetune_assets.errors import SourceError
 from finetune_assets.explain import Asked, explain
 from finetune_assets.registry import Ledger
+from finetune_assets.resources import AssistantsResource, StoreResource
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus import exports
-from finetune_assets_tests.dataset.small_corpus import sentence
+from finetune_assets_tests.dataset.small_corpus import START, Corpus, dental, sentence
 
 KEY = exports.KEY
 
@@ -151,6 +156,71 @@ def test_what_is_not_there(world: World) -> None:
     later = exports.write(world.source.parent / "later", tables)
     unread = explain(world.store, world.ledger, Asked("msg_0081", (), KEY), lambda: read_source([str(later)]))
     assert unread["kind"] == "unread"
+    assert unread["why"].startswith("a message of 2026-")
+
+
+def test_an_id_that_only_the_source_has_is_looked_for_part_by_part(tmp_path: Path) -> None:
+    tables = exports.export(conversations=3, turns=2)
+    tables["conversations"][1]["user_id"] = "+59170123456"
+    source = exports.write(tmp_path / "source", tables)
+    store, ledger = Store(tmp_path / "home"), Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    plan = erasure.look(store, ledger, erasure.subject_of("+59170123456", None, KEY), KEY)
+    erasure.erase(store, ledger, plan, KEY, lambda needles: 0)
+
+    def kind(identifier: str) -> str:
+        opened = read_source([str(source)])
+        found = explain(store, ledger, Asked(identifier, (), KEY), lambda: opened)
+        assert "_read" not in vars(opened)  # no table was held whole
+        return found["kind"]
+
+    assert [kind(one) for one in ("msg_0002", "conv_0001", "fb_0001")] == ["erased"] * 3
+    assert [kind(one) for one in ("msg_0000", "conv_0000", "fb_0000", "nothing")] == ["unread"] * 3 + ["unknown"]
+
+
+def test_a_week_before_the_window_is_named_and_a_gap_within_it_is_no_week_behind(tmp_path: Path) -> None:
+    corpus, week = Corpus(tmp_path), datetime.timedelta(weeks=1)
+    old = corpus.example(1, started_at=START)
+    corpus.fill(started_at=START + 3 * week)
+    corpus.fill(first=2000, started_at=START + 5 * week)  # a week without rows lies between
+    assistant = dental(window_weeks=3)
+    store = corpus.write()
+    choice = choose(store, assistant)
+    stage(store, assistant, choice)
+    freeze(store, assistant, choice)
+    [example] = [row for row in corpus.examples if row["message_id"] == old]
+    found = fate(store, "dental", example, [])
+    assert (found["state"], found["why"]) == (
+        "not_read",
+        "Its week, 2026-08-03, is older than window_weeks: 3, whose first week is 2026-08-24.",
+    )
+    settings = "select: {vertical: dental}\nsystem_prompt: Eres amable.\nwindow_weeks: 3\n"
+    (tmp_path / "dental.yaml").write_text(settings, encoding="utf-8")
+    check: Any = covers_every_week.op.compute_fn
+    context = SimpleNamespace(partition_key="dental")
+    checked = check.decorated_fn(context, StoreResource(home=str(tmp_path)), AssistantsResource(folder=str(tmp_path)))
+    assert checked.passed, checked.description
+
+
+def test_a_twin_by_meaning_names_the_setting_that_decided(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    corpus.fill()
+    gone = corpus.example(1, user_text="¿Dónde queda la clínica?", reply="Estamos en la plaza mayor.", user="u_same")
+    best = corpus.example(2, user_text="¿Me da su dirección?", reply="Junto a la catedral vieja.", user="u_same")
+
+    def embed(texts: list[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        vectors = np.eye(len(texts) + 1, dtype=np.float32)[1:]
+        vectors[[text.startswith(("¿Dónde", "¿Me da")) for text in texts]] = np.eye(len(texts) + 1, dtype=np.float32)[0]
+        return vectors
+
+    assistant = dental(filters={"semantic_duplicate": 0.95})
+    store = corpus.write()
+    freeze(store, assistant, choose(store, assistant, embed))
+    [example] = [row for row in corpus.examples if row["message_id"] == gone]
+    found = fate(store, "dental", example, [])
+    assert (found["reason"], found["kept_message_id"]) == ("semantic_duplicate", best)
+    assert "filters.semantic_duplicate is 0.95" in found["why"]
+    assert "near_duplicate" not in found["why"]
+    assert "similarity" not in found
 
 
 def test_erased(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def test_a_ray_job_runs_the_worker_and_is_told_no_secret():
     assert job["entrypoint"] == "python -m finetune_assets.worker '/store/jobs/a b/spec.json'"
     assert (job["entrypoint_num_cpus"], job["entrypoint_num_gpus"], workers.threads) == (4, 1, 4)
     assert job["runtime_env"]["env_vars"] == {"HF_HUB_OFFLINE": "1", "FINETUNE_HOME": "/store"}
+    assert passed_on({"FINETUNE_SOURCE": "data/sample,postgresql://db/chats?password=hush-word"}) == {}
     assert passed_on({"FINETUNE_SOURCE": "data/sample"}) == {"FINETUNE_SOURCE": "data/sample"}
 
 

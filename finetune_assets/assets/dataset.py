@@ -24,6 +24,7 @@ from finetune_assets.dataset import (
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.dataset.manifest import CODE_VERSION
 from finetune_assets.dataset.privacy import kind_rows, planted_in
+from finetune_assets.dataset.reading import window
 from finetune_assets.dataset.residual import personal_data_left
 from finetune_assets.dataset.selection import Left
 from finetune_assets.dataset.semantic import embedding
@@ -202,7 +203,7 @@ def covers_every_week(
 ) -> dg.AssetCheckResult:
     """How many corpus weeks the examples are behind; Dagster's own staleness does not see through the mapping to weeks."""
     assistant = assistants.load(context.partition_key, store.tenants())
-    known = store.store.weeks("examples")[-(assistant.window_weeks or 10**6) :]
+    known = window(store.store.weeks("examples"), assistant.window_weeks)
     used = set(load_staged(store.store, assistant).notes["weeks"])
     missing = [week for week in known if week not in used]
     return dg.AssetCheckResult(

@@ -201,7 +201,25 @@ def find_traces(store: Store, subject: str, key: bytes, lineages: Iterable[Path]
         if hits:
             week = rows.setdefault("rejected", {})
             week[_week(path)] = week.get(_week(path), 0) + hits
-    return replace(found, texts=frozenset(texts), rows=rows)
+    return replace(found, texts=frozenset(texts - _said_by_others(store, texts, found)), rows=rows)
+
+
+def _said_by_others(store: Store, texts: Collection[str], traces: Traces) -> set[str]:
+    """Which of the texts stand in other people's rows too (a greeting, a stock reply): nobody is known by them."""
+    own: dict[str, set[str]] = {}
+    for text in texts:
+        own.setdefault(text.strip(), set()).add(text)
+    shared: set[str] = set()
+    for path in [*_parts(store, "conversations"), *_parts(store, "feedback")] if own else ():
+        names = ("user", *ID_COLUMNS, "messages", "expected_response", "comment")
+        frame = pl.read_parquet(path, columns=[name for name in names if name in pl.read_parquet_schema(path)])
+        frame = frame.filter(~traces.mine(frame))
+        said = [frame[name] for name in ("expected_response", "comment") if name in frame.columns]
+        said += [frame["messages"].explode().drop_nulls().struct.field("content")] if "messages" in frame.columns else []
+        for column in said:
+            stripped = column.str.strip_chars()
+            shared |= set(stripped.filter(_in(stripped, own)))
+    return {text for one in shared for text in own[one]}
 
 
 def _parts(store: Store, table: str) -> list[Path]:

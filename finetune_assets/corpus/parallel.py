@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_assets.storage import TEMPORARY, Store, read_json, write_json
+from finetune_assets.workers import is_postgres
 
 Counts = dict[str, dict[str, Any]]
 Tasks = Sequence[tuple[Path, Path]]
@@ -21,7 +22,7 @@ Tasks = Sequence[tuple[Path, Path]]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a worker needs to open the source as this process does. `sources`: null where their addresses hold a secret."""
+    """What a worker needs to open the source as this process does. `sources`: null where their addresses may hold a secret."""
 
     sources: Sequence[str] | None
     assistants: Path
@@ -29,8 +30,8 @@ class Reading:
 
     @classmethod
     def of(cls, urls: Sequence[str], assistants: Path, erased: frozenset[str]) -> Reading:
-        """Addresses with a user and password are left to the worker's environment."""
-        return cls(None if any("@" in url for url in urls) else list(urls), assistants, erased)
+        """Addresses of Postgres are left to the worker's environment: a password may stand in any part of them."""
+        return cls(None if any(is_postgres(url) for url in urls) else list(urls), assistants, erased)
 
 
 def shared_out(weeks: Sequence[str], workers: int) -> list[list[str]]:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from finetune_assets.corpus.imports import SETTINGS
 from finetune_assets.corpus.schema import KINDS, TIME
 from finetune_assets.storage import Store
 
@@ -177,8 +179,12 @@ def age_days(rows: pl.DataFrame, now: dt.datetime) -> float | None:
 
 
 def live(sources: Sequence[str], now: dt.datetime) -> dt.datetime | None:
-    """The time to compare with: the clock for databases, null (its end) where a folder of exports is among the sources."""
-    return now if sources and all("://" in source for source in sources) else None
+    """The time to compare with: the clock for databases, null (its end) where a folder of exports is among the sources.
+
+    A folder with a `source.yaml` holds imported rows, which are no feed.
+    """
+    feeds = [source for source in sources if "://" in source or not (Path(source) / SETTINGS).exists()]
+    return now if feeds and all("://" in source for source in feeds) else None
 
 
 def _monday(time: dt.datetime) -> dt.datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from finetune_assets.corpus.near_duplicates import normalise
 from finetune_assets.corpus.personal_data import find
 from finetune_assets.dataset.formats import FILES
 from finetune_assets.dataset.manifest import latest, read_manifest
+from finetune_assets.dataset.reading import window
 from finetune_assets.storage import Store
 
 LONGEST = 240  # characters of a text that is shown
@@ -55,8 +57,18 @@ def fate(store: Store, assistant: str, example: Facts, judged: list[Facts]) -> F
     if any(example["tenant_id" if name == "tenant" else name] != value for name, value in select.items()):
         wanted = ", ".join(f"{name}: {value}" for name, value in select.items())
         return {**base, "state": "not_selected", "why": f"{assistant} selects {{{wanted}}}, this is of {example['tenant_id']}."}
+    if older := _before_window(manifest, example):
+        return {**base, "state": "not_read", "why": older}
     made = str(manifest["created_at"])[:16]
     return {**base, "state": "not_read", "why": f"The data set of {made} did not read this message's week; make it again."}
+
+
+def _before_window(manifest: Facts, example: Facts) -> str | None:
+    number, weeks, said = manifest["settings"]["window_weeks"], list(manifest["weeks"]), example["started_at"].date()
+    week = str(said - timedelta(days=said.weekday()))
+    if week in window(sorted({*weeks, week}), number):
+        return None
+    return f"Its week, {week}, is older than window_weeks: {number}, whose first week is {weeks[0]}."
 
 
 def _better(folder: Path, row: Facts) -> Facts:
@@ -74,11 +86,13 @@ def _kept(row: Facts) -> Facts:
 
 
 def _source(row: Facts, example: Facts, judged: list[Facts]) -> str:
+    score = example["satisfaction_score"]
+    rated = "without a satisfaction_score" if score is None else f"with satisfaction_score {score}"
     told = {
         "corrected": "a correction: the target is the expected_response of the feedback",
         "positive": "a praised reply",
         "imported": "a row of a file (`finetune import`)",
-        "satisfied": f"a reply of a conversation with satisfaction_score {example['satisfaction_score']}",
+        "satisfied": f"a reply of a conversation {rated}",
     }.get(row["source"], f"a row of source {row['source']}")
     ids = ", ".join(one["feedback_id"] for one in judged if row["source"] in ("corrected", "positive"))
     twins = f"; it stands for {len(row['replaced'])} twin(s)" if row["replaced"] else ""
@@ -155,12 +169,14 @@ def _twin(store: Store, reason: str, row: Facts, example: Facts, reply: str, fil
         pl.Series([f"{example['user_text']}\n{reply}", f"{other['user_text']}\n{theirs}"], dtype=pl.String)
     ).to_list()
     alike = round(fuzz.ratio(mine, twin) / 100, 3)
+    told = {"kept_text": clip(f"{other['user_text']} → {theirs}")}
+    if reason == "semantic_duplicate":
+        bound = filters["semantic_duplicate"]
+        why = f"a better twin of the same meaning was kept: {row['kept_message_id']}, filters.semantic_duplicate is {bound:g}"
+        return {"why": f"{why}; their letters alone are {alike:g} alike", **told}
     said = "the same as one that was rated badly" if reason == "same_as_negative" else "a better twin was kept"
-    return {
-        "why": f"{said}: {row['kept_message_id']}, similarity {alike:g}, filters.near_duplicate is {filters['near_duplicate']:g}",
-        "similarity": alike,
-        "kept_text": clip(f"{other['user_text']} → {theirs}"),
-    }
+    why = f"{said}: {row['kept_message_id']}, similarity {alike:g}, filters.near_duplicate is {filters['near_duplicate']:g}"
+    return {"why": why, "similarity": alike, **told}
 
 
 # --- rows of the corpus

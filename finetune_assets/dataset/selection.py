@@ -133,7 +133,8 @@ def verdicts(examples: pl.DataFrame, judged: Judged, filters: Filters) -> pl.Dat
     )
     corrected, positive = pl.col("expected").is_not_null(), (pl.col("verdict") == "positive").fill_null(False)
     negative = (pl.col("verdict") == "negative").fill_null(False) & ~corrected
-    satisfied = (pl.col("satisfaction_score") >= filters.min_satisfaction).fill_null(False)
+    least = filters.min_satisfaction
+    satisfied = pl.lit(True) if least is None else (pl.col("satisfaction_score") >= least).fill_null(False)
     frame = frame.with_columns(
         source=pl.when(corrected)
         .then(pl.lit(CORRECTED))

@@ -92,7 +92,7 @@ def test_a_running_week_is_compared_with_as_much_of_the_others(hours: int) -> No
     assert found(rows.filter(pl.col("at") <= now), now) == set()
 
 
-def test_the_end_of_an_export_is_no_stop_but_a_database_that_falls_silent_is() -> None:
+def test_the_end_of_an_export_is_no_stop_but_a_database_that_falls_silent_is(tmp_path: Path) -> None:
     rows = feed({"a": [60] * 9 + [1], "b": [25] * 9 + [0]})
     assert found(rows) == set()
     assert not watch_freshness(rows).findings
@@ -102,6 +102,9 @@ def test_the_end_of_an_export_is_no_stop_but_a_database_that_falls_silent_is() -
     assert live(["postgresql://u@h/d"], silent) == silent
     assert live(["data/sample"], silent) is None
     assert live(["postgresql://u@h/d", "data/sample"], silent) is None
+    (tmp_path / "source.yaml").write_text("files: '*.jsonl'\n", encoding="utf-8")
+    assert live(["postgresql://u@h/d", str(tmp_path)], silent) == silent
+    assert live([str(tmp_path)], silent) is None
 
 
 @pytest.mark.parametrize("rows", [[], [0], [1], [3, 4], [40, 0]])

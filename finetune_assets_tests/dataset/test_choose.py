@@ -61,6 +61,15 @@ def test_each_reason_is_recorded_and_every_example_is_kept_or_dropped(corpus: Co
     assert choice.notes["rejected"] == dict(choice.dropped["reason"].value_counts().rows())
 
 
+def test_without_a_least_score_none_is_asked_for(corpus: Corpus) -> None:
+    corpus.fill()
+    unrated, low, bad = (corpus.example(n, satisfaction_score=score) for n, score in ((1, None), (2, 1), (3, None)))
+    corpus.rate(bad, "negative")
+    choice = choose(corpus.write(), dental(filters={"min_satisfaction": None}))
+    assert [row(choice, one)["source"] for one in (unrated, low)] == ["satisfied", "satisfied"]
+    assert dict(choice.dropped.select("message_id", "reason").rows()) == {bad: "negative_feedback"}
+
+
 def test_patterns_of_the_settings_replace_the_default_list(corpus: Corpus) -> None:
     corpus.fill()
     error = corpus.example(1, error_reply=True)

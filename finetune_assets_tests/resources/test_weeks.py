@@ -25,8 +25,10 @@ def test_every_week_is_somebodys(number: int, workers: int) -> None:
 
 
 def test_a_password_is_left_to_the_workers_environment(tmp_path: Path) -> None:
-    assert Reading.of(["/data", "postgresql://reader:secret@db/chat"], tmp_path, frozenset()).sources is None
-    assert Reading.of(["/data"], tmp_path, frozenset()).sources == ["/data"]
+    for url in ("postgresql://reader:secret@db/chat", "postgresql://db/chat?user=reader&password=secret"):
+        assert Reading.of(["/data", url], tmp_path, frozenset()).sources is None
+    files = ["/data", "sqlite:////data/chat@2026.db"]
+    assert Reading.of(files, tmp_path, frozenset()).sources == files
 
 
 def test_two_workers_write_what_one_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,9 @@ class Select(Group):
 class Filters(Group):
     """What may become an example. A correction passes all but `reply_chars`' upper bound: a person wrote it on purpose."""
 
-    min_satisfaction: Annotated[int, Field(ge=1, le=5)] = Field(default=4, description="Least score of a reply without feedback.")
+    min_satisfaction: Annotated[int, Field(ge=1, le=5)] | None = Field(
+        default=4, description="Least score of a reply without feedback; null: not asked, so a missing score is no reason either."
+    )
     user_chars: tuple[Count, Count] = Field(default=(5, 500), description="Least and most characters of the user's turn.")
     reply_chars: tuple[Count, Count] = Field(default=(10, 1000), description="Least and most characters of the reply.")
     exclude: list[str] | None = Field(
