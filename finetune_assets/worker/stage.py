@@ -38,8 +38,8 @@ model without it, 1.2 GB with it, at the same speed)."""
 
 SFT_WEIGHT = 10.0
 """Weight of the chosen reply's own loss, a mean over tokens, beside DPO's, a sum (Pang et al., arXiv:2404.19733): alone, DPO
-makes good replies unlikely. On the sample, with LoRA after a tenth of an epoch of sft: held-out good replies lose 0.034 nats a token at
-weight 1 [0.003, 0.069], 0.014 at 5 [0.003, 0.024], 0.004 at 10 [-0.001, 0.012]; the margin is 0.12, 0.07 and 0.05."""
+makes good replies unlikely. On the sample, with LoRA after a tenth of an epoch of sft: held-out good replies lose 0.034 nats
+a token at weight 1 [0.003, 0.069], 0.014 at 5 [0.003, 0.024], 0.004 at 10 [-0.001, 0.012]; the margin is 0.12, 0.07, 0.05."""
 
 FILES = {
     "sft": ("chat", "train.jsonl", "validation.jsonl"),
