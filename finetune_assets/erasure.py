@@ -24,6 +24,7 @@ import polars as pl
 from finetune_assets.corpus.erasure import (
     Traces,
     conversation_subject,
+    conversation_subjects,
     find_traces,
     hashed_id,
     key_check,
@@ -176,7 +177,7 @@ def _columns(ledger: Ledger, traces: Traces, key: bytes) -> dict[str, Iterable[s
     talks = {
         talk
         for talk in erasures.distinct_values(ledger, "conversation_id")
-        if talk in traces.conversations or conversation_subject(talk, key) == traces.subject
+        if talk in traces.conversations or traces.subject in conversation_subjects(talk, key)
     }
     return {"user_id": users, "user": {traces.subject}, "conversation_id": talks, "message_id": traces.messages}
 

@@ -14,7 +14,7 @@ import polars as pl
 from rapidfuzz import fuzz, process
 
 from finetune_assets.corpus.cells import typed
-from finetune_assets.corpus.erasure import Erased, conversation_subject, hashed_id
+from finetune_assets.corpus.erasure import Erased, conversation_subjects, hashed_id
 from finetune_assets.corpus.parts import TIMES
 from finetune_assets.corpus.personal_data import KINDS, keyed
 from finetune_assets.corpus.sources import SourceTables, Tables
@@ -159,9 +159,9 @@ def _assistants(store: Store, asked: Asked) -> list[str]:
 def _absent(store: Store, ledger: Ledger, asked: Asked, source: Callable[[], SourceTables]) -> Facts:
     known = erasures.all_erasures(ledger)
     hashed = {hashed_id(one, asked.key) for one in asked.ids}
-    subject = conversation_subject(asked.id, asked.key)
+    subjects = conversation_subjects(asked.id, asked.key)
     for one in known:
-        if hashed & one.messages or one.subject == subject:
+        if hashed & one.messages or one.subject in subjects:
             return {
                 "kind": "erased",
                 "at": one.requested_at.date().isoformat(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 import pytest
+import sqlalchemy as sa
 
 from finetune_assets import erasure
 from finetune_assets.assets.metadata import sample_table
@@ -22,13 +24,14 @@ from finetune_assets.assistants import Assistant
 from finetune_assets.corpus.erasure import Erased, find_traces, key_check, user_subject
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
-from finetune_assets.corpus.sources import SourceTables, read_source
+from finetune_assets.corpus.sources import SourceTables, Tables, read_source
 from finetune_assets.dataset import choose, freeze, latest, stage
 from finetune_assets.dataset.leaks import check_leaks
 from finetune_assets.dataset.manifest import TOMBSTONE, new_feedback, read_manifest, standing
 from finetune_assets.environment import ROOT
 from finetune_assets.errors import DataError, LedgerError, SourceError
 from finetune_assets.registry import Ledger, erasures
+from finetune_assets.registry.traffic import requests
 from finetune_assets.resources import LedgerResource, SourceResource
 from finetune_assets.resources.history import forget
 from finetune_assets.storage import Store, write_json
@@ -257,6 +260,35 @@ def test_one_conversation_and_twice_in_a_row(world: World) -> None:
     assert not {"conv_0007", "conv_0003"} & set(tables.messages["conversation_id"])
     assert build(world.store, tables) == third.name
     assert find_traces(world.store, subject, KEY).conversations == frozenset()
+
+
+def test_a_clients_id_of_a_conversation_reaches_what_the_router_stored(world: World) -> None:
+    """Its own rows as `TENANT/ID`, in the ledger and where that is the source; a longer id is another's."""
+    for number, conversation in enumerate(("aurora/c7", "sol/c7", "aurora/xc7")):
+        row = {"request_id": str(number), "assistant": "dental", "conversation_id": conversation, "kind": "live", "generation": 1}
+        row |= {
+            "step": "idle",
+            "assigned_arm": "champion",
+            "served_arm": "champion",
+            "kept": False,
+            "version": "v",
+            "status": 200,
+        }
+        with world.ledger.engine.begin() as connection:
+            at = datetime.datetime(2026, 11, 1)
+            connection.execute(sa.insert(requests), {**row, "outcome": "ok", "created_at": at})
+    found = {
+        name: erasure.look(world.store, world.ledger, erasure.subject_of(None, name, KEY), KEY).ledger_rows
+        for name in ("c7", "aurora/c7", "7")
+    }
+    assert found == {"c7": {"requests": 2}, "aurora/c7": {"requests": 1}, "7": {}}
+    stored = pl.col("conversation_id").str.replace("conv_0007", "aurora/conv_0007")
+    names = ("conversations", "messages", "feedback")
+    tables = Tables(*(getattr(world.tables, name).with_columns(stored) for name in names))
+    asked = Erased(frozenset([erasure.subject_of(None, "conv_0007", KEY)]), KEY)
+    left = asked.leave_out(world.tables).left(tables)
+    gone = set(tables.messages["conversation_id"]) - set(left.messages["conversation_id"])
+    assert gone == {"aurora/conv_0007"}
 
 
 def test_another_key_is_refused(world: World) -> None:

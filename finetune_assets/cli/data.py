@@ -24,7 +24,7 @@ LIMIT = 50
 
 @click.command()
 @click.option("--user", help="The user's id as the source has it, or the pseudonym u_… of the store.")
-@click.option("--conversation", help="A conversation's id, as the source or the store has it.")
+@click.option("--conversation", help="A conversation's id, as the source, the store or the router's client has it.")
 @click.option("--requests", is_flag=True, help="Everyone whom the source's table erasure_requests names, and who waits.")
 @click.option("--dry-run", is_flag=True, help="Show what would be destroyed, and end.")
 @click.option("--limit", default=LIMIT, show_default=True, help="Refuse to erase more conversations than this.")

@@ -45,6 +45,13 @@ def conversation_subject(conversation: str, key: bytes) -> str:
     return conversation if conversation.startswith("p_") and _HASHED.fullmatch(conversation) else keyed("p", conversation, key)
 
 
+def conversation_subjects(conversation: str, key: bytes) -> set[str]:
+    """Subjects of a conversation of source or store: of its id and, since the router stores a client's id as `TENANT/ID`, of what
+    follows the first slash."""
+    ids = (conversation.strip(), conversation.partition("/")[2].strip())
+    return {conversation_subject(one, key) for one in ids if one}
+
+
 def key_check(key: bytes) -> str:
     """Tells whether two hashes were made with the same key, and nothing about the key."""
     return keyed("k", "finetune_assets/erasures", key)
@@ -74,11 +81,11 @@ def _without(tables: Tables, subjects: Collection[str], key: bytes) -> Tables:
     """Leaves out the subjects' conversations, and the messages and feedback that belong to them."""
     users, hashes = _parted(subjects)
     ids = _stripped(tables.conversations, "conversation_id")
-    theirs = _hits(_stripped(tables.conversations, "user_id"), users, partial(user_subject, key=key))
+    theirs = _hits(_stripped(tables.conversations, "user_id"), users, lambda user: {user_subject(user, key)})
     gone = set(ids.filter(theirs).drop_nulls())
     for frame in (tables.conversations, tables.messages, tables.feedback):
         column = _stripped(frame, "conversation_id")
-        gone |= set(column.filter(_hits(column, hashes, partial(conversation_subject, key=key))).drop_nulls())
+        gone |= set(column.filter(_hits(column, hashes, partial(conversation_subjects, key=key))).drop_nulls())
     if not gone:
         return tables
     said = _in(_stripped(tables.messages, "conversation_id"), gone)
@@ -105,11 +112,11 @@ def _in(values: pl.Series, wanted: Collection[str]) -> pl.Series:
     return values.is_in(pl.Series(sorted(wanted), dtype=pl.String).implode()).fill_null(False)
 
 
-def _hits(values: pl.Series, subjects: frozenset[str], subject_of: Callable[[str], str]) -> pl.Series:
-    """Where the subject of a value is one of those asked for; each distinct value is hashed once."""
+def _hits(values: pl.Series, subjects: frozenset[str], subjects_of: Callable[[str], set[str]]) -> pl.Series:
+    """Where a subject of a value is one of those asked for; each distinct value is hashed once."""
     if not subjects:
         return pl.repeat(False, len(values), eager=True)
-    return _in(values, [value for value in values.unique().drop_nulls() if value and subject_of(value) in subjects])
+    return _in(values, [value for value in values.unique().drop_nulls() if value and subjects_of(value) & subjects])
 
 
 # --- the store
@@ -237,7 +244,7 @@ def _theirs(frame: pl.DataFrame, subject: str, key: bytes) -> pl.Series:
         return pl.repeat(False, frame.height, dtype=pl.Boolean, eager=True)
     if column == "user":
         return (frame["user"] == subject).fill_null(False)
-    return _hits(frame["conversation_id"], frozenset([subject]), partial(conversation_subject, key=key))
+    return _hits(frame["conversation_id"], frozenset([subject]), partial(conversation_subjects, key=key))
 
 
 def _matching(path: Path, traces: Traces, only: tuple[str, ...] = ()) -> pl.DataFrame:

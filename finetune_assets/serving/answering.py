@@ -78,14 +78,23 @@ class Answering:
         """The open conversation that a chat goes on with: the named one, or the one with the same history.
 
         Raises Refused (503)."""
-        conversation = ask.conversation
-        if conversation is None:
-            said = [m for m in ask.messages if m["role"] in ("user", "assistant")]
-            if not any(m["role"] == "assistant" for m in said):
-                return None
-            key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
-            conversation = self.talks.of_history(key) or await self._ledger(self.talks.read_history, key)
+        if ask.conversation is not None:
+            return await self.named(ask.conversation, ask.tenant, ask.user)
+        said = [m for m in ask.messages if m["role"] in ("user", "assistant")]
+        if not any(m["role"] == "assistant" for m in said):
+            return None
+        key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
+        conversation = self.talks.of_history(key) or await self._ledger(self.talks.read_history, key)
         return None if conversation is None else await self.talk(conversation)
+
+    async def named(self, conversation: str, tenant: str, user: str) -> Talk | None:
+        """The conversation with this stored id. One that began before a client's ids were stored as `TENANT/ID` goes on under its
+        own. Raises Refused (503)."""
+        found, own = await self.talk(conversation), conversation.partition("/")[2]
+        if found is not None or not own:
+            return found
+        older = await self.talk(own)
+        return older if older is not None and (older.tenant, older.user) == (tenant, pseudonym(user, self.key)) else None
 
     async def talk(self, conversation: str) -> Talk | None:
         """A conversation as it stands: another worker may have answered last, or the own last reply not be in the ledger yet.

@@ -56,8 +56,10 @@ def keep(state: Rollout, assigned: Arm, talk: Talk) -> tuple[Arm, bool]:
 
 
 def takes_part(experiment: dict[str, Any], tenant: str, user: str) -> bool:
-    """Whether a user is in an experiment: the tenant is named, or TENANT/USER; nobody else ever sees its versions."""
-    return tenant in experiment.get("tenants", []) or f"{tenant}/{user}" in experiment.get("users", [])
+    """Whether a user is in an experiment: the tenant is named, or TENANT/USER; nobody else ever sees its versions.
+    One named without a tenant is of an experiment that began when users were named so."""
+    users = experiment.get("users", [])
+    return tenant in experiment.get("tenants", []) or f"{tenant}/{user}" in users or ("/" not in user and user in users)
 
 
 def as_rollout(state: Rollout, experiment: dict[str, Any]) -> Rollout:

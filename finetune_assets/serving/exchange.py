@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_assets.registry import Rollout
 from finetune_assets.serving.assignment import Arm
-from finetune_assets.serving.intake import Ask
+from finetune_assets.serving.intake import Ask, without_slash
 from finetune_assets.serving.models import model_name
 from finetune_assets.serving.upstream import Reply
 
@@ -47,7 +47,7 @@ class Exchange:
     @property
     def conversation_id(self) -> str:
         """The conversation's id as its client knows it."""
-        return self.conversation.removeprefix(f"{self.ask.tenant}/")
+        return self.conversation.removeprefix(f"{without_slash(self.ask.tenant)}/")
 
     @property
     def model(self) -> str:

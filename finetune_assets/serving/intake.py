@@ -194,7 +194,7 @@ def who_answers(directory: Directory, tenant: str | None, body: dict[str, Any]) 
     """The assistant, and the tenant in whose name it answers. Raises Refused (403, 404)."""
     metadata = body.get("metadata")
     claimed = metadata.get("tenant_id") if isinstance(metadata, dict) else None
-    if not (claimed is None or (isinstance(claimed, str) and 0 < len(claimed) <= MOST_TENANT)):
+    if not (claimed is None or (isinstance(claimed, str) and 0 < len(without_slash(claimed)) <= MOST_TENANT)):
         raise Refused(400, "`metadata.tenant_id` must be a short text.")
     named = _named(body)
     if tenant is not None and tenant != ADMIN:
@@ -327,8 +327,13 @@ def new_conversation() -> str:
 
 def conversation_id(tenant: str, named: str | None) -> str | None:
     """The stored id of a conversation that a client names: the router's own as it is, any other as its tenant's, since two
-    tenants may number theirs alike."""
-    return named if named is None or OWN_ID.fullmatch(named) else f"{tenant}/{named}"
+    tenants may number theirs alike; what follows its first slash is the client's."""
+    return named if named is None or OWN_ID.fullmatch(named) else f"{without_slash(tenant)}/{named}"
+
+
+def without_slash(tenant: str) -> str:
+    """A tenant's id as a part of another id."""
+    return tenant.replace("%", "%25").replace("/", "%2F")
 
 
 def history_key(tenant: str, user: str, messages: list[dict[str, Any]]) -> str:

@@ -195,7 +195,7 @@ class Router:
         conversation = intake.conversation_id(tenant, intake.identifier("conversation_id", body.get("conversation_id")))
         self._admit(assistant, tenant)
         try:
-            talk = await self.answering.talk(conversation) if conversation is not None else None
+            talk = await self.answering.named(conversation, tenant, user) if conversation is not None else None
             turns = talk.turns[-20:] if talk is not None and talk.tenant == tenant else []  # `open` refuses somebody else's
             said = intake.check_messages([*turns, {"role": "user", "content": message}])
             system = [{"role": "system", "content": assistant.system_prompt}] if assistant.system_prompt else []

@@ -453,6 +453,8 @@ def test_two_tenants_users_of_one_name_are_two_people(shop: Shop) -> None:
     chosen = {"tenants": ["staging"], "users": ["clinica_sol/ana"]}
     asked = [("clinica_sol", "ana"), ("clinica_aurora", "ana"), ("staging", "eva")]
     assert [takes_part(chosen, *one) for one in asked] == [True, False, True]
+    older = {"tenants": [], "users": ["ana", "x/eva"]}  # began when users were named without their tenants
+    assert [takes_part(older, *one) for one in [("sol", "ana"), ("sol", "eva"), ("sol", "x/eva")]] == [True, False, False]
 
 
 def test_errors_are_judged_when_nothing_before_them_is_under_way(shop: Shop) -> None:

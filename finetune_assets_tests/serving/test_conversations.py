@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from finetune_assets.environment import Environment
 from finetune_assets.registry.traffic import feedback, messages, requests
 from finetune_assets.serving import control
-from finetune_assets.serving.intake import Options
+from finetune_assets.serving.intake import Options, conversation_id
 from finetune_assets.serving.router import MOST_CHATS, Router
 from finetune_assets.serving.writer import transfer
 from finetune_assets_tests.serving.servers import Upstream
@@ -150,7 +150,38 @@ def test_a_turn_of_an_open_conversation_asks_the_ledger_once(fresh: Shop) -> Non
             counts.append(sum("FROM requests" in one for one in sent))
 
     asyncio.run(_in_process(fresh, turns))
-    assert counts == [1, 1, 1]
+    assert counts == [2, 1, 1]  # the first looks for one that began under an id without its tenant
+
+
+def test_a_conversation_from_before_ids_were_their_tenants_goes_on(fresh: Shop, upstream: Upstream) -> None:
+    """Its owner's, with what was said; who names another's like that begins a new one."""
+    said: list[int] = []
+
+    async def begin(client: httpx.AsyncClient, _: list[str]) -> None:
+        await client.post("/chat", json={"user_id": "eva", "message": "Hola", "conversation_id": "7"})
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        for user in ("eva", "otro"):
+            answer = await client.post("/chat", json={"user_id": user, "message": "Hola", "conversation_id": "7"})
+            assert answer.json()["conversation_id"] == "7"
+            said.append(len(upstream.seen[-1]["messages"]))
+
+    asyncio.run(_in_process(fresh, begin))
+    with fresh.ledger() as book:
+        transfer(fresh.home / "serving" / "journal", book.engine)
+        with book.engine.begin() as connection:
+            for table in (requests, messages):
+                connection.execute(sa.update(table).values(conversation_id="7"))
+    asyncio.run(_in_process(fresh, ask))
+    assert said == [3, 1]
+    with fresh.ledger() as book:
+        transfer(fresh.home / "serving" / "journal", book.engine)
+    assert sorted(row["conversation_id"] for row in fresh.rows(requests)) == ["7", "7", "clinica_aurora/7"]
+
+
+def test_a_tenants_slash_is_not_the_one_that_ends_it() -> None:
+    assert conversation_id("a/b", "c") != conversation_id("a", "b/c")
+    assert conversation_id("clínica", "c/1") == "clínica/c/1"
 
 
 def test_where_no_texts_are_kept_an_upstreams_words_are_none(fresh: Shop, upstream: Upstream) -> None:
