@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.exports import make
+from benchmarks.exports import MADE, make
 from benchmarks.measure import ROOT, Row, peak_mb
 
 MESSAGES = 1_000_000
@@ -46,7 +46,7 @@ def rows(rounds: int) -> list[Row]:
             most,
             "≥ 3×, ≤ 300 MB",
             peer >= 3 * mine and most <= 300,
-            f"{ours[0]['rows']:,} rows in typed batches; pandas held {max(one['peak_mb'] for one in theirs):,} MB",
+            f"{MADE}; {ours[0]['rows']:,} rows in typed batches; pandas held {max(one['peak_mb'] for one in theirs):,} MB",
         )
     ]
 

@@ -28,6 +28,9 @@ from finetune_assets.corpus.sources import read_source
 from finetune_assets.storage import Store
 
 SGD = ROOT.parent / "shared" / "data" / "sgd"
+BASE = SGD if SGD.is_dir() else SAMPLE
+MADE = f"made from {'data/sample' if BASE == SAMPLE else 'sgd'}"
+"""For a row's note: exports of another base have longer or shorter conversations."""
 EXPORTS = (SAMPLE, SGD)
 """Exports with a `truth.json`; the second one may not be there."""
 TABLES = ("conversations", "messages", "feedback")
@@ -81,8 +84,7 @@ def make(folder: Path, conversations: int, weeks: int, messages: int | None = No
 
 def _base(messages: int | None) -> tuple[dict[str, pl.DataFrame], Truth]:
     """The real tables with `of`, the number of the conversation a row stands with, and `first`, when that one started."""
-    folder = SGD if SGD.is_dir() else SAMPLE
-    tables = {table: pl.read_parquet(folder / f"{table}.parquet") for table in TABLES}
+    tables = {table: pl.read_parquet(BASE / f"{table}.parquet") for table in TABLES}
     begun = tables["conversations"].drop_nulls(("conversation_id", "started_at")).unique("conversation_id", keep="first")
     begun = begun.select("conversation_id", first="started_at").sort("conversation_id").with_row_index("of")
     begun = begun.with_columns(pl.col("of").cast(pl.Int64))
@@ -96,7 +98,7 @@ def _base(messages: int | None) -> tuple[dict[str, pl.DataFrame], Truth]:
         gone = said.filter(pl.int_range(pl.len()).over("of") >= messages)["message_id"].drop_nulls()
         tables["feedback"] = tables["feedback"].filter(~pl.col("message_id").is_in(gone.implode()).fill_null(False))
     tables["conversations"] = tables["conversations"].with_columns(vertical=pl.lit("dental"))
-    return tables, json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    return tables, json.loads((BASE / "truth.json").read_text(encoding="utf-8"))
 
 
 def _changes(words: pl.Series, copy: int, seed: int) -> dict[str, str]:

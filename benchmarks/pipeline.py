@@ -10,7 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.exports import corpus_of, make
+from benchmarks.exports import MADE, corpus_of, make
 from benchmarks.measure import ROOT, SAMPLE, Row, cpu, peak_mb, peer
 from benchmarks.privacy import PATTERNS
 from finetune_assets.assistants import Assistant, load_assistant
@@ -41,9 +41,9 @@ def rows(rounds: int) -> list[Row]:
         for beside, arguments, less in PEERS:
             theirs = peer("pipeline", *arguments, str(folder))
             if isinstance(theirs, str):
-                made.append(Row(what, mine, beside, peak_mb=peak_mb(), bar="≥ 20 times", note=theirs))
+                made.append(Row(what, mine, beside, peak_mb=peak_mb(), bar="≥ 20 times", note=f"{MADE}; {theirs}"))
                 continue
-            note = f"{kept[0]:,} rows, theirs {theirs['rows']:,}; they have {less}"
+            note = f"{MADE}; {kept[0]:,} rows, theirs {theirs['rows']:,}; they have {less}"
             seconds = theirs["cpu_seconds"]
             made.append(
                 Row(
