@@ -55,7 +55,7 @@ def affordable(wanted: int, training: Mapping[str, Any], budget: Budget) -> int:
         most = min(most, budget.hours * 3600 / seconds)
     if budget.training_usd is not None and budget.usd_per_hour and seconds:
         most = min(most, budget.training_usd / (budget.usd_per_hour * seconds / 3600))
-    return max(1, int(most))
+    return max(1, int(round(most, 6)))  # 2 × s ÷ s may be a hair below 2
 
 
 def train(store: Store, version: Path, dataset: Path, wanted: int, budget: Budget, launch: Launch) -> list[Training]:

@@ -39,7 +39,9 @@ def new(model: PreTrainedModel, base: str, values: dict[str, Any]) -> PeftModel:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GPT-2's transposed layers: PEFT sets fan_in_fan_out by itself, and says so
-        return cast("PeftModel", get_peft_model(model, config))
+        made = cast("PeftModel", get_peft_model(model, config))
+    config.target_modules = sorted(config.target_modules or ())  # a set until now: written in another order by each process
+    return made
 
 
 def load_quantised(path_or_id: str, revision: str | None) -> PreTrainedModel:

@@ -289,7 +289,8 @@ INTERVAL, SLACK, KILLS = 0.3, 1.0, 10
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_ten_kills_at_random_moments_lose_an_interval_each(tmp_path: Path, base: Path, data: Path, adapter: str):
     """The same weights, losses and curve as without kills, no file left broken, and no kill costs more than an interval."""
-    spec = make_spec(tmp_path / "whole", base, data, adapter=adapter, hyperparameters={"epochs": 20 * KILLS})
+    long = {"epochs": 20 * KILLS, "patience": 20 * KILLS}
+    spec = make_spec(tmp_path / "whole", base, data, adapter=adapter, hyperparameters=long)
     assert run_task(spec) == 0
     output, file = tmp_path / "killed", tmp_path / "spec.json"
     write_json(file, {**spec, "output": str(output), "checkpoint_seconds": INTERVAL})
