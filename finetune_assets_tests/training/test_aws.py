@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
