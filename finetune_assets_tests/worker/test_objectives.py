@@ -99,6 +99,8 @@ def test_an_adapter_is_kept_alone_and_merged_and_both_answer_alike(tmp_path: Pat
     assert kto["heldout"]["reward_accuracy"]["low"] > 0.5
     assert (kto["heldout"]["good"], kto["heldout"]["bad"]) == (12, 12)
     model = tmp_path / "job" / "model"
+    layers = read_json(model / "adapter" / "adapter_config.json")["target_modules"]
+    assert layers == sorted(layers)  # the same in every process: a version's address covers this file
     ids = torch.tensor([models.encode_prompt(models.load_tokenizer(model), dialogues(1, seed=30)[0][:-1], 128)[0]])
     merged = models.load_model(model)(ids).logits
     beside = models.attach(models.load_model(base), model / "adapter")(ids).logits
