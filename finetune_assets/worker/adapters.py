@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from finetune_assets.errors import TrainingError
+from finetune_assets.storage import read_json, write_json
 from finetune_assets.training import base_model as base_models
 from finetune_assets.worker import models
 
@@ -39,9 +41,7 @@ def new(model: PreTrainedModel, base: str, values: dict[str, Any]) -> PeftModel:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GPT-2's transposed layers: PEFT sets fan_in_fan_out by itself, and says so
-        made = cast("PeftModel", get_peft_model(model, config))
-    config.target_modules = sorted(config.target_modules or ())  # a set until now: written in another order by each process
-    return made
+        return cast("PeftModel", get_peft_model(model, config))
 
 
 def load_quantised(path_or_id: str, revision: str | None) -> PreTrainedModel:
@@ -68,3 +68,12 @@ def merged(base: str, revision: str | None, folder: Path, dtype: torch.dtype) ->
     """The base in float32 with the adapter added to its weights, then in `dtype`; in main memory."""
     whole: Any = models.load_model(base, "float32", revision, torch.device("cpu"))
     return models.attach(whole, folder).merge_and_unload().to(dtype)
+
+
+def keep(best: Path, folder: Path) -> None:
+    """Copies an adapter. Its layers are a set to PEFT, written in another order by each process: here they have one."""
+    shutil.copy2(best / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config = read_json(best / "adapter_config.json")
+    if isinstance(layers := config.get("target_modules"), list):
+        config["target_modules"] = sorted(cast("list[str]", layers))
+    write_json(folder / "adapter_config.json", config)

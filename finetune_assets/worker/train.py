@@ -125,8 +125,7 @@ def finish_model(spec: dict[str, Any], best: Path, tokenizer: PreTrainedTokenize
         tokenizer.save_pretrained(draft)
         if spec["adapter"] != "full":
             (draft / "adapter").mkdir()
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy2(best / name, draft / "adapter" / name)
+            adapters.keep(best, draft / "adapter")
             tokenizer.save_pretrained(draft / "adapter")
         for file in draft.rglob("*"):
             if file.is_file():
