@@ -341,7 +341,8 @@ def test_asked_over_the_wire(world: World, fake: FakeProvider) -> None:
     # the untuned base says the same to everybody: every context is asked, one reply is refused
     assert about["left_out"]["refused"] == 1
     rows = Replies(world.store.datasets("dental")).rows.values()
-    assert [row["missing"] for row in rows if row["reply"] is None] == ["refused", "unanswered"]
+    missing = [row["missing"] for row in rows if row["reply"] is None]
+    assert sorted(missing) == ["refused", "unanswered"]  # several are asked at once
     assert fake.state()["seen"].count("POST /chat/completions") == len(rows) + 1  # only who was turned away asked again
     assert (
         sum(about["learnt"].values()) + sum(about["left_out"].values()) + sum(about["kept_as_they_were"].values())
