@@ -8,6 +8,7 @@ import dagster as dg
 from finetune_assets.assets.metadata import records_table
 from finetune_assets.assets.partitions import OWNERS, assistants, every_week
 from finetune_assets.assets.plots import funnel_plot, stacked_plot
+from finetune_assets.assets.remote import forbidding
 from finetune_assets.dataset import (
     by_week,
     check_foreign,
@@ -30,6 +31,7 @@ from finetune_assets.dataset.selection import Left
 from finetune_assets.dataset.semantic import embedding
 from finetune_assets.dataset.tool_calls import said
 from finetune_assets.dataset.views import vocabulary_rows
+from finetune_assets.dataset.wording import leaves
 from finetune_assets.evaluation.human.training import ratings_of
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 
@@ -69,7 +71,8 @@ def training_examples(
     )
     with ledger.open() as book:
         ratings = ratings_of(store.store, book.engine, assistant.name)
-    choice = choose(store.store, assistant, embed, ratings)
+    closed = forbidding(assistants, store) if leaves(assistant) else set[str]()
+    choice = choose(store.store, assistant, embed, ratings, closed)
     folder = stage(store.store, assistant, choice)
     notes = choice.notes
     for warning in notes["warnings"]:

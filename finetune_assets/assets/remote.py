@@ -83,11 +83,16 @@ def check_leaves(assistants: AssistantsResource, store: StoreResource, assistant
 
 
 def forbidding_tenants(assistants: AssistantsResource, store: StoreResource, dataset: Path) -> list[str]:
-    """Tenants with rows in the data set whose own file says `remote.allowed: false`, whatever the file is called.
+    """Those of `forbidding` with rows in the data set; sorted. Raises as it does."""
+    return sorted(forbidding(assistants, store) & set(read_manifest(dataset)["counts"].get("tenant", {})))
+
+
+def forbidding(assistants: AssistantsResource, store: StoreResource) -> set[str]:
+    """Tenants whose own file says `remote.allowed: false`, whatever the file is called.
 
     Raises SettingsError for a file that cannot be read, whatever its name: nobody knows whose wish it holds.
     """
-    in_data, found = set(read_manifest(dataset)["counts"].get("tenant", {})), set[str]()
+    found = set[str]()
     for name in assistants.names():
         try:
             settings = assistants.load(name, store.tenants())
@@ -95,10 +100,9 @@ def forbidding_tenants(assistants: AssistantsResource, store: StoreResource, dat
             raise SettingsError(
                 f"No rows leave this machine while the settings of {name} cannot be read: they may forbid it. {error}"
             ) from None
-        own = settings.select.tenant or name
-        if own in in_data and not settings.remote.allowed:
-            found.add(own)
-    return sorted(found)
+        if not settings.remote.allowed:
+            found.add(settings.select.tenant or name)
+    return found
 
 
 def ending_models(

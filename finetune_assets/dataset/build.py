@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain
@@ -49,6 +49,7 @@ from finetune_assets.dataset.semantic import Embed, drop_same_meaning
 from finetune_assets.dataset.splits import assign, testers
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
 from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, some_dropped, twin_rows
+from finetune_assets.dataset.wording import check_permission
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, LeakError
 from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
@@ -103,15 +104,23 @@ class Choice:
     contexts: Contexts
 
 
-def choose(store: Store, assistant: Assistant, embed: Embed | None = None, ratings: Ratings | None = None) -> Choice:
+def choose(
+    store: Store,
+    assistant: Assistant,
+    embed: Embed | None = None,
+    ratings: Ratings | None = None,
+    forbidding: Collection[str] = (),
+) -> Choice:
     """Decides for each example of the assistant's weeks; every one of them is in `kept` or `dropped`.
 
     `ratings`: what people said on the rating page (none: nothing). `embed` is used where the setting
-    `filters.semantic_duplicate` asks for it.
-    Raises NothingSelected where none is the assistant's, TooFewExamples where too few are left.
+    `filters.semantic_duplicate` asks for it. `forbidding`: tenants, this assistant's or not, that let nothing leave this machine.
+    Raises NothingSelected where none is the assistant's, TooFewExamples where too few are left, SettingsError where `augment.llm`
+    is forbidden.
     """
     filters = assistant.filters
     selected = select_examples(store, assistant)
+    check_permission(assistant, (selected.tenants & set(forbidding)) - set(filters.exclude_tenants))
     contexts = partial(selected.contexts, turns=filters.context_turns, chars=filters.context_chars)
     tenants = sorted({*tenants_of(store, assistant), *selected.tenants} - set(filters.exclude_tenants))
     feedback = read_feedback(store)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import polars as pl
 from finetune_assets import once
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import VariationModel
+from finetune_assets.assistants.settings.group import HERE
 from finetune_assets.dataset.variations import keeps_slots
 from finetune_assets.errors import SettingsError, SourceError
 from finetune_assets.storage import write_parquet
@@ -33,6 +34,27 @@ PROMPT = (
 SAVE_EVERY = 20  # paid answers that a killed process can lose
 FILE = "wordings.parquet"
 _SCHEMA = {"key": pl.String, "message_id": pl.String, "conversation_id": pl.String, "user": pl.String, "said": pl.List(pl.String)}
+
+
+def leaves(assistant: Assistant) -> bool:
+    """Whether its settings send texts of users to an address outside this machine."""
+    llm = assistant.augment.llm
+    return llm is not None and assistant.augment.share > 0 and not HERE.match(llm.base_url)
+
+
+def check_permission(assistant: Assistant, forbidding: Collection[str]) -> None:
+    """Raises SettingsError where texts would leave this machine and the assistant, or tenants with rows in its data
+    (`forbidding`), say that nothing may."""
+    if assistant.augment.llm is None or not leaves(assistant) or (assistant.remote.allowed and not forbidding):
+        return
+    whose, mend = assistant.name, "Remove augment.llm, name a model on this machine"
+    if assistant.remote.allowed:
+        whose = f"{', '.join(sorted(forbidding))} in its data"
+        mend = f"Add {'them' if len(forbidding) > 1 else 'it'} to filters.exclude_tenants, remove augment.llm"
+    raise SettingsError(
+        f"{assistant.name}: the settings of {whose} say `remote.allowed: false`, so no text is sent to augment.llm "
+        f"({assistant.augment.llm.base_url}). {mend}, or allow it."
+    )
 
 
 def worded(llm: VariationModel, assistant: Assistant, folder: Path) -> Callable[[pl.DataFrame, int], list[list[str]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.evaluation import Benchmark, EndpointSettings, Judge
+from finetune_assets.assistants.settings.group import HERE
 from finetune_assets.dataset.formats import read_lines
 from finetune_assets.environment import Environment
 from finetune_assets.errors import SettingsError
@@ -23,8 +23,6 @@ from finetune_assets.training import prices
 from finetune_assets.training.provider_formats import REPLY_TOKENS, estimate_tokens
 from finetune_assets.training.uses import provider_at
 
-HERE = re.compile(r"https?://(localhost|127\.[\d.]+|\[::1\])(:\d+)?(/|$)")
-"""Addresses on this machine."""
 RENTED = ("base", "few_shot", "tuned", "champion", "teacher")
 """Candidates that are the assistant's own, so a price for them is expected."""
 JUDGE = "benchmark.judge"

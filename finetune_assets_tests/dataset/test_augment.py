@@ -9,15 +9,19 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from finetune_assets.assets.dataset import training_examples
 from finetune_assets.assistants import Assistant
+from finetune_assets.assistants.settings.training import Remote
 from finetune_assets.corpus.erasure import Traces
 from finetune_assets.dataset import check_leaks, choose, freeze
 from finetune_assets.dataset.augment import wanted
@@ -25,6 +29,7 @@ from finetune_assets.dataset.erasure import drop_staged
 from finetune_assets.dataset.variations import keeps_slots, slots, vary
 from finetune_assets.dataset.wording import FILE, parse
 from finetune_assets.errors import SettingsError, SourceError
+from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource
 from finetune_assets.storage import Store
 from finetune_assets_tests.dataset.small_corpus import START, TEXT, Corpus, dental, sentence
 
@@ -215,6 +220,41 @@ def test_a_failing_endpoint_and_a_missing_key_are_named(
         choose(store, asking(endpoint))
     with pytest.raises(ValidationError, match="usd_per_million_tokens"):
         asking(endpoint, max_usd=1)
+
+
+def test_no_text_leaves_where_the_assistant_or_a_tenant_in_its_data_forbids_it(corpus: Corpus, endpoint: Endpoint) -> None:
+    store, elsewhere = uneven(corpus), endpoint.url.replace("127.0.0.1", "0.0.0.0")
+    closed = asking(endpoint, base_url=elsewhere).model_copy(update={"remote": Remote(allowed=False)})
+    with pytest.raises(SettingsError, match=r"settings of dental say `remote\.allowed: false`.*augment\.llm \(http://0\.0\.0\.0"):
+        choose(store, closed)
+    pooled = asking(endpoint, base_url=elsewhere)
+    with pytest.raises(SettingsError, match=r"settings of clinic_a in its data say.*Add it to filters\.exclude_tenants"):
+        choose(store, pooled, forbidding=["clinic_a", "clinic_z"])
+    assert endpoint.requests == []
+    choose(store, closed.model_copy(update={"augment": asking(endpoint).augment}), forbidding=["clinic_a"])  # on this machine
+    here = len(endpoint.requests)
+    assert here > 0
+    choose(store, pooled, forbidding=["clinic_z"])  # has no rows in it
+    assert len(endpoint.requests) == here  # each wording was paid for before
+
+
+def test_the_asset_asks_the_tenants_own_files(corpus: Corpus, endpoint: Endpoint, tmp_path: Path) -> None:
+    store, folder = uneven(corpus), tmp_path / "assistants"
+    folder.mkdir()
+    llm = f"{{base_url: '{endpoint.url.replace('127.0.0.1', '0.0.0.0')}', model: tiny, api_key_env: WORDING_KEY}}"
+    (folder / "dental.yaml").write_text(f"select: {{vertical: dental}}\naugment: {{llm: {llm}}}\n")
+    (folder / "north.yaml").write_text("select: {tenant: clinic_a}\nremote: {allowed: false}\n")
+    resources = {
+        "store": StoreResource(home=str(store.home)),
+        "assistants": AssistantsResource(folder=str(folder)),
+        "launcher": LauncherResource(),
+        "ledger": LedgerResource(url=f"sqlite:///{tmp_path / 'ledger.db'}"),
+    }
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+        instance.add_dynamic_partitions("assistant", ["dental"])
+        with pytest.raises(SettingsError, match=r"settings of clinic_a in its data"):
+            dg.materialize([training_examples], partition_key="dental", instance=instance, resources=resources)
+    assert endpoint.requests == []
 
 
 def test_answers_without_an_array_say_nothing() -> None:

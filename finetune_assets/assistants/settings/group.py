@@ -12,6 +12,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 Count = Annotated[int, Field(ge=0)]
 
+HERE = re.compile(r"https?://(localhost|127\.[\d.]+|\[::1\])(:\d+)?(/|$)")
+"""Addresses on this machine: what is sent there has not left it."""
+
 
 class Group(BaseModel):
     """Base of all groups: unknown keys are errors, values do not change after loading."""

@@ -55,7 +55,9 @@ class Remote(Group):
     """A rented trainer. Keys stand in environment variables, never here."""
 
     allowed: bool = Field(
-        default=True, description="False: nothing of this assistant or tenant leaves the machine, pooled assistants included."
+        default=True,
+        description="False: no row of this assistant or tenant leaves the machine for a training, a benchmark, a distillation or "
+        "`augment.llm`, pooled assistants included. Where the router sends requests, `serving.upstream` says.",
     )
     base_url: str | None = Field(
         default=None,
