@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune_assets import once
@@ -72,7 +72,15 @@ def find(assistant: Assistant, ledger: Ledger, wanted: str | None) -> Teacher:
     if chosen not in rented:
         known = ", ".join(rented) or "none"
         raise LedgerError(f"{chosen!r} is no rented version of {assistant.name} (there are: {known}) and no TRAINER/MODEL.")
-    return Teacher(rented[chosen], chosen)
+    return Teacher(_priced(rented[chosen]), chosen)
+
+
+def _priced(model: RemoteModel) -> RemoteModel:
+    """With the price of the tables where it has none of its own."""
+    known = prices.find(model.provider, model.of or model.model, Environment.read().tables)
+    if known is None or (model.usd_per_million_input is not None and model.usd_per_million_output is not None):
+        return model
+    return replace(model, usd_per_million_input=known.input, usd_per_million_output=known.output)
 
 
 def _of_target(assistant: Assistant, wanted: str) -> Teacher:
@@ -83,14 +91,11 @@ def _of_target(assistant: Assistant, wanted: str) -> Teacher:
     if trainer == "local":
         raise SettingsError(f"--teacher {wanted}: a teacher is a rented model; one that is here needs no distillation.")
     connection = Connection.of(assistant) if trainer == assistant.trainer else Connection(trainer)
-    tables = Environment.read().tables
-    price = prices.find(trainer, model, tables)
-    known: dict[str, Any] = {"usd_per_million_input": price.input, "usd_per_million_output": price.output} if price else {}
     if trainer not in PROFILES:
         region = assistant.remote.aws.region or variable("AWS_REGION") or ""
-        return Teacher(RemoteModel(trainer, model, f"{trainer}://{region}", **known))
+        return Teacher(_priced(RemoteModel(trainer, model, f"{trainer}://{region}")))
     url, key_env = address(connection)
-    return Teacher(RemoteModel(trainer, model, url, key_env, **known))
+    return Teacher(_priced(RemoteModel(trainer, model, url, key_env)))
 
 
 def check_answers(teacher: Teacher) -> None:

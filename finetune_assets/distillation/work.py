@@ -93,27 +93,27 @@ class Work:
     def _ask(self, chosen: Teacher, book: Replies, missing: list[Question], most_usd: float | None) -> None:
         """Reserves the estimate, asks as long as both budgets have the money for longer replies, and settles by what was used."""
         model, name = chosen.model, self.assistant.name
-        mend = prices.missing(model.provider, model.model, "input, output")
         tokens, estimate = estimated(model, missing)
-        if estimate is None and most_usd is not None:
-            raise SettingsError(f"--max-usd is {most_usd:g}, but nothing says what a reply costs. {mend}")
-        if estimate is not None:
-            self.say(f"{chosen.name}: about ${estimate:.4f} for {len(missing)} replies.")
-        usd = estimate if estimate is None or most_usd is None else min(estimate, most_usd)
+        if estimate is None:
+            unknown = prices.unknown(model.provider, model.of or model.model, "input, output")
+            raise SettingsError(
+                f"{chosen.name} is not asked for {len(missing)} replies: {unknown}; 0 where it costs nothing. "
+                "--max-usd 0 asks nothing: the log has to do."
+            )
+        self.say(f"{chosen.name}: about ${estimate:.4f} for {len(missing)} replies.")
+        usd = estimate if most_usd is None else min(estimate, most_usd)
         keys = hashlib.sha256("".join(sorted(one.key for one in missing)).encode()).hexdigest()[:16]
         reference = f"distil:{name}:{keys}:{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}"
-        purchase = Purchase(reference, name, model.provider, "replies", usd, tokens, mend)
+        purchase = Purchase(reference, name, model.provider, "replies", usd, tokens)
         limits = Limits(self.assistant.budget.monthly_usd, self.project_usd)
         reserve(self.ledger, purchase, limits)
-        pays = Allowance(reference, most_usd)
-        if estimate is not None:
-            pays = Allowance(reference, most_usd, lambda usd: extend(self.ledger, reference, usd, limits))
+        pays = Allowance(reference, most_usd, lambda usd: extend(self.ledger, reference, usd, limits))
         try:
             with self.asker(chosen) as ask:
                 collect(book, missing, chosen, ask, pays, self.say)
         finally:
             spent, used = book.spent(reference)
-            settle(self.ledger, reference, spent if estimate is not None else None, used)
+            settle(self.ledger, reference, spent, used)
 
     def _settle_left(self, book: Replies) -> None:
         """Settles what a killed collection had reserved, by what it has answers for."""

@@ -205,8 +205,6 @@ def test_money_is_asked_for_before_and_never_exceeded(tmp_path: Path, monkeypatc
     world.assistant = world.assistant.model_copy(
         update={"budget": world.assistant.budget.model_copy(update={"monthly_usd": 1.0})}
     )
-    with pytest.raises(SettingsError, match="No price is known for nebius"):
-        world.distil(says, teacher="nebius/some-model", max_usd=1.0)
     asked: list[int] = []
 
     def ask(prompt: Sequence[dict[str, Any]]) -> Answer:
@@ -226,6 +224,19 @@ def test_money_is_asked_for_before_and_never_exceeded(tmp_path: Path, monkeypatc
     assert sum(r["usd"] for r in month(world.ledger)) == pytest.approx(len(asked) * (100 * 0.15 + 400 * 0.60) / 1e6)
     assert len(asked) > before
     world.ledger.close()
+
+
+@pytest.mark.parametrize("wishes", [{}, {"max_usd": 1.0}])
+def test_nothing_is_asked_for_at_a_price_that_nobody_knows(world: World, wishes: dict[str, float]) -> None:
+    asked: list[int] = []
+
+    def ask(prompt: Sequence[dict[str, Any]]) -> Answer:
+        asked.append(1)
+        return says(prompt)
+
+    with pytest.raises(SettingsError, match=r"not asked for \d+ replies: price unknown \(nebius some-model.*0 where it costs"):
+        world.distil(ask, teacher="nebius/some-model", **wishes)
+    assert (asked, month(world.ledger)) == ([], [])
 
 
 def test_long_replies_stay_within_the_months_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
