@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,26 +27,67 @@ prompt and completion: https://docs.aws.amazon.com/bedrock/latest/userguide/prep
 LEAST_OF_CLAUDE = 32
 
 
+@dataclass(frozen=True)
+class Takes:
+    """What a family of models takes: least and most, both included."""
+
+    epochs: tuple[int, int] = (1, 10)
+    rate: tuple[float, float] = (0.0, 1.0)
+    """Of learningRate; Claude's learningRateMultiplier."""
+    batch: tuple[int, int] | None = (1, 1024)
+    """Null: no batchSize at all."""
+    usual_batch: int = 8
+
+
+FAMILIES = {
+    "nova": Takes((1, 5), (1e-6, 1e-4), None),
+    "claude": Takes((1, 10), (0.1, 2.0), (4, 256), 32),
+    "llama": Takes((1, 10), (5e-6, 0.1), (1, 1), 1),
+    "titan-text-premier": Takes((1, 5), (1e-7, 1e-5), (1, 1), 1),
+    "titan-text": Takes((1, 10), (0.0, 1.0), (1, 64)),
+    "cohere.command-light": Takes((1, 100), (5e-6, 0.1), (8, 32)),
+    "cohere.command": Takes((1, 100), (5e-6, 0.1), (8, 8)),
+}
+"""By a part of the model's id, the first that fits. Amazon Bedrock's user guide, "Custom model hyperparameters": cm-hp-nova-mm,
+cm-hp-anth-claude-3, cm-hp-meta-llama2, -llama31 and -llama32, cm-hp-titan-text, cm-hp-cohere-command; noted 2026-11-22."""
+
+
 class BedrockTrainer(AwsTrainer):
     """The `RemoteTrainer` protocol over Bedrock's model customization."""
 
     service: ClassVar[str] = "bedrock"
 
     def parameters(self, request: TrainingRequest) -> dict[str, Any]:
-        """epochCount, batchSize and learningRate, all strings; Nova takes 1 to 5 epochs and no batch size."""
+        """epochCount, batchSize and learningRate (Claude: learningRateMultiplier), all strings, within what the model takes.
+
+        Raises TrainingError for what it does not take.
+        """
         if request.objective != ("sft",):
             raise TrainingError(f"bedrock trains the objective [sft], not {list(request.objective)}; train a chain locally.")
-        epochs, nova = request.hyperparameters.epochs, "nova" in request.base_model
-        most = 5 if nova else 10
-        if epochs != int(epochs) or not 1 <= epochs <= most:
+        takes = next((takes for part, takes in FAMILIES.items() if part in request.base_model), Takes())
+        epochs = request.hyperparameters.epochs
+        if epochs != int(epochs) or not takes.epochs[0] <= epochs <= takes.epochs[1]:
             raise TrainingError(
-                f"bedrock takes 1 to {most} whole epochs of {request.base_model}, hyperparameters.epochs is {epochs:g}."
+                f"bedrock takes {takes.epochs[0]} to {takes.epochs[1]} whole epochs of {request.base_model}, "
+                f"hyperparameters.epochs is {epochs:g}."
             )
-        rate = request.overrides.get("learning_rate", self.options.get("learning_rate", 1e-5))
-        sent = {"epochCount": str(int(epochs)), "learningRate": f"{rate:g}"}
-        return (
-            sent if nova else {**sent, "batchSize": str(request.overrides.get("batch_size", self.options.get("batch_size", 8)))}
-        )
+        sent = {"epochCount": str(int(epochs)), **self._rate(request, takes)}
+        if takes.batch is not None:
+            batch = self._set("batch_size", request) or takes.usual_batch
+            sent["batchSize"] = _within(takes.batch, batch, request.base_model, "batchSize", "batch_size")
+        return sent
+
+    def _rate(self, request: TrainingRequest, takes: Takes) -> dict[str, str]:
+        name, setting = "learningRate", "learning_rate"
+        rate = self._set(setting, request)
+        if "claude" in request.base_model:
+            name, setting = "learningRateMultiplier", "learning_rate_multiplier"
+            rate = self.options.get(setting, 1.0)
+        return {} if rate == "auto" else {name: _within(takes.rate, rate, request.base_model, name, setting)}
+
+    def _set(self, name: str, request: TrainingRequest) -> Any:
+        """Of `hyperparameters`, else of `remote.aws`."""
+        return request.overrides.get(name, self.options.get(name))
 
     def files(self, request: TrainingRequest) -> dict[str, Prepared]:
         """Conversation schema or prompt and completion, by the model."""
@@ -141,3 +183,10 @@ class BedrockTrainer(AwsTrainer):
         write_text(folder / "training_log.jsonl", "")
         write_json(folder / "result.json", result)
         return result
+
+
+def _within(takes: tuple[float, float], value: float, model: str, name: str, setting: str) -> str:
+    if not takes[0] <= value <= takes[1]:
+        what = f"{takes[0]:g} to {takes[1]:g}" if takes[0] < takes[1] else f"{takes[0]:g} and nothing else"
+        raise TrainingError(f"bedrock takes as {name} of {model} {what}, {setting} is {value:g}.")
+    return f"{value:g}"

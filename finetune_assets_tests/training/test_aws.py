@@ -27,6 +27,7 @@ from finetune_assets.storage import Store, read_json, write_json  # noqa: E402
 from finetune_assets.training import remote  # noqa: E402
 from finetune_assets.training.aws import AwsTrainer  # noqa: E402
 from finetune_assets.training.aws_files import Files  # noqa: E402
+from finetune_assets.training.bedrock import BedrockTrainer  # noqa: E402
 from finetune_assets.training.remote import CANCELLED, Connection, Notes, RemoteModel  # noqa: E402
 from finetune_assets.training.submission import bill, bought_as  # noqa: E402
 from finetune_assets.training.trainer import JobHandle, TrainingRequest  # noqa: E402
@@ -289,11 +290,59 @@ def test_a_container_costs_its_billed_seconds_and_at_most_its_longest_run(aws: A
     assert bedrock.cost(bedrock.state_of({"status": "Completed"}), "meta.llama3-70b", True, None) is None  # the estimate stays
 
 
-@pytest.mark.parametrize(("base", "epochs", "says"), [(NOVA, 6, "1 to 5 whole"), ("cohere.command", 11, "1 to 10 whole")])
+@pytest.mark.parametrize(("base", "epochs", "says"), [(NOVA, 6, "1 to 5 whole"), ("cohere.command", 101, "1 to 100 whole")])
 def test_what_bedrock_does_not_take(aws: Any, tmp_path: Path, base: str, epochs: int, says: str) -> None:
     trainer, _, asked = make("bedrock", tmp_path, base)
     with pytest.raises(TrainingError, match=says):
         trainer.validate(replace(asked, hyperparameters=replace(asked.hyperparameters, epochs=epochs)))
+
+
+CLAUDE, PREMIER = "anthropic.claude-3-haiku-20240307-v1:0:200k", "amazon.titan-text-premier-v1:0:32k"
+
+
+@pytest.mark.parametrize(
+    ("base", "sent"),
+    [
+        (NOVA, {"learningRate": "1e-05"}),
+        ("meta.llama3-2-1b-instruct-v1:0:128k", {"learningRate": "1e-05", "batchSize": "1"}),
+        (CLAUDE, {"learningRateMultiplier": "1", "batchSize": "32"}),
+        (PREMIER, {"learningRate": "1e-05", "batchSize": "1"}),
+        ("amazon.titan-text-lite-v1:0:4k", {"learningRate": "1e-05", "batchSize": "8"}),
+        ("cohere.command-light-text-v14:7:4k", {"learningRate": "1e-05", "batchSize": "8"}),
+        ("somebody.model-v1", {"learningRate": "1e-05", "batchSize": "8"}),
+    ],
+)
+def test_what_each_family_is_sent_by_default_is_what_it_takes(tmp_path: Path, base: str, sent: dict[str, str]) -> None:
+    trainer, _, asked = make("bedrock", tmp_path, base)
+    assert isinstance(trainer, BedrockTrainer)
+    assert trainer.parameters(asked) == {"epochCount": "3", **sent}
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "says"),
+    [
+        (NOVA, {"learning_rate": 0.5}, "learningRate of .* 1e-06 to 0.0001, learning_rate is 0.5"),
+        ("meta.llama3-1-8b-instruct-v1:0:128k", {"batch_size": 8}, "batchSize of .* 1 and nothing else, batch_size is 8"),
+        (CLAUDE, {"batch_size": 2}, "batchSize of .* 4 to 256, batch_size is 2"),
+        (PREMIER, {"learning_rate": 1e-4}, "learningRate of .* 1e-07 to 1e-05"),
+    ],
+)
+def test_what_a_family_does_not_take_is_refused_here(tmp_path: Path, base: str, own: dict[str, Any], says: str) -> None:
+    trainer, _, asked = make("bedrock", tmp_path, base, **own)
+    assert isinstance(trainer, BedrockTrainer)
+    with pytest.raises(TrainingError, match=says):
+        trainer.parameters(asked)
+
+
+def test_claudes_learning_rate_is_a_multiplier(tmp_path: Path) -> None:
+    _, _, asked = make("bedrock", tmp_path, CLAUDE)
+    for rate, sent in ((2.0, {"learningRateMultiplier": "2"}), ("auto", {})):
+        settings = assistant("bedrock", base_model=CLAUDE, remote={"learning_rate_multiplier": rate})
+        trainer = BedrockTrainer(Connection.of(settings), Store(tmp_path), Notes())
+        assert trainer.parameters(asked) == {"epochCount": "3", "batchSize": "32", **sent}
+    settings = assistant("bedrock", base_model=CLAUDE, remote={"learning_rate_multiplier": 3})
+    with pytest.raises(TrainingError, match=r"0\.1 to 2, learning_rate_multiplier is 3"):
+        BedrockTrainer(Connection.of(settings), Store(tmp_path), Notes()).parameters(asked)
 
 
 def test_missing_settings_are_named(aws: Any, tmp_path: Path) -> None:

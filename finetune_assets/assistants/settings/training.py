@@ -40,8 +40,13 @@ class Aws(Group):
     volume_gb: Annotated[int, Field(ge=1)] = Field(default=50, description="SageMaker: disk of the training instance.")
     spot: bool = Field(default=True, description="SageMaker: spot capacity; checkpoints on S3 make interruptions cheap.")
     serverless: bool = Field(default=False, description="SageMaker: serverless customization of an open-weight model.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=8, description="Bedrock: batchSize, where the model takes one.")
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-5, description="Bedrock: learningRate.")
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Bedrock: batchSize; default: Claude 32, Llama and Titan Premier 1, others 8. Nova takes none.",
+    )
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-5, description="Bedrock: learningRate. Claude takes `remote.learning_rate_multiplier` instead."
+    )
     accept_eula: bool = Field(default=False, description="SageMaker serverless: yes to the licence of a gated model.")
     endpoint_instance: str = Field(
         default="ml.g4dn.xlarge", description="SageMaker serverless with `remote.deploy`: instance of the tuned model's endpoint."
@@ -67,7 +72,7 @@ class Remote(Group):
     key_env: str | None = Field(default=None, description="Environment variable that holds the key; default: the provider's.")
     suffix: str = Field(default="finetune", description="First part of the tuned model's name.")
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        default=1.0, description="OpenAI and Azure; their scale of the learning rate."
+        default=1.0, description="OpenAI, Azure and Bedrock's Claude: their scale of the learning rate."
     )
     training_type: Literal["Standard", "GlobalStandard", "Developer"] | None = Field(
         default=None, description="Azure: trainingType; default: the service's."
