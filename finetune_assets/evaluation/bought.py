@@ -78,7 +78,8 @@ def estimate_replies(assistant: Assistant, work: Path) -> float:
     for one in asked(bench):
         file = work / "prompts" / f"{one.name if one.name != JUDGE else TUNED}.jsonl"
         prompts = list(read_lines(file)) if file.exists() else []
-        tokens = [estimate_tokens({"messages": prompt["messages"]}) for prompt in prompts]
+        asked_for = ("messages",) if one.name == JUDGE else ("messages", "tools")
+        tokens = [estimate_tokens({key: prompt.get(key) for key in asked_for}) for prompt in prompts]
         if one.name == JUDGE and bench.judge is not None:
             rows = min(len(prompts), bench.judge.rows)
             talk = round(sum(tokens) / max(len(tokens), 1)) + 2 * bench.max_new_tokens + JUDGE_TOKENS
@@ -167,7 +168,10 @@ def buy(
     from finetune_assets.worker.endpoint import Endpoint, answers, bought  # noqa: PLC0415 - an HTTP client
 
     one, reference = _priced(getattr(where, "name", JUDGE), where), f"check:{assistant.name}:{uuid.uuid4().hex[:12]}"
-    tokens = sum(estimate_tokens({"messages": list(prompt)}) for prompt in prompts)
+    offered = tools or [[] for _ in prompts]
+    tokens = sum(
+        estimate_tokens({"messages": list(prompt), "tools": some}) for prompt, some in zip(prompts, offered, strict=True)
+    )
     at = Endpoint(where.url, where.model, where.api_key_env, where.timeout)
     _reserve(ledger, assistant, reference, [one], lambda: one.usd(tokens, len(prompts) * min(most_tokens, REPLY_TOKENS)))
     try:

@@ -188,7 +188,7 @@ def check(path: Path, shape: Shape, *, bom: bool = False, least_rows: int = LEAS
 
 
 def estimate_tokens(row: Row) -> int:
-    """Tokens of a row without the provider's tokenizer, rather too many than too few."""
+    """Tokens of a row without the provider's tokenizer, rather too many than too few; `tools` as the JSON that they are."""
     texts = list(_texts(row))
     return math.ceil(sum(len(text) for text in texts) / CHARS_PER_TOKEN) + MESSAGE_TOKENS * len(texts)
 
@@ -198,6 +198,8 @@ def _texts(value: Any) -> Iterator[str]:
         for key, inner in cast("dict[str, Any]", value).items():
             if key in ("content", "text", "prompt", "completion", "arguments", "description", "name") and isinstance(inner, str):
                 yield inner
+            elif key == "tools" and inner:
+                yield json.dumps(inner, ensure_ascii=False)
             elif isinstance(inner, (dict, list)):
                 yield from _texts(inner)
     elif isinstance(value, list):

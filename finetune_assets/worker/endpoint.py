@@ -79,7 +79,10 @@ def bought(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _lost(asked: Mapping[str, Any], cause: str) -> dict[str, Any]:
     """An answer that did not come, although it may have been made."""
-    tokens = {"prompt_tokens": estimate_tokens({"messages": asked["messages"]}), "reply_tokens": asked["max_tokens"]}
+    tokens = {
+        "prompt_tokens": estimate_tokens({"messages": asked["messages"], "tools": asked.get("tools")}),
+        "reply_tokens": asked["max_tokens"],
+    }
     return {"reply": None, "missing": cause, "perhaps": tokens}
 
 

@@ -107,6 +107,19 @@ def test_a_preference_may_be_a_tool_call(tmp_path: Path, shape: provider_formats
             written(tmp_path, broken, shape)
 
 
+def test_tools_count_with_their_whole_schema(tmp_path: Path) -> None:
+    days = {f"dia_{n}": {"type": "string", "enum": ["mañana", "tarde", "noche"]} for n in range(20)}
+    tools = [{"type": "function", "function": {"name": "libre", "parameters": {"type": "object", "properties": days}}}]
+    bare, schema = (
+        provider_formats.estimate_tokens({"messages": [SAID]}),
+        len(json.dumps(tools)) / provider_formats.CHARS_PER_TOKEN,
+    )
+    assert provider_formats.estimate_tokens({"messages": [SAID], "tools": None}) == bare
+    offered = provider_formats.write(tool_rows(tmp_path, SAID, tools=tools), tmp_path / "out.jsonl", "weighted")
+    plain = provider_formats.write(tool_rows(tmp_path, SAID, tools=[]), tmp_path / "out.jsonl", "weighted")
+    assert offered.tokens - plain.tokens == pytest.approx(offered.rows * schema, rel=0.1)
+
+
 def test_weights_where_the_last_reply_is_no_target(tmp_path: Path) -> None:
     turns = [*ASKED, {**SAID, "weight": 1}, {"role": "user", "content": "¿Y?"}, {**SAID, "weight": 0}]
     assert [m.get("weight") for m in written(tmp_path, {"messages": turns}, "weighted")["messages"]] == [None, None, 1, None, 0]

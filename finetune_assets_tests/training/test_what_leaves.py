@@ -94,6 +94,17 @@ def test_a_benchmark_reserves_its_replies_and_is_refused_above_the_month(book: L
     assert [row["usd"] for row in month(book) if row["reference"].endswith(":b")] == [pytest.approx(0.15)]
 
 
+def test_tools_that_are_offered_cost_too(tmp_path: Path) -> None:
+    settings = asking(assistant(), [endpoint("tuned", 100.0)])
+    plain = prepared(tmp_path / "plain", "tuned")
+    tools = [{"type": "function", "function": {"name": "libre", "parameters": {"enum": ["lunes"] * 50}}}]
+    offered = prepared(tmp_path / "offered", "tuned") / "prompts" / "tuned.jsonl"
+    offered.write_text(
+        "".join(json.dumps({**json.loads(line), "tools": tools}) + "\n" for line in offered.read_text("utf-8").splitlines())
+    )
+    assert estimate_replies(settings, tmp_path / "offered") > estimate_replies(settings, plain) + ROWS * 100 * 100 / 1e6
+
+
 def test_replies_without_a_price_are_refused_where_a_month_is_limited(book: Ledger, tmp_path: Path) -> None:
     work, unpriced = prepared(tmp_path / "work", "tuned", "here"), [endpoint("tuned", None)]
     with pytest.raises(
