@@ -129,18 +129,32 @@ class AwsTrainer(ABC):
                 name = remote.slug(request.run_key, most=63)
                 self._journal.save(run_key=request.run_key, fingerprint=request.fingerprint)
                 uris = {role: self._upload(role, file.path, request.run_key) for role, file in self.files(request).items()}
-                remote.stop_if_cancelled(self._journal, self._journal.save(create_started=True, uris=uris))
+                again = bool(state.get("create_started"))
+                remote.stop_if_cancelled(self._journal, self._journal.save(create_started=True, uris=uris), again)
                 try:
-                    with self.errors("creating the job"):
+                    with self.errors("a second try to create the job" if again else "creating the job"):
                         self.create(request, name, uris)
                 except ProviderUnsettled:
                     raise
                 except ProviderError as error:
-                    if not aws_calls.is_there(error):
+                    if not aws_calls.is_there(error) and not self._made_before(name, error, again):
                         self._journal.save(create_started=None)
                         raise
                 self._journal.save(provider_job_id=name)
         return self._handle(request.run_key, request.fingerprint)
+
+    def _made_before(self, name: str, no: ProviderError, again: bool) -> bool:
+        """Whether a creation was refused although its job is there: an earlier request, boto3's or (`again`) ours, had made it.
+
+        Raises ProviderUnsettled where nobody can tell.
+        """
+        try:
+            self.told(name)
+        except ProviderError as error:
+            if error.status == 404 or not (again or isinstance(error, ProviderUnsettled)):
+                return False
+            raise ProviderUnsettled(f"{no} Whether it is there AWS does not say ({error}) {remote.MAY_BE_THERE}") from None
+        return True
 
     def poll(self, handle: JobHandle) -> JobState:
         """Where the job is. With `remote.deploy` it has not ended before its model answers."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.errors import ProviderError, ProviderJobUnknown, TrainingError
+from finetune_assets.errors import ProviderError, ProviderJobUnknown, ProviderUnsettled, TrainingError
 from finetune_assets.storage import read_json, write_json
 from finetune_assets.training.trainer import JobHandle, JobState, Trainer, TrainingRequest
 
@@ -27,6 +27,9 @@ REMOTE_FILE = "remote.json"
 CANCELLED = "cancelled"
 """Key of a journal: a person gave the job up before its creation was begun. Whoever uploads its files stops there."""
 TOO_LATE = "The job was cancelled before it was submitted; nothing was created. Start the training again."
+MAY_BE_THERE = (
+    "An earlier creation was not answered and may have created it, so the job stays open: the next tick, or run, looks for it."
+)
 TRAIN_AGAIN = (
     "Its job is not started twice: to train the same data set again here, set another hyperparameters.seed, which makes it "
     "another job. Or train it elsewhere: finetune migrate ASSISTANT --to TRAINER/MODEL."
@@ -110,11 +113,17 @@ class Notes:
         return dict(self.state)
 
 
-def stop_if_cancelled(journal: Journal, begun: State) -> None:
-    """Right before a creation, with what `journal` held when that was begun. Raises TrainingError where a person was faster."""
-    if begun.get(CANCELLED):
-        journal.save(create_started=None)
-        raise TrainingError(TOO_LATE)
+def stop_if_cancelled(journal: Journal, begun: State, again: bool) -> None:
+    """Right before a creation, with what `journal` held when that was begun; `again`: an earlier one was not answered.
+
+    Raises TrainingError where a person was faster, ProviderUnsettled where there may be a job all the same.
+    """
+    if not begun.get(CANCELLED):
+        return
+    if again:
+        raise ProviderUnsettled(f"The job was cancelled before it was created again. {MAY_BE_THERE}")
+    journal.save(create_started=None)
+    raise TrainingError(TOO_LATE)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ upload, per file      training_file, …               finds the file by its nam
 about to create       create_started                 looks for the run key before anything else
 created               provider_job_id                attaches to the job
 
+A plain no to such a second creation is about that one: the first one's job may still come to be listed, so it is looked for on.
 A job that was cancelled before its creation was begun is not created: the journal's answer to `create_started` says so.
 A creation that was not answered and is not listed is tried again, so there may be two jobs, of which one is listed late: the
 journal says `doubtful`, and whoever asks for the job in the next ten minutes looks for the other one, too.
@@ -54,7 +55,8 @@ class Submission:
             first = {"suffix": suffix, "run_key": request.run_key, "fingerprint": request.fingerprint}
             self.journal.save(**first)
             state |= first
-        if state.get("create_started"):
+        again = bool(state.get("create_started"))
+        if again:
             found = self.find_settled(state)
             if found is not None:
                 self.journal.save(provider_job_id=found)
@@ -68,7 +70,7 @@ class Submission:
             for role in ROLES:
                 self.await_file(state.get(f"{role}_file"))
         state["create_started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        remote.stop_if_cancelled(self.journal, self.journal.save(create_started=state["create_started"]))
+        remote.stop_if_cancelled(self.journal, self.journal.save(create_started=state["create_started"]), again)
         self.journal.save(provider_job_id=self.create(wire_request.body(self.connection, request, state), state))
 
     def upload(self, file: Prepared, name: str) -> str:
@@ -154,7 +156,10 @@ class Submission:
         )
 
     def _not_created(self, error: APIError) -> ProviderError:
-        """A plain no: there is no job, and the journal says so before anybody is told."""
+        """A plain no: there is no job, and the journal says so before anybody is told. If it is `doubtful`, one may be."""
+        if self.journal.load().get("doubtful"):
+            no = refused(error, self.provider, "a second try to create the job", self.key)
+            return ProviderUnsettled(f"{no} {remote.MAY_BE_THERE}", no.status, no.code)
         self.journal.save(create_started=None)
         return refused(error, self.provider, "creating the job", self.key)
 

@@ -90,6 +90,36 @@ def test_killed_there_it_is_paid_once(fake: FakeProvider, tmp_path: Path, reques
     assert_one(fake, home)
 
 
+REFUSALS = [
+    # what became of the first creation, and what the second one is told
+    pytest.param("drop_after", 403, "permission_denied", id="not answered, then 403"),
+    pytest.param("hang_after", 429, "insufficient_quota", id="killed, then no credit", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("fault", "status", "code"), REFUSALS)
+def test_a_plain_no_after_a_creation_that_nobody_answered(
+    fake: FakeProvider, tmp_path: Path, fault: str, status: int, code: str
+) -> None:
+    """The first creation had made a job, which the list comes to show later: it is neither forgotten nor bought again."""
+    frozen, home = dataset(tmp_path / "frozen"), tmp_path / "home"
+    fake.set(list_lag=600.0)
+    fake.fault("POST /fine_tuning/jobs", fault)
+    if fault == "hang_after":
+        process = start(home, frozen, "openai", fake.url)
+        fake.wait_hanging()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    fake.fault("POST /fine_tuning/jobs", "error", status=status, code=code)
+    refused = start(home, frozen, "openai", fake.url)
+    _, errors = refused.communicate(timeout=120)
+    assert (refused.returncode, code in errors, "may have created it" in errors) == (1, True, True), errors
+    assert ("No job was created" in errors, len(fake.jobs), len(fake.state()["files"])) == (False, 1, 2)
+    fake.set(list_lag=0.0)
+    see_through(fake, home, frozen)
+    assert_one(fake, home)
+
+
 @SLOW
 def test_a_provider_without_metadata_is_paid_once_too(fake: FakeProvider, tmp_path: Path) -> None:
     frozen, home = dataset(tmp_path / "frozen"), tmp_path / "home"

@@ -140,6 +140,30 @@ def test_an_answer_that_is_lost_is_one_job(cloud: FakeAws, base: Path, tmp_path:
     assert_one(cloud, tmp_path, provider)
 
 
+@pytest.mark.parametrize(
+    ("provider", "operation", "fault"),
+    [
+        pytest.param("bedrock", "CreateModelCustomizationJob", "drop_after"),  # boto3 asks again by itself
+        pytest.param("bedrock", "CreateModelCustomizationJob", "hang_after", marks=SLOW),
+        pytest.param("sagemaker", "CreateTrainingJob", "hang_after", marks=SLOW),
+    ],
+)
+def test_a_plain_no_after_a_creation_that_nobody_answered(
+    cloud: FakeAws, base: Path, tmp_path: Path, provider: str, operation: str, fault: str
+) -> None:
+    """The job is there, and is what fills the account's quota: it is taken."""
+    dataset(tmp_path / "frozen")
+    cloud.fault(operation, fault)
+    cloud.fault(operation, "refuse", status=400, code="ServiceQuotaExceededException", message="One job at a time.")
+    if fault == "hang_after":
+        process = start(cloud, tmp_path, provider, base)
+        cloud.wait_hanging()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    see_through(cloud, tmp_path, provider, base)
+    assert_one(cloud, tmp_path, provider)
+
+
 @SLOW
 @pytest.mark.parametrize("provider", ["bedrock", "sagemaker"])
 def test_three_processes_at_once_buy_one_job(cloud: FakeAws, base: Path, tmp_path: Path, provider: str) -> None:
