@@ -191,7 +191,7 @@ def _columns(ledger: Ledger, traces: Traces, key: bytes) -> dict[str, set[str]]:
         if talk in traces.conversations or traces.subject in conversation_subjects(talk, key)
     }
     whose["conversation_id"] = talks | erasures.distinct_values(ledger, "conversation_id", whose)
-    whose["message_id"] = traces.messages | erasures.distinct_values(ledger, "message_id", whose)
+    whose["message_id"] = erasures.distinct_values(ledger, "message_id", whose) | traces.messages
     return {
         **whose,
         "request_id": erasures.distinct_values(ledger, "request_id", whose),
