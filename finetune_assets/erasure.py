@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -84,12 +84,18 @@ class Needles:
             value = value.replace(text, self.ERASED)
         found = [one for one in self.ids if one in value]
         for one in sorted(found, key=len, reverse=True):
-            value = re.sub(rf"(?<![\w-]){re.escape(one)}(?![\w-])", self.ERASED, value)
+            value = _whole(one).sub(self.ERASED, value)
         return value
 
     def inside(self, text: str) -> bool:
         """Whether a file's text holds anything, plain, as JSON or as HTML writes it."""
-        return any(one in text for one in self.ids) or any(way in text for one in self.texts for way in _written(one))
+        ids = any(one in text and _whole(one).search(text) for one in self.ids)
+        return ids or any(way in text for one in self.texts for way in _written(one))
+
+
+def _whole(one: str) -> re.Pattern[str]:
+    """An id that is not a part of another."""
+    return re.compile(rf"(?<![\w-]){re.escape(one)}(?![\w-])")
 
 
 def _written(text: str) -> set[str]:
@@ -148,6 +154,9 @@ def look(store: Store, ledger: Ledger, subject: str, key: bytes) -> Plan:
     """What of a subject is in store and ledger; changes nothing but what an earlier erasure left unfinished."""
     finish(store)
     traces = find_traces(store, subject, key, lineages(store))
+    rows = _columns(ledger, traces, key)
+    talks, messages = traces.conversations | rows["conversation_id"], traces.messages | rows["message_id"]
+    traces = replace(traces, conversations=talks, messages=messages)  # with chats that only the router knows
     hit = [(assistant, folder) for assistant, folder in frozen_folders(store) if names(folder, traces)]
     touched = [(assistant, folder.name, rows_of(folder, traces)) for assistant, folder in hit]
     gone = {(assistant, fingerprint) for assistant, fingerprint, rows in touched if rows}
@@ -161,7 +170,7 @@ def look(store: Store, ledger: Ledger, subject: str, key: bytes) -> Plan:
         remote_jobs=[f"{job.id} ({job.provider} {job.provider_job_id})" for job in jobs if job.provider != "local"],
         unknown=[(v.assistant, v.version) for v in ledger.versions() if not _is_known(store, v.assistant, v.dataset_fingerprint)],
         files=list(_files(store, Needles.of(traces))) if Needles.of(traces) else [],
-        ledger_rows=erasures.own_rows(ledger, _columns(ledger, traces, key), delete=False),
+        ledger_rows=erasures.own_rows(ledger, rows, delete=False),
         begun=erasures.find(ledger, subject) is not None,
     )
 
@@ -171,15 +180,23 @@ def _is_known(store: Store, assistant: str, fingerprint: str) -> bool:
     return any((folder / name).exists() for name in ("manifest.json", "tombstone.json"))
 
 
-def _columns(ledger: Ledger, traces: Traces, key: bytes) -> dict[str, Iterable[str]]:
-    """What their rows hold in tables that the router writes; those have raw ids."""
+def _columns(ledger: Ledger, traces: Traces, key: bytes) -> dict[str, set[str]]:
+    """What their rows hold in tables that the router writes, column by column; those have raw ids, and chats of which the corpus
+    knows nothing yet."""
     users = {user for user in erasures.distinct_values(ledger, "user_id") if user_subject(user, key) == traces.subject}
+    whose: dict[str, set[str]] = {"user_id": users, "user": {traces.subject}}
     talks = {
         talk
         for talk in erasures.distinct_values(ledger, "conversation_id")
         if talk in traces.conversations or traces.subject in conversation_subjects(talk, key)
     }
-    return {"user_id": users, "user": {traces.subject}, "conversation_id": talks, "message_id": traces.messages}
+    whose["conversation_id"] = talks | erasures.distinct_values(ledger, "conversation_id", whose)
+    whose["message_id"] = erasures.distinct_values(ledger, "message_id", whose) | traces.messages
+    return {
+        **whose,
+        "request_id": erasures.distinct_values(ledger, "request_id", whose),
+        "live_message_id": whose["message_id"],  # to which a shadow has a reply that nobody saw
+    }
 
 
 # --- files that are no rows
@@ -190,6 +207,8 @@ def _files(store: Store, needles: Needles) -> Iterator[Path]:
         if folder.name in ELSEWHERE or folder.name.startswith("."):
             continue
         for path in [folder] if folder.is_file() else sorted(folder.rglob("*")):
+            if path.parent == store.home / "serving" / "journal":
+                continue  # on its way into the ledger; a router may be writing to it
             if path.suffix in TEXT_FILES and path.is_file() and not path.is_symlink() and _holds(path, needles):
                 yield path
 
@@ -276,10 +295,11 @@ def erase(store: Store, ledger: Ledger, plan: Plan, key: bytes, forget_history: 
         folder = store.dataset(assistant, fingerprint)
         new[fingerprint] = rewrite(store, assistant, folder, traces)
     _record(store, ledger)
-    erasures.own_rows(ledger, _columns(ledger, traces, key), delete=True)
+    own = _columns(ledger, traces, key)
+    erasures.own_rows(ledger, own, delete=True)
     take_out(store, traces, key)
     sweep(store.home, recursive=True, seconds=DRAFT_SECONDS)
-    _verify(store, plan.subject, key)
+    _verify(store, ledger, plan.subject, key, own)
     erasures.complete(ledger, plan.subject)
     assistants = sorted({assistant for assistant, *_ in plan.datasets})
     due = [assistant for assistant in assistants if erasures.retrain_due(ledger, assistant)]
@@ -298,11 +318,14 @@ def _record(store: Store, ledger: Ledger) -> None:
         erasures.mark_dataset(ledger, assistant, fingerprint, then, int(stone["rows"]))
 
 
-def _verify(store: Store, subject: str, key: bytes) -> None:
+def _verify(store: Store, ledger: Ledger, subject: str, key: bytes, own: dict[str, set[str]]) -> None:
     again = find_traces(store, subject, key, lineages(store))
     left = [str(path.relative_to(store.home)) for path in left_over(store, again, key)]
+    for rows in (own, _columns(ledger, again, key)):
+        left += [f"the ledger's {table}" for table in erasures.own_rows(ledger, rows, delete=False)]
     if again.conversations or left:
         where = ", ".join(left[:5]) or "a data set"
         raise DataError(
-            f"Rows of {subject} are in the store again ({where}): a run was writing meanwhile. When it has ended, erase again."
+            f"Rows of {subject} are in the store again ({where}): a run was writing meanwhile, or the router in a chat of "
+            "theirs. When it has ended, erase again."
         )

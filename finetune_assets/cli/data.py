@@ -89,11 +89,13 @@ def _erase(console: Console, who: tuple[str | None, str | None], dry_run: bool, 
     from finetune_assets.registry import erasures
     from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
     from finetune_assets.resources.history import forget
+    from finetune_assets.serving.writer import transfer
 
     resource, book = StoreResource(), LedgerResource()
     store, key = resource.store, resource.key
     requests = who == (None, None)
     with store_lock(store.home, lambda text: console.print(text, markup=False)), book.open() as ledger:
+        transfer(store.home / "serving" / "journal", ledger.engine)  # what a router that was stopped has left there
         if requests:
             book.erased(key, SourceResource().requests())
             subjects = [one.subject for one in erasures.all_erasures(ledger) if one.completed_at is None]

@@ -7,7 +7,7 @@ assistant is due for a retrain until a job on another data set was opened after 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,35 +177,43 @@ def retrain_due(ledger: Ledger, assistant: str) -> str | None:
     return jobs[0].dataset_fingerprint
 
 
-def own_rows(ledger: Ledger, wanted: dict[str, Iterable[str]], *, delete: bool) -> dict[str, int]:
+def own_rows(ledger: Ledger, wanted: Mapping[str, Collection[str]], *, delete: bool) -> dict[str, int]:
     """Rows of the ledger's own tables (requests, ratings, …) that hold one of the values in a column of that name; counted by
-    table, and deleted if asked for. `wanted`: column -> values."""
+    table, and deleted if asked for, all at once. `wanted`: column -> values."""
     found: dict[str, int] = {}
     with ledger.engine.begin() as connection:
         if ledger.engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA secure_delete=ON")  # what is deleted is overwritten, not only forgotten
-        for table in metadata.sorted_tables:
-            if table.name in _KEPT:
-                continue
-            hits = [table.c[name].in_(list(values)) for name, values in wanted.items() if name in table.c and values]
-            if hits:
-                where = sa.or_(*hits)
-                count = int(connection.execute(sa.select(sa.func.count()).select_from(table).where(where)).scalar_one())
-                if count:
-                    found[table.name] = count
-                    if delete:
-                        connection.execute(sa.delete(table).where(where))
+        for table, where in _holding(wanted):
+            count = int(connection.execute(sa.select(sa.func.count()).select_from(table).where(where)).scalar_one())
+            if count:
+                found[table.name] = count
+                if delete:
+                    connection.execute(sa.delete(table).where(where))
     return found
 
 
-def distinct_values(ledger: Ledger, column: str) -> set[str]:
-    """What stands in a column of that name in any of the ledger's own tables."""
+def distinct_values(ledger: Ledger, column: str, wanted: Mapping[str, Collection[str]] | None = None) -> set[str]:
+    """What stands in a column of that name in any of the ledger's own tables; `wanted`: of rows as `own_rows` takes them."""
     values: set[str] = set()
+    tables = [(table, sa.true()) for table in _own_tables()] if wanted is None else _holding(wanted)
     with ledger.engine.connect() as connection:
-        for table in metadata.sorted_tables:
-            if table.name not in _KEPT and column in table.c and isinstance(table.c[column].type, sa.String):
-                values |= {row[0] for row in connection.execute(sa.select(table.c[column]).distinct()) if row[0]}
+        for table, where in tables:
+            if column in table.c and isinstance(table.c[column].type, sa.String):
+                values |= {row[0] for row in connection.execute(sa.select(table.c[column]).where(where).distinct()) if row[0]}
     return values
+
+
+def _own_tables() -> list[sa.Table]:
+    return [table for table in metadata.sorted_tables if table.name not in _KEPT]
+
+
+def _holding(wanted: Mapping[str, Collection[str]]) -> Iterator[tuple[sa.Table, sa.ColumnElement[bool]]]:
+    """Tables with columns of these names, and which of their rows are meant."""
+    for table in _own_tables():
+        hits = [table.c[name].in_(list(values)) for name, values in wanted.items() if name in table.c and values]
+        if hits:
+            yield table, sa.or_(*hits)
 
 
 def summary(erasure: Erasure) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, as_rollout, assign, keep, takes_part
 from finetune_assets.serving.directory import Directory
 from finetune_assets.serving.exchange import Exchange
-from finetune_assets.serving.intake import Ask, Options, Refused, history_key, new_conversation
+from finetune_assets.serving.intake import Ask, Options, Refused, clean, history_key, new_conversation
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
@@ -249,7 +249,7 @@ class Answering:
     def _record(self, exchange: Exchange) -> None:
         """The rows of a chat into the journal, texts scrubbed first; and the conversation into memory."""
         self._measure(exchange)
-        ask, reply = exchange.ask, exchange.reply.text.strip()
+        ask, reply = exchange.ask, clean(exchange.reply.text).strip()  # as the next turn comes in
         answered = exchange.status == 200 and bool(reply)
         turns = [*exchange.turns, {"role": "assistant", "content": reply}] if answered else exchange.turns
         key = history_key(ask.tenant, exchange.user, turns) if answered and not ask.told else None

@@ -194,8 +194,9 @@ def who_answers(directory: Directory, tenant: str | None, body: dict[str, Any]) 
     """The assistant, and the tenant in whose name it answers. Raises Refused (403, 404)."""
     metadata = body.get("metadata")
     claimed = metadata.get("tenant_id") if isinstance(metadata, dict) else None
-    if not (claimed is None or (isinstance(claimed, str) and 0 < len(without_slash(claimed)) <= MOST_TENANT)):
+    if not (claimed is None or (isinstance(claimed, str) and 0 < len(without_slash(clean(claimed))) <= MOST_TENANT)):
         raise Refused(400, "`metadata.tenant_id` must be a short text.")
+    claimed = None if claimed is None else clean(claimed)
     named = _named(body)
     if tenant is not None and tenant != ADMIN:
         if claimed is not None and claimed != tenant:
@@ -252,12 +253,13 @@ def openai_ask(
     if assistant.system_prompt and messages[0]["role"] not in ("system", "developer"):
         messages = [{"role": "system", "content": assistant.system_prompt}, *messages]
     channel = metadata.get("channel")
+    channel = clean(channel) if isinstance(channel, str) else ""
     return (
         identifier("user", user),
         identifier("conversation_id", conversation),
         messages,
         settings,
-        channel if isinstance(channel, str) and 0 < len(channel) <= 40 else "api",
+        channel if 0 < len(channel) <= 40 else "api",
     )
 
 

@@ -9,6 +9,7 @@ import datetime
 
 from finetune_assets.corpus.personal_data import find, scrub_conversation
 from finetune_assets.serving.exchange import Exchange
+from finetune_assets.serving.intake import clean
 from finetune_assets.serving.journal import Row
 
 CONTEXT_TURNS = 8
@@ -25,6 +26,7 @@ def look_ahead(exchange: Exchange) -> None:
 def request_row(exchange: Exchange, kind: str, key: str | None) -> Row:
     """Everything of ours about a chat; `kind`: live, shadow; `key`: of its history, where the client names no conversation."""
     ask, usage, error = exchange.ask, exchange.reply.usage, exchange.error
+    error = None if error is None else clean(error)
     if error is not None and ask.assistant.serving.texts != "raw":  # an upstream may quote what it was asked
         error = scrub_conversation([error])[0][0]
     values = {
@@ -104,7 +106,7 @@ def _conversation(exchange: Exchange) -> dict[str, str | None]:
 def shadow_rows(made: Exchange, live: Exchange) -> list[Row]:
     """A shadow's request, and what it would have said to the user of `live`."""
     rows = [request_row(made, "shadow", None)]
-    texts, text = made.ask.assistant.serving.texts, made.reply.text.strip()
+    texts, text = made.ask.assistant.serving.texts, clean(made.reply.text).strip()
     if not text or texts == "none":
         return rows
     if texts == "scrubbed":

@@ -1,7 +1,8 @@
 """Brings the workers' journal to the ledger: `python -m finetune_assets.serving.writer`, one process. Started by `server`.
 
 A closed segment is one transaction; rows that are there already are left alone, which makes every step repeatable. A row that
-the ledger refuses for what it says goes to `journal/refused/`, so that it does not hold up the others.
+the ledger refuses for what it says goes to `journal/refused/`, so that it does not hold up the others; whatever else the ledger
+says (it is locked, restarts, takes no writes, gives no rights) is no row's fault, and is tried again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import CompileError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from finetune_assets.environment import Environment
 from finetune_assets.registry import Ledger
@@ -30,6 +31,8 @@ INTERVAL = 0.05
 """Seconds between two looks at the journal."""
 AGAIN = 1.0
 """Seconds until a ledger that could not be written is tried again."""
+WRONG = (CompileError, DataError, IntegrityError, ProgrammingError, ValueError, TypeError, KeyError)
+"""What is raised for what a row says."""
 TIMES = {"created_at", "started_at", "ended_at"}
 
 
@@ -38,9 +41,9 @@ def transfer(folder: Path, engine: sa.Engine) -> None:
     for path, rows in closed(folder):
         try:
             store(engine, rows)
-        except (OperationalError, InterfaceError):
-            raise
-        except (DBAPIError, ValueError, TypeError, KeyError):
+        except WRONG as error:
+            if not _is_a_rows_fault(error):
+                raise
             _one_by_one(engine, rows, folder / "refused" / path.name)
 
 
@@ -61,13 +64,19 @@ def _one_by_one(engine: sa.Engine, rows: list[Row], aside: Path) -> None:
     for row in rows:
         try:
             store(engine, [row])
-        except (OperationalError, InterfaceError):
-            raise
-        except (DBAPIError, ValueError, TypeError, KeyError) as error:
+        except WRONG as error:
+            if not _is_a_rows_fault(error):
+                raise
             aside.parent.mkdir(mode=0o700, exist_ok=True)
             with open(aside, "a", encoding="utf-8", opener=_for_us_alone) as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             log.error("The ledger refuses a row of %s (%s); it is in %s.", row[0], type(error).__name__, aside)
+
+
+def _is_a_rows_fault(error: Exception) -> bool:
+    """Not what Postgres says of rights and tables (SQLSTATE 42…, but 42804: a value of another type), which is of every row."""
+    said = str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
+    return not said.startswith("42") or said == "42804"
 
 
 def _for_us_alone(path: str, flags: int) -> int:

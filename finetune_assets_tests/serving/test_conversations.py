@@ -16,11 +16,12 @@ import pytest
 import sqlalchemy as sa
 
 from finetune_assets.environment import Environment
-from finetune_assets.registry.traffic import feedback, messages, requests
+from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
 from finetune_assets.serving import control
 from finetune_assets.serving.intake import Options, conversation_id
 from finetune_assets.serving.router import MOST_CHATS, Router
 from finetune_assets.serving.writer import transfer
+from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 
@@ -203,6 +204,34 @@ def test_where_no_texts_are_kept_an_upstreams_words_are_none(fresh: Shop, upstre
     said = [row["error"] for row in sorted(fresh.rows(requests), key=lambda row: row["created_at"])]
     assert said == ["HTTP 500", "HTTP 400", "AttributeError", "an error inside the stream"]
     assert fresh.rows(messages) == []
+
+
+def test_control_characters_of_an_upstream_cost_no_row(tmp_path: Path, upstream: Upstream, postgres: str) -> None:  # noqa: F811
+    """Postgres takes no NUL: in a reply, live or a shadow's, a channel or a tenant. A chat goes on after such a reply."""
+    shop = Shop(tmp_path, upstream=upstream.url, database=postgres)
+    shop.two_versions("shadow")
+    upstream.faults["aurora"] = "say:Sí,\u0000 a las\ud83d diez"
+    ids: list[str] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        metadata = {"channel": "we\u0000b", "tenant_id": "clinica\u0000_aurora"}
+        body: dict[str, Any] = {"model": "aurora", "user": "eva", "metadata": metadata}
+        body["messages"] = [{"role": "user", "content": "¿Hay hora?"}]
+        answer = await client.post("/v1/chat/completions", json=body)
+        body["messages"] += [answer.json()["choices"][0]["message"], {"role": "user", "content": "¿Y mañana?"}]
+        ids.extend([answer.headers["x-conversation-id"]])
+        ids.append((await client.post("/v1/chat/completions", content=json.dumps(body))).headers["x-conversation-id"])
+        await asyncio.sleep(0.2)  # the shadows
+
+    asyncio.run(_in_process(shop, ask))
+    with shop.ledger() as book:
+        transfer(shop.home / "serving" / "journal", book.engine)
+    assert not (shop.home / "serving" / "journal" / "refused").exists()
+    assert len(set(ids)) == 1
+    said = shop.values(messages, "content", role="assistant"), shop.values(shadow_replies, "content")
+    assert said == ({"Sí, a las\ufffd diez"},) * 2
+    assert shop.values(conversations, "channel") == {"web"}
+    assert shop.values(requests, "tenant_id") == {"clinica_aurora"}
 
 
 def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(fresh: Shop) -> None:

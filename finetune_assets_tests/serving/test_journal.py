@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from finetune_assets.registry import Ledger
 from finetune_assets.registry.traffic import conversations, messages, requests
 from finetune_assets.serving import control
 from finetune_assets.serving import journal as journals
 from finetune_assets.serving.journal import Journal, closed
 from finetune_assets.serving.writer import transfer
+from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Shop, crowd, wait_for
 
@@ -163,6 +166,27 @@ def test_a_row_that_the_ledger_refuses_is_set_aside_and_holds_up_nobody(tmp_path
     assert refused == ["requests", "conversations"]
     assert {file.stat().st_mode & 0o777 for file in (folder / "refused").iterdir()} == {0o600}  # it may hold texts
     assert not list(folder.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("option", ["default_transaction_read_only=on", "role=reader"])
+def test_a_postgres_that_takes_no_writes_costs_time_and_no_row(tmp_path: Path, postgres: str, option: str) -> None:  # noqa: F811
+    """Like a standby after a failover, or a role that lost its rights: not what the rows say."""
+    folder, journal = tmp_path / "journal", Journal(tmp_path / "journal")
+    journal.append([("conversations", {"conversation_id": "c1"}), ("conversations", {"conversation_id": {"no": "text"}})])
+    journal.close()
+    book = Ledger(postgres)
+    with book.engine.begin() as connection:
+        connection.execute(sa.text("DROP ROLE IF EXISTS reader"))
+        connection.execute(sa.text("CREATE ROLE reader"))
+    closed_to_us = sa.create_engine(postgres, connect_args={"options": f"-c {option}"}, poolclass=sa.NullPool)
+    with pytest.raises(SQLAlchemyError, match=r"read-only transaction|permission denied"):
+        transfer(folder, closed_to_us)
+    assert not (folder / "refused").exists()
+    transfer(folder, book.engine)
+    with book.engine.connect() as connection:
+        assert connection.execute(sa.select(conversations.c.conversation_id)).scalars().all() == ["c1"]
+    book.close()
+    assert len(list((folder / "refused").iterdir())) == 1
 
 
 def test_no_row_is_lost_between_a_new_segment_and_its_lock(tmp_path: Path) -> None:

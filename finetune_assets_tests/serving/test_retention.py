@@ -1,4 +1,5 @@
-"""What is older than an assistant keeps it goes, as a whole, and nothing else does; without a stated limit nothing goes."""
+"""What is older than an assistant keeps it goes, as a whole, and nothing else does; without a stated limit nothing goes. So does
+what the router stored of a person to be forgotten, whether the corpus has read it or not."""
 
 from __future__ import annotations
 
@@ -11,13 +12,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from rich.console import Console
 
+from finetune_assets import erasure
+from finetune_assets.cli.data import _erase  # pyright: ignore[reportPrivateUsage]
+from finetune_assets.corpus.personal_data import pseudonym
 from finetune_assets.environment import ROOT
 from finetune_assets.registry.tables import now
 from finetune_assets.registry.traffic import ROUTER_TABLES, requests
 from finetune_assets.serving import control, retention
 from finetune_assets.serving.retention import expire, stated
 from finetune_assets.serving.writer import store
+from finetune_assets.storage import Store
 from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.shop import TENANTS, Shop
 
@@ -172,3 +178,50 @@ def test_the_command_needs_a_limit_that_somebody_stated(tmp_path: Path) -> None:
     assert left(shop) == set()
     with shop.ledger() as book, book.engine.connect() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(requests)).scalar() == 0
+
+
+def test_an_erasure_takes_chats_that_only_the_router_knows(shop: Shop) -> None:
+    """Under a raw id and a pseudonym, with texts, judgements and what a shadow said; also what it set aside."""
+    key = b"k" * 32
+    for name in ("eva", "luis"):
+        chat(shop, name, days_ago=1)
+    values: dict[str, Any] = {"conversation_id": "eva-2", "role": "user", "content": "¿Hay hora?", "intent": None}
+    values |= {"message_id": "u-eva-2", "created_at": now().replace(tzinfo=datetime.UTC).isoformat()}
+    with shop.ledger() as book:  # `serving.users: pseudonym`, and a conversation that an earlier erasure took alone
+        store(book.engine, [request("r-eva-2", 1, "eva-2", user=pseudonym("eva", key)), ("messages", values)])
+    aside, segment = shop.home / "serving/journal/refused/1.jsonl", shop.home / "serving/journal/2.jsonl"
+    aside.parent.mkdir(parents=True)
+    others = ({**values, "conversation_id": name, "message_id": f"u-{name}"} for name in ("eva-2", "eva-21", "luis"))
+    lines = [json.dumps(["messages", one]) for one in others]
+    for file in (aside, segment):  # the second may be one that a router writes to
+        file.write_text("\n".join(lines) + "\n")
+    with shop.ledger() as book:
+        where = Store(shop.home), book
+        plan = erasure.look(*where, erasure.subject_of("eva", None, key), key)
+        assert plan.ledger_rows == {"ai_rlhf_feedback": 1, "conversations": 1, "messages": 3, "requests": 3, "shadow_replies": 1}
+        assert len(plan.traces.conversations) == 2
+        assert erasure.erase(*where, plan, key, lambda _: 0)["state"] == "erased"
+    assert {table: left(shop, table) for table in NAMES} == {
+        "conversations": {"luis"},
+        "messages": {"u-luis", "m-luis"},
+        "ai_rlhf_feedback": {"f-luis"},
+        "requests": {"r-luis", "s-luis"},
+        "shadow_replies": {"s-luis"},
+    }
+    assert aside.read_text().splitlines() == lines[1:]
+    assert segment.read_text().splitlines() == lines
+
+
+def test_the_erase_command_reads_what_a_stopped_router_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(tmp_path)
+    for name in ("FINETUNE_HOME", "FINETUNE_DATABASE_URL"):
+        monkeypatch.setenv(name, shop.environment[name])
+    monkeypatch.setenv("DAGSTER_HOME", str(shop.home))
+    journal = shop.home / "serving/journal"
+    journal.mkdir(parents=True)
+    said = {"message_id": "u1", "conversation_id": "t/c1", "role": "user", "content": "¿Hay hora?", "intent": None}
+    (journal / "1.jsonl").write_text(json.dumps(["messages", {**said, "created_at": now().isoformat() + "+00:00"}]) + "\n")
+    outcome = _erase(Console(quiet=True), (None, "c1"), dry_run=False, limit=50, yes=True)
+    assert outcome["ledger_rows"] == {"messages": 1}
+    assert list(journal.glob("*.jsonl")) == []
+    assert left(shop, "messages") == set()
