@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 from rapidfuzz import fuzz, process
 
-from finetune_assets.corpus.cells import typed
+from finetune_assets.corpus.cells import no_rows
 from finetune_assets.corpus.erasure import Erased, conversation_subjects, hashed_id
 from finetune_assets.corpus.parts import TIMES
 from finetune_assets.corpus.personal_data import KINDS, keyed
@@ -203,7 +203,7 @@ def _rows(source: SourceTables, table: str, column: str, ids: Collection[str]) -
 
 def _left_out(source: SourceTables, table: str, row: pl.DataFrame) -> bool:
     """Whether the source leaves these rows out, decided by their conversation alone."""
-    empty = {name: typed(pl.DataFrame(), name) for name in _IDS}
+    empty = {name: no_rows(name) for name in _IDS}
     own = {**empty, table: row}
     if table == "feedback":
         own["messages"] = pl.concat([empty["messages"], *_rows(source, "messages", "message_id", _ids(row, "message_id"))])

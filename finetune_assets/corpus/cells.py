@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 
 import polars as pl
 
@@ -40,6 +41,12 @@ def typed(frame: pl.DataFrame, table: str) -> pl.DataFrame:
             columns += [value.alias(name), problem.alias(f"{name}_problem")]
     made = pl.DataFrame(columns)
     return with_tools(made, frame) if table == "messages" else made
+
+
+@cache
+def no_rows(table: str) -> pl.DataFrame:
+    """None, with the columns of `typed`."""
+    return typed(pl.DataFrame(), table)
 
 
 def text(raw: pl.Series) -> pl.Series:

@@ -131,15 +131,12 @@ def _numbered(conversations: pl.DataFrame) -> pl.DataFrame:
 
 def _turns(messages: pl.DataFrame) -> pl.DataFrame:
     """One row a turn: its speaker, its text, and the last intent that is known of it."""
-    return (
-        messages.filter(pl.col("turn") > 0)
-        .group_by("run", maintain_order=True)
-        .agg(
-            pl.col("talk", "role").first(),
-            pl.col("content").str.join("\n").alias("text"),
-            pl.col("intent").drop_nulls().last(),
-        )
-    )
+    said = messages.filter(pl.col("turn") > 0).select("run", "talk", "role", pl.col("content").alias("text"), "intent")
+    turns = said.filter(pl.col("run").ne_missing(pl.col("run").shift(1)))
+    several = said.filter(pl.col("run").is_duplicated()).group_by("run", maintain_order=True)  # most turns are one message
+    joined = several.agg(pl.col("text").str.join("\n"), pl.col("intent").drop_nulls().last())
+    at = turns["run"].search_sorted(joined["run"])
+    return turns.with_columns(turns[name].scatter(at, joined[name]) for name in ("text", "intent"))
 
 
 def _any_error() -> str:

@@ -18,13 +18,14 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from filelock import FileLock
 
-from finetune_assets.corpus.cells import typed
+from finetune_assets.corpus.cells import no_rows
 from finetune_assets.corpus.parts import TIMES, Part
 from finetune_assets.corpus.schema import TABLES
 from finetune_assets.corpus.sources import SourceTables, Tables, empty
@@ -54,17 +55,22 @@ class Snapshot:
     generation: int
     spool: Spool
     seed: int
-    _twins: dict[str, pl.Series] = field(default_factory=dict[str, pl.Series])  # ids that occur more than once, by table
+    _twins: dict[str, pl.Series] = field(default_factory=dict[str, pl.Series])  # rows whose id occurs more than once, by table
 
     def weeks(self) -> list[str]:
         """Every week in which a row happened, sorted; without `unknown`."""
         found = pl.concat([frame["week"].unique() for frame in self.rows.values()]).drop_nulls().unique().sort()
         return [day.isoformat() for day in found]
 
-    def groups(self, weeks: Iterable[str], memory: int) -> Iterator[list[str]]:
-        """The weeks in runs whose rows come to about `memory` bytes; a week is never cut."""
-        counted = pl.concat([frame.select("week") for frame in self.rows.values()]).group_by("week").len()
-        rows = {day.isoformat(): n for day, n in counted.iter_rows() if day is not None}
+    def groups(self, table: str, weeks: Iterable[str], memory: int) -> Iterator[list[str]]:
+        """The weeks in runs for which rows of about `memory` bytes are loaded; a week is never cut. For feedback these are those
+        of its conversations."""
+        c, m, f = (self.rows[name] for name in TABLES)
+        counted = pl.concat([frame.select("week") for frame in (c, m, f)])
+        if table == "feedback":
+            talks = pl.concat([c.select(conversation="id"), m.select("conversation"), f.select("conversation")])
+            counted = talks.join(f.select("conversation", "week").unique(), on="conversation").select("week")
+        rows = {day.isoformat(): n for day, n in counted.group_by("week").len().iter_rows() if day is not None}
         group: list[str] = []
         held = 0.0
         for week in sorted(set(weeks)):
@@ -97,21 +103,22 @@ class Snapshot:
             )
         said = _in(m["conversation"], whole)
         judged |= _in(f["conversation"], whole) | _in(f["message"], m.filter(said)["id"])
-        judged |= self._repeated("feedback", judged)
+        judged = self._with_twins("feedback", judged)
         messages |= said | _in(m["id"], f.filter(judged)["message"])
-        messages |= self._repeated("messages", messages)
+        messages = self._with_twins("messages", messages)
         concerned = pl.concat([whole, m.filter(messages)["conversation"], f.filter(judged)["conversation"]])
         conversations |= _in(c["id"], concerned)
         chosen = zip(TABLES, (conversations, messages, judged), strict=True)
         return {name: self.rows[name].filter(mask).select("part", "row", "digest") for name, mask in chosen}
 
-    def _repeated(self, table: str, mask: pl.Series) -> pl.Series:
-        """The rows that share an id with one of the mask's."""
-        if table not in self._twins:
-            self._twins[table] = self.rows[table].filter(self.rows[table]["id"].is_duplicated())["id"].unique()
+    def _with_twins(self, table: str, mask: pl.Series) -> pl.Series:
+        """The mask's rows, and those that share an id with one of them."""
         ids = self.rows[table]["id"]
-        few = _in(ids, self._twins[table])
-        return _in(ids, ids.filter(few & mask)) if few.any() else few
+        if table not in self._twins:
+            self._twins[table] = (ids.is_duplicated() & ids.is_not_null()).arg_true()
+        at = self._twins[table]
+        twins = ids.gather(at)
+        return mask.clone().scatter(at.filter(_in(twins, twins.filter(mask.gather(at)))), True)
 
     def load(self, wanted: dict[str, pl.DataFrame]) -> Tables:
         """The typed rows. Raises SourceError where the source no longer holds them."""
@@ -125,7 +132,7 @@ class Snapshot:
         return _digests(frame, self.seed)
 
     def _loaded(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
-        frames = [typed(pl.DataFrame(), table)]
+        frames = [no_rows(table)]
         for (number,), group in rows.partition_by("part", as_dict=True, maintain_order=True).items():
             part = self.parts[int(number)]
             if part.key in self.spool:
@@ -176,8 +183,9 @@ def hashed(frame: pl.DataFrame, table: str, seed: int) -> pl.DataFrame:
     )
 
 
+@cache
 def _no_rows(table: str) -> pl.DataFrame:
-    return hashed(typed(pl.DataFrame(), table), table, 0)
+    return hashed(no_rows(table), table, 0)
 
 
 class _Folder:

@@ -103,7 +103,7 @@ def _groups(
 ) -> Iterator[tuple[list[str], Validated, Snapshot]]:
     memory = Environment.read().memory
     snapshot = look(store, source, memory)
-    for group in snapshot.groups(weeks, int(memory * GROUP_SHARE)):
+    for group in snapshot.groups(table, weeks, int(memory * GROUP_SHARE)):
         yield group, validate(snapshot.load(snapshot.closure(table, group))), snapshot
 
 

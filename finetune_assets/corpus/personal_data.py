@@ -8,7 +8,6 @@ data".
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from bisect import bisect_left
@@ -306,7 +305,7 @@ def plain_ids(ids: pl.Series) -> pl.Series:
 
 def keyed(prefix: str, value: str, key: bytes) -> str:
     """`prefix` and 16 hex digits of an HMAC."""
-    return f"{prefix}_{hmac.new(key, value.encode('utf-8', 'surrogatepass'), hashlib.sha256).hexdigest()[:16]}"
+    return f"{prefix}_{hmac.digest(key, value.encode('utf-8', 'surrogatepass'), 'sha256').hex()[:16]}"
 
 
 def scrub_id(value: str, key: bytes, regions: Sequence[str] = DEFAULT_REGIONS) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from finetune_assets.corpus.cells import typed
+from finetune_assets.corpus.cells import no_rows
 from finetune_assets.corpus.databases import Database, address, check_scheme
 from finetune_assets.corpus.mapping import SourceMapping, read_mapping
 from finetune_assets.corpus.parts import Part, folder_parts, postgres_parts, sqlite_parts
@@ -103,7 +103,7 @@ class _Read(dict[str, pl.DataFrame]):
         self.source, self.unknown = source, dict[str, list[str]]()
 
     def __missing__(self, table: str) -> pl.DataFrame:
-        frames, unknown = [typed(pl.DataFrame(), table)], set[str]()
+        frames, unknown = [no_rows(table)], set[str]()
         try:
             for part in self.source.of(table):
                 for frame, names in part.read():

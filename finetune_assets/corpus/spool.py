@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 Rows = npt.NDArray[np.int64]
+CHUNK_ROWS = 1 << 14  # of the file: few rows of a part cost the reading of few chunks
 
 
 def compact(frame: pl.DataFrame) -> pl.DataFrame:
@@ -65,14 +66,15 @@ class Spool:
             self._held += size
             self._parts[key].append(_Chunk(frame.height, frame))
             return
-        buffer = io.BytesIO()
-        frame.write_ipc(buffer, compression="lz4")
-        content = buffer.getvalue()
-        written = 0
-        while written < len(content):
-            written += os.pwrite(self._opened(), content[written:], self._end + written)
-        self._parts[key].append(_Chunk(frame.height, None, self._end, len(content)))
-        self._end += len(content)
+        for some in frame.iter_slices(CHUNK_ROWS):
+            buffer = io.BytesIO()
+            some.write_ipc(buffer, compression="lz4")
+            content = buffer.getvalue()
+            written = 0
+            while written < len(content):
+                written += os.pwrite(self._opened(), content[written:], self._end + written)
+            self._parts[key].append(_Chunk(some.height, None, self._end, len(content)))
+            self._end += len(content)
 
     def drop(self, key: str) -> None:
         """Forgets a part that was not read to its end."""
@@ -91,7 +93,9 @@ class Spool:
             low, high = np.searchsorted(rows, [first, first + chunk.rows])
             if high > low:
                 frame = self._frame(chunk)
-                found.append(frame if high - low == chunk.rows else compact(frame[rows[low:high] - first]))
+                own = frame if high - low == chunk.rows else frame[rows[low:high] - first]
+                held = chunk.frame is not None or 2 * len(own) > chunk.rows  # its texts are in memory anyway, or mostly wanted
+                found.append(own if held else compact(own))
             first += chunk.rows
         return found
 

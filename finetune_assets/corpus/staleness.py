@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Stale
         whole = [week for week in whole if _has_contacts(counts[week], source)]
         doubtful = [week for week in whole if full or week in touched.get(table, {})]
         digests: dict[str, str] = {}
-        for group in snapshot.groups(doubtful, int(memory * GROUP_SHARE)):
+        for group in snapshot.groups(table, doubtful, int(memory * GROUP_SHARE)):
             digests |= week_digests(table, validate(snapshot.load(snapshot.closure(table, group))), group)
         same = {week for week in doubtful if counts[week].get("source_digest") == digests[week]}
         unmark(store, table, same, snapshot.generation)
@@ -162,7 +162,8 @@ def week_digests(table: str, valid: Validated, weeks: Sequence[str]) -> dict[str
         for (week,), part in frame.partition_by("week", as_dict=True, maintain_order=True).items():
             hashes[str(week)].update(f"\n{number} {part.height}\n".encode())
             for column in part.drop("week"):
-                hashes[str(week)].update(_bytes(column))
+                for content in _contents(column):
+                    hashes[str(week)].update(content)
     return {week: own_hash.hexdigest() for week, own_hash in hashes.items()}
 
 
@@ -175,16 +176,17 @@ def _in_weeks(texts: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
     return texts.join(own, on="conversation_id", maintain_order="left").sort("week", "conversation_id", maintain_order=True)
 
 
-def _bytes(column: pl.Series) -> bytes:
+def _contents(column: pl.Series) -> Iterator[bytes | memoryview]:
     """Bytes that tell any two columns of one type and name apart, the same in every version of the libraries."""
-    name = column.name.encode() + b":"
+    yield column.name.encode() + b":"
     if column.dtype == pl.String:
-        lengths = column.str.len_bytes().cast(pl.Int64).fill_null(-1)
-        return name + lengths.to_numpy().tobytes() + _text_bytes(column)
-    return name + column.to_physical().cast(pl.Int64).fill_null(-(2**62)).to_numpy().tobytes()
+        yield column.str.len_bytes().cast(pl.Int64).fill_null(-1).to_numpy().data
+        yield _texts(column)
+    else:
+        yield column.to_physical().cast(pl.Int64).fill_null(-(2**62)).to_numpy().data
 
 
-def _text_bytes(column: pl.Series) -> bytes:
+def _texts(column: pl.Series) -> bytes | memoryview:
     """UTF-8 of all texts, one after the other: Arrow holds them so."""
     texts = column.drop_nulls().rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, offsets, content = texts.buffers()
@@ -192,7 +194,7 @@ def _text_bytes(column: pl.Series) -> bytes:
         return b""
     places = np.frombuffer(offsets, dtype=np.int64)
     first, last = places[texts.offset], places[texts.offset + len(texts)]
-    return memoryview(content)[first:last].tobytes()
+    return memoryview(content)[first:last]
 
 
 def _digest(lines: Iterable[str]) -> str:
