@@ -18,6 +18,7 @@ from finetune_assets.dataset.ratings import REJECTED
 from finetune_assets.dataset.selection import CORRECTED, SOURCES, UNUSABLE
 from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
 
+AT_ONCE = 200_000  # texts that are compared with others
 Indices = npt.NDArray[np.int64]
 Contexts = Callable[[pl.DataFrame], Iterable[pl.DataFrame]]
 """Gives some rows, in parts, with their contexts."""
@@ -43,15 +44,27 @@ def twins_in(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
     """For each of `some` the first row of `others` whose text is equal, else the first that is near-equal; -1 for none."""
     if others.is_empty() or some.is_empty():
         return np.full(len(some), -1, dtype=np.int64)
-    first: dict[str, int] = {}
-    for row, text in enumerate(others.to_list()):
-        first.setdefault(text, row)
-    left, right = list(first), some.unique().sort().to_list()
-    pairs = pairs_between(signatures(left, threshold), left, signatures(right, threshold), right)
-    near: dict[str, int] = {}
-    for old, new in sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)):
-        near.setdefault(right[new], first[left[old]])
-    return np.array([first.get(text, near.get(text, -1)) for text in some.to_list()], dtype=np.int64)
+    known = others.to_frame("text").with_row_index("equal").unique("text", keep="first", maintain_order=True)
+    found = some.to_frame("text").join(known, on="text", how="left", maintain_order="left")
+    new = found.filter(pl.col("equal").is_null())["text"].unique().sort()
+    nearest = _nearest(new, known["text"], threshold)
+    near = pl.DataFrame({"text": new, "near": known["equal"].gather(pl.Series(nearest).replace(-1, None))})
+    found = found.join(near, on="text", how="left", maintain_order="left")
+    return found.select(pl.coalesce("equal", "near").cast(pl.Int64).fill_null(-1)).to_series().to_numpy()
+
+
+def _nearest(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
+    """For each of `some` the first near-equal one of `others`, -1 for none; both distinct. Of the longer side AT_ONCE are signed
+    at a time."""
+    swapped = len(some) < len(others)
+    few, many = (some, others) if swapped else (others, some)
+    signed, found = signatures(few, threshold), np.full(len(some), len(others), dtype=np.int64)
+    for first in range(0, len(many), AT_ONCE):
+        part = many[first : first + AT_ONCE]
+        pairs = pairs_between(signatures(part, threshold), part, signed, few)
+        rows = (pairs.right, pairs.left + first) if swapped else (pairs.left + first, pairs.right)
+        np.minimum.at(found, *rows)
+    return np.where(found < len(others), found, -1)
 
 
 def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
@@ -88,7 +101,7 @@ def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: f
     corrected = (frame["source"] == CORRECTED).to_numpy()
     blocker = np.where(corrected, -1, twins_in(frame["text"], newest["text"], threshold))
     free = np.flatnonzero(blocker < 0)
-    kept_by = drop_near_duplicates(frame["text"].gather(free).to_list(), np.arange(len(free), dtype=np.int64), threshold)
+    kept_by = drop_near_duplicates(frame["text"].gather(free), np.arange(len(free), dtype=np.int64), threshold)
 
     texts, ids, negative_ids = frame["text"], frame["message_id"], newest["message_id"]
     reasons: list[str | None] = [None] * frame.height
