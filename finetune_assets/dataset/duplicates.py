@@ -22,6 +22,8 @@ AT_ONCE = 200_000  # texts that are compared with others
 Indices = npt.NDArray[np.int64]
 Contexts = Callable[[pl.DataFrame], Iterable[pl.DataFrame]]
 """Gives some rows, in parts, with their contexts."""
+Whole = Callable[[pl.DataFrame], pl.DataFrame]
+"""Gives some rows with their texts, and all else of an example but the context."""
 
 
 def with_text(frame: pl.DataFrame, reply: str) -> pl.DataFrame:
@@ -67,10 +69,10 @@ def _nearest(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
     return np.where(found < len(others), found, -1)
 
 
-def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
+def ranked(frame: pl.DataFrame, whole: Whole, contexts: Contexts) -> pl.DataFrame:
     """Sorted so that of any two twins the one to keep comes first; ids decide only between rows that are equal in all else.
 
-    `contexts` are asked for where rows are equal in all but those: few, and they are as long as all else together.
+    Texts (`whole`) are asked for where rows are equal in all but those, and contexts where the texts are equal too.
     """
     order = {TEST: 0, VALIDATION: 1, TRAIN: 2}
     source = {name: place for place, name in enumerate(SOURCES)}
@@ -81,7 +83,7 @@ def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
         _age=-pl.col("created_at").dt.epoch("us"),
     )
     keys = ["_fixed", "_split", "_source", "_age"]
-    tied = frame.filter(frame.select(pl.struct(keys).is_duplicated()).to_series())
+    tied = whole(frame.filter(frame.select(pl.struct(keys).is_duplicated()).to_series()))
     said = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
     alike = tied.filter(tied.select(pl.struct(*keys, "user_text", "reply").is_duplicated()).to_series())
     history = [part.select("message_id", _history=said) for part in contexts(alike)] if alike.height else []
@@ -91,12 +93,14 @@ def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
     return frame.join(order, on="message_id", how="left").sort(*keys, "_order").drop(*keys, "_order")
 
 
-def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float, contexts: Contexts) -> pl.DataFrame:
+def remove_twins(
+    candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float, whole: Whole, contexts: Contexts
+) -> pl.DataFrame:
     """The candidates, ranked, with `reason` and `kept_message_id` (null: survives).
 
-    Both frames have message_id, created_at and text; candidates also split, source, user_text and reply.
+    Both frames have message_id, created_at and text; candidates also place, expected, split and source.
     """
-    frame = ranked(candidates, contexts)
+    frame = ranked(candidates, whole, contexts)
     newest = negatives.sort("created_at", "text", "message_id", descending=[True, False, False])
     corrected = (frame["source"] == CORRECTED).to_numpy()
     blocker = np.where(corrected, -1, twins_in(frame["text"], newest["text"], threshold))
