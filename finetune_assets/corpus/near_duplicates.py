@@ -7,6 +7,7 @@ key (`signatures`) and have histograms that lie near enough; every pair is then 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 from rapidfuzz import fuzz, process
 
-from finetune_assets.corpus.signatures import EXACT_BELOW, Bytes, Ints, Keys, Rows, Signatures, jit, signatures
+from finetune_assets.corpus.signatures import EXACT_BELOW, Bytes, Ints, Keys, Rows, Signatures, Texts, jit, signatures
 
 __all__ = [
     "EXACT_BELOW",
@@ -34,7 +35,8 @@ __all__ = [
 
 ENOUGH = 20  # candidate pairs a text from which `drop_near_duplicates` goes on in blocks
 FIRST_BLOCK = 500  # texts of the first block; each next block is as large as all before it
-VERIFY_AT_ONCE = 1_000_000  # candidate pairs per call of rapidfuzz: bounds its lists to about 20 MB
+VERIFY_AT_ONCE = 50_000  # candidate pairs per call of rapidfuzz: bounds its texts to about 20 MB
+POSTINGS_AT_ONCE = 2**24  # keys of 8 bytes that are sorted and joined at a time
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,38 @@ def _join_all(ends: Ints, side: Bytes, lengths: Ints, histograms: Bytes, edits: 
     return out[:used]
 
 
+def _postings(  # noqa: PLR0913, PLR0917
+    keys: Keys, starts: Rows, place: Keys, shared: Bytes, bits: int, slices: int, number: int
+) -> Keys:
+    """One of so many slices (a power of 2) of the hashes: the upper bits of each key, then the place of its row. With `shared`
+    only those that it knows."""
+    low, size = np.uint64(bits), 0
+    out = np.empty(0, dtype=np.uint64)
+    for turn in range(2):  # counts, then writes
+        used = 0
+        for row in range(len(starts) - 1):
+            for at in range(starts[row], starts[row + 1]):
+                key = keys[at]
+                if slices > 1 and (key >> np.uint64(32)) * np.uint64(slices) >> np.uint64(32) != np.uint64(number):
+                    continue
+                if len(shared) and not shared[key >> np.uint64(40)]:
+                    continue
+                if turn == 1:
+                    out[used] = (key >> low << low) | np.uint64(place[row])
+                used += 1
+        if turn == 0:
+            size = used
+            out = np.empty(size, dtype=np.uint64)
+    return out
+
+
+def _by_row(pairs: Keys, rows: Keys) -> None:
+    """Puts the rows in the place of their places; the smaller one is the left one."""
+    for at in range(len(pairs)):
+        one, other = np.uint64(rows[pairs[at] >> np.uint64(32)]), np.uint64(rows[pairs[at] & np.uint64(2**32 - 1)])
+        pairs[at] = (min(one, other) << np.uint64(32)) | max(one, other)
+
+
 def _walk(order: Rows, place: Ints, starts: Rows, others: Ints, kept_by: Rows) -> None:
     for row in order:
         best = -1
@@ -258,68 +292,81 @@ def _walk(order: Rows, place: Ints, starts: Rows, others: Ints, kept_by: Rows) -
 # --- pairs
 
 
-def _candidates(signed: Signatures, side: Bytes, most: int = 2**62) -> tuple[Ints, Ints]:
-    """Rows that share a key and may be near enough; side 2 pairs with all, 0 only with 1. More than `most`: cut off there."""
+def _candidates(signed: Signatures, side: Bytes, most: int = 2**62) -> Keys:
+    """Rows that share a key and may be near enough, as left * 2**32 + right, left < right; side 2 pairs with all, 0 only with 1.
+
+    More than `most`: cut off there.
+    """
     edits = 1 - signed.threshold
-    by_length = np.argsort(signed.lengths, kind="stable")
+    by_length = np.argsort(signed.lengths, kind="stable").astype(np.uint32)
     lengths = signed.lengths[by_length]
     ends = np.searchsorted(lengths, lengths * (1 + edits) / (1 - edits) + 1e-9, side="right").astype(np.int32)
     sides, histograms = side[by_length], signed.histograms[by_length]
     if signed.threshold < EXACT_BELOW:
-        found = jit(_join_all)(ends, sides, lengths, histograms, edits, most)
+        found = [jit(_join_all)(ends, sides, lengths, histograms, edits, most)]
     else:
-        place = np.empty(len(lengths), dtype=np.uint64)
-        place[by_length] = np.arange(len(lengths), dtype=np.uint64)
-        place, keys = np.repeat(place, np.diff(signed.starts)), signed.keys
-        if len(sides) and sides.min() == 0:
-            there = _shared(signed, side)
-            place, keys = place[there], keys[there]
-        bits = max(1, int(len(lengths) - 1).bit_length())
-        postings = (keys >> np.uint64(bits) << np.uint64(bits)) | place
-        postings.sort()
-        found = jit(_join)(postings, bits, ends, sides, lengths, histograms, signed.keys, signed.starts[by_length], edits, most)
-    left, right = (found >> np.uint64(32)).astype(np.int64), (found & np.uint64(2**32 - 1)).astype(np.int64)
-    return by_length[left].astype(np.int32), by_length[right].astype(np.int32)
+        starts, bits = signed.starts[by_length], max(1, int(len(lengths) - 1).bit_length())
+        place = np.empty(len(lengths), dtype=np.uint32)
+        place[by_length] = np.arange(len(lengths), dtype=np.uint32)
+        shared, found = _shared(signed, side), list[Keys]()
+        slices = 2 ** max(0, math.ceil(math.log2(max(len(signed.keys), 1) / POSTINGS_AT_ONCE)))
+        for number in range(slices):  # of the hashes
+            postings = jit(_postings)(signed.keys, signed.starts, place, shared, bits, slices, number)
+            postings.sort()
+            left = most - sum(map(len, found))
+            found.append(jit(_join)(postings, bits, ends, sides, lengths, histograms, signed.keys, starts, edits, left))
+            if len(found[-1]) > left:
+                break
+    for pairs in found:
+        jit(_by_row)(pairs, by_length)
+    return np.concatenate(found)
 
 
 def _shared(signed: Signatures, side: Bytes) -> npt.NDArray[np.bool_]:
-    """Which keys may stand on side 1 too: by a table of their first 24 bits."""
-    coarse = (signed.keys >> np.uint64(40)).astype(np.uint32)
+    """By their first 24 bits, the keys that stand on side 1; empty where there are no sides. Rows of side 0 come first."""
+    if not len(side) or side[0] == 2:
+        return np.empty(0, dtype=np.bool_)
     seen = np.zeros(2**24, dtype=np.bool_)
-    seen[coarse[np.repeat(side, np.diff(signed.starts)) == 1]] = True
-    return seen[coarse]
+    seen[signed.keys[signed.starts[np.count_nonzero(side == 0)] :] >> np.uint64(40)] = True
+    return seen
 
 
-def _verified(left_texts: Sequence[str], right_texts: Sequence[str], left: Ints, right: Ints, threshold: float) -> Pairs:
-    scores: list[npt.NDArray[np.float32]] = [np.empty(0, dtype=np.float32)]
-    for first in range(0, len(left), VERIFY_AT_ONCE):
-        part = slice(first, first + VERIFY_AT_ONCE)
-        queries, choices = [left_texts[i] for i in left[part]], [right_texts[j] for j in right[part]]
-        scores.append(process.cpdist(queries, choices, scorer=fuzz.ratio, score_cutoff=100 * threshold, dtype=np.float32))
-    score = np.concatenate(scores)
-    good = np.flatnonzero(score > 0)
-    good = good[np.lexsort((right[good], left[good]))]
-    return Pairs(left[good], right[good], score[good] / np.float32(100))
+def _verified(left_texts: pl.Series, right_texts: pl.Series, candidates: Keys, threshold: float) -> Pairs:
+    """`candidates`: rows of both as left * 2**32 + right."""
+    good, scores = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.float32)]
+    for first in range(0, len(candidates), VERIFY_AT_ONCE):
+        part = candidates[first : first + VERIFY_AT_ONCE]
+        queries, choices = left_texts.gather(part >> np.uint64(32)), right_texts.gather(part & np.uint64(2**32 - 1))
+        score = process.cpdist(
+            queries.to_list(), choices.to_list(), scorer=fuzz.ratio, score_cutoff=100 * threshold, dtype=np.float32
+        )
+        good.append(part[score > 0])
+        scores.append(score[score > 0])
+    pairs, score = np.concatenate(good), np.concatenate(scores)
+    order = np.argsort(pairs)
+    left, right = (pairs >> np.uint64(32)).astype(np.int32), (pairs & np.uint64(2**32 - 1)).astype(np.int32)
+    return Pairs(left[order], right[order], score[order] / np.float32(100))
 
 
-def pairs_between(old: Signatures, old_texts: Sequence[str], new: Signatures, new_texts: Sequence[str]) -> Pairs:
+def pairs_between(old: Signatures, old_texts: Texts, new: Signatures, new_texts: Texts) -> Pairs:
     """Pairs of an old text (left) and a new one (right), which may be equal; both signed with the same threshold."""
     both = old.followed_by(new)
     n = len(old.lengths)
-    left, right = _candidates(both, (np.arange(len(both.lengths)) >= n).astype(np.uint8))
-    return _verified(old_texts, new_texts, np.minimum(left, right), np.maximum(left, right) - np.int32(n), old.threshold)
+    found = _candidates(both, (np.arange(len(both.lengths)) >= n).astype(np.uint8)) - np.uint64(n)
+    return _verified(_series(old_texts), _series(new_texts), found, old.threshold)
 
 
-def find_pairs(texts: Sequence[str], threshold: float = 0.9) -> Pairs:
+def find_pairs(texts: Texts, threshold: float = 0.9) -> Pairs:
     """All pairs of distinct normalised texts; equal texts are refused, since k of them make k² / 2 pairs (see `exact_keys`)."""
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"{len(texts) - len(set(texts))} of {len(texts)} texts repeat another one: collapse equal texts first")
-    return _pairs_within(signatures(texts, threshold), texts)
+    series = _series(texts)
+    if repeated := len(series) - series.n_unique():
+        raise ValueError(f"{repeated} of {len(series)} texts repeat another one: collapse equal texts first")
+    found = _candidates(signatures(series, threshold), np.full(len(series), 2, dtype=np.uint8))
+    return _verified(series, series, found, threshold)
 
 
-def _pairs_within(signed: Signatures, texts: Sequence[str]) -> Pairs:
-    left, right = _candidates(signed, np.full(len(texts), 2, dtype=np.uint8))
-    return _verified(texts, texts, np.minimum(left, right), np.maximum(left, right), signed.threshold)
+def _series(texts: Texts) -> pl.Series:
+    return pl.Series(values=texts, dtype=pl.String)
 
 
 # --- which texts stay
@@ -337,7 +384,7 @@ def keep_best(n: int, pairs: Pairs, rank: Rows) -> Rows:
     return kept_by
 
 
-def drop_near_duplicates(texts: Sequence[str], rank: Rows, threshold: float = 0.9) -> Rows:
+def drop_near_duplicates(texts: Texts, rank: Rows, threshold: float = 0.9) -> Rows:
     """What `keep_best` says about all pairs, equal texts included, without holding them: -1 for kept, else the kept text.
 
     100,000 texts out of 50 templates have 100 million pairs. Where there are more than ENOUGH a text, texts are taken in rank
@@ -345,45 +392,40 @@ def drop_near_duplicates(texts: Sequence[str], rank: Rows, threshold: float = 0.
     same way. The answer is that of all pairs.
     """
     order = np.argsort(rank, kind="stable").astype(np.int64)
-    kept_by = np.full(len(texts), -1, dtype=np.int64)
-    first_of: dict[str, int] = {}
-    for row in map(int, order):
-        kept_by[row] = first_of.setdefault(texts[row], row)
-    distinct = order[kept_by[order] == order]
-    signed = signatures(_texts(texts, distinct), threshold)
-    answer = _walked(signed, _texts(texts, distinct))
-    by_row = np.full(len(texts), -1, dtype=np.int64)  # for the first of equal texts: the kept text it is near, or -1
-    by_row[distinct[answer >= 0]] = distinct[answer[answer >= 0]]
-    first_is_kept = by_row[kept_by] == -1
-    return np.where(first_is_kept, np.where(kept_by == np.arange(len(texts)), -1, kept_by), by_row[kept_by])
+    ranked = _series(texts).gather(order)
+    first = ranked.to_frame("text").with_row_index().select(pl.col("index").first().over("text")).to_series().to_numpy()
+    distinct = np.flatnonzero(first == np.arange(len(order)))
+    chosen = ranked.gather(distinct)
+    answer = _walked(signatures(chosen, threshold), chosen)
+    near = np.full(len(order), -1, dtype=np.int64)  # for the first of equal texts: the kept text it is near, or -1
+    near[distinct[answer >= 0]] = distinct[answer[answer >= 0]]
+    near = np.where((near[first] == -1) & (first < np.arange(len(order))), first, near[first])
+    kept_by = np.empty_like(near)
+    kept_by[order] = np.where(near >= 0, order[near], -1)
+    return kept_by
 
 
-def _texts(texts: Sequence[str], rows: Rows) -> list[str]:
-    return [texts[int(i)] for i in rows]
-
-
-def _walked(signed: Signatures, texts: Sequence[str]) -> Rows:
+def _walked(signed: Signatures, texts: pl.Series) -> Rows:
     """What `keep_best` says about all pairs of distinct texts in order of rank."""
     most = ENOUGH * len(texts) if len(texts) > FIRST_BLOCK else 2**62
-    left, right = _candidates(signed, np.full(len(texts), 2, dtype=np.uint8), most)
-    if len(left) > most:
+    found = _candidates(signed, np.full(len(texts), 2, dtype=np.uint8), most)
+    if len(found) > most:
         return _walked_in_blocks(signed, texts)
-    pairs = _verified(texts, texts, np.minimum(left, right), np.maximum(left, right), signed.threshold)
-    return keep_best(len(texts), pairs, np.arange(len(texts)))
+    return keep_best(len(texts), _verified(texts, texts, found, signed.threshold), np.arange(len(texts)))
 
 
-def _walked_in_blocks(signed: Signatures, texts: Sequence[str]) -> Rows:
+def _walked_in_blocks(signed: Signatures, texts: pl.Series) -> Rows:
     kept, done = np.empty(0, dtype=np.int64), 0  # positions in `distinct`
     answer = np.full(len(texts), -1, dtype=np.int64)
     while done < len(texts):
         block = np.arange(done, min(len(texts), max(FIRST_BLOCK, 2 * done)))
         done = int(block[-1]) + 1
         if len(kept):
-            pairs = pairs_between(signed.take(kept), _texts(texts, kept), signed.take(block), _texts(texts, block))
+            pairs = pairs_between(signed.take(kept), texts.gather(kept), signed.take(block), texts.gather(block))
             rows, firsts = np.unique(pairs.right[np.argsort(pairs.left, kind="stable")], return_index=True)
             answer[block[rows]] = kept[np.sort(pairs.left)[firsts]]
             block = block[answer[block] == -1]
-        inner = _walked(signed.take(block), _texts(texts, block))
+        inner = _walked(signed.take(block), texts.gather(block))
         answer[block[inner >= 0]] = block[inner[inner >= 0]]
         kept = np.concatenate([kept, block[inner < 0]])
     return answer

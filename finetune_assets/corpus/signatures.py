@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+Texts = Sequence[str] | pl.Series
 Ints = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 EXACT_BELOW = 0.85
 LONG = 40  # code points from which a text has gram keys
+AT_ONCE = 20_000  # texts
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,16 @@ def settings_of(threshold: float) -> Settings:
     return Settings(edits, ratio, gram, 0.33 / looser, math.ceil(LONG * ratio), step, 3 if looser < 1.2 else 4, 2)
 
 
-def signatures(texts: Sequence[str], threshold: float = 0.9) -> Signatures:
-    """Histograms and keys of normalised texts, 50,000 texts at a time (4 bytes per code point are held meanwhile)."""
-    settings = settings_of(threshold)
-    lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
-    histograms = np.zeros((len(texts), 32), dtype=np.uint8)
-    keys: list[Keys] = [np.empty(0, dtype=np.uint64)]
-    counts = np.zeros(len(texts), dtype=np.int64)
-    for first in range(0, len(texts), 50_000):
-        part = slice(first, first + 50_000)
-        codes = np.frombuffer("".join(texts[part]).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+def signatures(texts: Texts, threshold: float = 0.9) -> Signatures:
+    """Histograms and keys of normalised texts, AT_ONCE texts at a time (4 bytes per code point are held meanwhile)."""
+    settings, series = settings_of(threshold), pl.Series(values=texts, dtype=pl.String)
+    lengths = series.str.len_chars().to_numpy().astype(np.int32)
+    histograms = np.zeros((len(series), 32), dtype=np.uint8)
+    keys = np.empty(0, dtype=np.uint64)
+    counts = np.zeros(len(series), dtype=np.int64)
+    for first in range(0, len(series), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        codes = np.frombuffer("".join(series[part].to_list()).encode("utf-32-le"), dtype=np.uint32)
         starts = np.concatenate([[0], np.cumsum(lengths[part], dtype=np.int64)])
         jit(_fill_histograms)(codes, starts, histograms[part])
         if threshold >= EXACT_BELOW:
@@ -99,10 +102,11 @@ def signatures(texts: Sequence[str], threshold: float = 0.9) -> Signatures:
                     lengths[part].astype(np.int64), 2 * settings.segments * (2 * settings.shift + 1) + settings.short
                 ).sum()
             )
-            buffer = np.empty(room, dtype=np.uint64)
+            buffer, done = np.empty(room, dtype=np.uint64), len(keys)
             used = jit(_fill_keys)(codes, starts, buffer, counts[part], *_key_arguments(settings))
-            keys.append(buffer[:used].copy())
-    return Signatures(threshold, lengths, histograms, np.concatenate(keys), np.concatenate([[0], np.cumsum(counts)]))
+            keys.resize(done + used, refcheck=False)  # grows in place where the pages can be moved
+            keys[done:] = buffer[:used]
+    return Signatures(threshold, lengths, histograms, keys, np.concatenate([[0], np.cumsum(counts)]))
 
 
 def _key_arguments(s: Settings) -> tuple[int, float, int, float, int, int, int]:

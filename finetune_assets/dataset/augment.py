@@ -89,15 +89,16 @@ def augment(
     preferences and KTO rows, which no training row may resemble either; `left`: what scrubbing left in the texts on purpose.
     """
     settings = assistant.augment
-    train = frame.filter(pl.col("reason").is_null() & (pl.col("split") == TRAIN))
-    sizes = {str(intent): int(n) for intent, n in train["intent"].value_counts().rows()}
+    train = pl.col("reason").is_null() & (pl.col("split") == TRAIN)
+    sizes = {str(intent): int(n) for intent, n in frame.filter(train)["intent"].value_counts().rows()}
     plan = wanted(sizes, settings.share, settings.below)
     each = settings.per_example if settings.llm else 1  # a request costs the same for several
-    nothing, by_intent = train.head(0), {str(intent): rows for (intent,), rows in train.group_by("intent")}
-    chosen = pl.concat([nothing, *(best_first(by_intent[name]).head(_parents(need, each)) for name, need in plan.items())])
+    nothing = frame.clear()
+    own = ((frame.filter(train & (pl.col("intent") == intent)), _parents(need, each)) for intent, need in plan.items())
+    chosen = pl.concat([nothing, *(best_first(rows).head(most) for rows, most in own)])
     chosen = chosen.drop("context")
     known = pl.concat([compact(part.select("message_id", "context")) for part in chain([nothing], contexts(chosen))])
-    chosen = chosen.join(known, on="message_id", how="left", maintain_order="left").select(train.columns)
+    chosen = chosen.join(known, on="message_id", how="left", maintain_order="left").select(frame.columns)
     made: list[pl.DataFrame] = []
     for intent, need in plan.items():
         candidates = math.ceil(SPARE * need)
@@ -111,7 +112,7 @@ def augment(
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
     filled = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
-    total = train.height + rows.height
+    total = sum(sizes.values()) + rows.height
     notes: dict[str, Any] = {
         "rows": rows.height,
         "share": round(rows.height / max(total, 1), 4),

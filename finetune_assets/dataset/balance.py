@@ -14,6 +14,7 @@ import polars as pl
 
 from finetune_assets.assistants.settings.data import Balance
 from finetune_assets.corpus.near_duplicates import exact_keys
+from finetune_assets.dataset.duplicates import Whole
 from finetune_assets.dataset.selection import SOURCES, matches
 from finetune_assets.dataset.splits import TRAIN
 from finetune_assets.errors import DataError
@@ -25,8 +26,8 @@ def best_first(rows: pl.DataFrame) -> pl.DataFrame:
     """Sorted by source, then by a hash of user turn and reply; ids decide only between rows of equal text."""
     both = rows.select(pl.concat_str("user_text", "reply", separator="\n")).to_series()
     rank = pl.col("source").replace_strict(SOURCE_RANK, return_dtype=pl.Int8)
-    keyed = rows.with_columns(_key=pl.Series(exact_keys(both.to_list()), dtype=pl.UInt64), _rank=rank)
-    return keyed.sort("_rank", "_key", "message_id").drop("_rank", "_key")
+    key = pl.Series(exact_keys(both.to_list()), dtype=pl.UInt64)
+    return rows[rows.select(pl.arg_sort_by(rank, key, "message_id")).to_series()]
 
 
 def cap_of(counts: Sequence[int], cap: float, setting: str) -> int:
@@ -62,13 +63,12 @@ def is_negative(rows: pl.DataFrame, balance: Balance) -> pl.Series:
     return found
 
 
-def even_out(frame: pl.DataFrame, balance: Balance) -> pl.DataFrame:
-    """Fills `reason` of the training rows above a cap. `frame` has reason (null: kept so far), split and the texts."""
+def even_out(frame: pl.DataFrame, balance: Balance, whole: Whole) -> pl.DataFrame:
+    """Fills `reason` of the training rows above a cap. `frame` has reason (null: kept so far), `whole` gives the rest."""
     if balance.max_per_intent is None and balance.max_per_tenant is None and balance.negative_share is None:
         return frame
-    rows = best_first(frame.filter(pl.col("reason").is_null() & (pl.col("split") == TRAIN))).with_columns(
-        why=pl.lit(None, pl.String)
-    )
+    rows = best_first(whole(frame.filter(pl.col("reason").is_null() & (pl.col("split") == TRAIN))))
+    rows = rows.with_columns(why=pl.lit(None, pl.String))
     for column, cap, name in (
         ("intent", balance.max_per_intent, "intent_cap"),
         ("tenant_id", balance.max_per_tenant, "tenant_cap"),

@@ -28,14 +28,14 @@ from finetune_assets.dataset import manifest as manifests
 from finetune_assets.dataset.augment import augment, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note
 from finetune_assets.dataset.coverage import coverage, drift, sample, vocabulary_notes
-from finetune_assets.dataset.duplicates import Contexts, blocking_negatives, remove_twins, replaced_by, with_text
+from finetune_assets.dataset.duplicates import Contexts, Whole, blocking_negatives, remove_twins, replaced_by, with_text
 from finetune_assets.dataset.formats import write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.lines import LayoutNote, Sorted, lines_made, lines_of
 from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
 from finetune_assets.dataset.preferences import Pairs, label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
-from finetune_assets.dataset.reading import Selected, read_contexts, select_examples
+from finetune_assets.dataset.reading import Selected, read_more, select_examples
 from finetune_assets.dataset.selection import (
     Judged,
     Left,
@@ -82,8 +82,9 @@ _ROW = (
 
 
 SPOOL_SHARE = 0.1  # of the memory setting, for lines held before they are written
-_COMPARED = ("message_id", "place", "split", "source", "created_at", "user_text", "reply")
 _OUT = ("message_id", "reason", "intent", "started_at")
+_HELD = ("place", *_OUT, "created_at", "verdict", "expected", "source", "split", "text")
+"""Columns that are held of all examples that may be kept; the others are read again for those that are."""
 
 
 @dataclass(frozen=True)
@@ -126,29 +127,29 @@ def choose(
     feedback = read_feedback(store)
     judged, rated = judge(selected.named(feedback["message_id"]), feedback, tenants), ratings or Ratings()
     left = Left.of(store)
-    frame, seen = _decided(selected, assistant, judged, rated)
-    frame = mark_personal(frame, contexts(frame.filter(pl.col("reason").is_null())), left)
-    frame = even_out(_without_twins(frame, filters, embed, contexts), assistant.balance)
+    frame, seen = _decided(selected, assistant, judged, rated, contexts, left)
+    frame = _without_twins(frame, seen.negatives, filters, embed, selected.whole, contexts)
+    frame = even_out(frame, assistant.balance, selected.whole)
 
-    kept = frame.filter(pl.col("reason").is_null())
     outcomes = pl.concat([seen.out, frame.select(seen.out.columns)])
     rejected = tally(outcomes["reason"].drop_nulls())
-    check_enough(assistant, outcomes.height, kept, rejected)
+    few = selected.whole(some_dropped(frame)).select(seen.few.columns)
     told = {
-        "twins": twin_rows(frame),
+        "twins": twin_rows(frame, selected.whole),
         "outcomes": outcomes_by_week(outcomes),
-        "dropped_sample": dropped_rows(pl.concat([seen.few, frame.select(seen.few.columns)])),
+        "dropped_sample": dropped_rows(pl.concat([seen.few, few])),
     }
-    frame = _with_contexts(frame.filter(_is_used(rated)), contexts, _is_judged(rated))
-    kept = frame.filter(pl.col("reason").is_null())
+    frame = _with_contexts(selected.whole(frame.filter(_is_used(rated))), contexts, _is_judged(rated))
+    columns = (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
+    kept = frame.filter(pl.col("reason").is_null()).select(columns)
+    check_enough(assistant, outcomes.height, kept, rejected)
     pairs = make_pairs(frame, filters.near_duplicate, left, rated)
     made = _counted(pairs)
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
     synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), left, contexts)
     synthetic = synthetic.with_columns(place=(selected.starts[-1] + pl.int_range(pl.len())).cast(pl.UInt32))
     said = synthetic.select("place", "context")
-    columns = (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
-    whole = pl.concat([kept.select(columns), synthetic.select(columns)])
+    whole = pl.concat([kept, synthetic.select(columns)])
     notes: dict[str, Any] = {
         "weeks": selected.weeks,
         "read": outcomes.height,
@@ -177,16 +178,20 @@ def choose(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What stays of examples that no later step needs: why they are `out`, a `few` of each reason, a sample of all (`live`)."""
+    """What stays of examples that no later step needs: why they are `out`, a `few` of each reason, a sample of all (`live`); and
+    the texts of `negatives`, which no reply may repeat."""
 
     out: pl.DataFrame
     few: pl.DataFrame
     live: pl.DataFrame
+    negatives: pl.DataFrame
 
 
-def _decided(selected: Selected, assistant: Assistant, judged: Judged, rated: Ratings) -> tuple[pl.DataFrame, _Seen]:
-    """The examples that are kept so far or that somebody judged, with what `verdicts` adds and their split; and all others."""
-    parts, out, few, live = (list[pl.DataFrame]() for _ in range(4))
+def _decided(
+    selected: Selected, assistant: Assistant, judged: Judged, rated: Ratings, contexts: Contexts, left: Left
+) -> tuple[pl.DataFrame, _Seen]:
+    """The examples that are kept so far or that somebody judged (`_HELD`, in order of place); and all others."""
+    parts, out, few, live, negatives = (list[pl.DataFrame]() for _ in range(5))
 
     def decided() -> Iterable[pl.DataFrame]:
         return (mark_rejected(verdicts(part, judged, assistant.filters), rated) for part in selected.parts())
@@ -195,12 +200,14 @@ def _decided(selected: Selected, assistant: Assistant, judged: Judged, rated: Ra
     for part in decided():
         frame = assign(part, assistant.split, tested)
         used = frame.select(_is_used(rated)).to_series()
-        parts.append(frame.filter(used).drop("channel", "kind", "bucket", "training_consent"))
-        rest = frame.filter(~used)
-        out.append(rest.select(*_OUT, kept_message_id=pl.lit(None, pl.String)))
-        few.append(some_dropped(rest))
-        live = [sample(pl.concat([*live, frame.select("text_key", "user_text", "reply")]))]
-    return pl.concat(parts), _Seen(pl.concat(out), pl.concat(few), live[0])
+        own, rest = frame.filter(used), frame.filter(~used)
+        own = with_text(mark_personal(own, contexts(own.filter(pl.col("reason").is_null())), left), "reply")
+        negatives.append(compact(blocking_negatives(own)))
+        parts.append(compact(own.select(_HELD)))
+        out.append(compact(rest.select(*_OUT, kept_message_id=pl.lit(None, pl.String))))
+        few.append(compact(some_dropped(rest).select("reason", "user_text", "reply", "message_id")))
+        live = [compact(sample(pl.concat([*live, frame.select("text_key", "user_text", "reply")])))]
+    return pl.concat(parts), _Seen(pl.concat(out), pl.concat(few), live[0], pl.concat(negatives))
 
 
 def _counted(pairs: Pairs) -> dict[str, Any]:
@@ -225,23 +232,28 @@ def _is_judged(rated: Ratings) -> pl.Expr:
 
 def _with_contexts(rows: pl.DataFrame, contexts: Contexts, which: pl.Expr) -> pl.DataFrame:
     """The rows, in their order, with the `context` of some of them; null for the others."""
-    numbered = rows.with_row_index("_order")
-    others = numbered.filter(~which).with_columns(context=pl.lit(None, EXAMPLES["context"]))
-    return pl.concat([others, *map(compact, contexts(numbered.filter(which)))]).sort("_order").drop("_order")
+    none = rows.select("place", context=pl.lit(None, EXAMPLES["context"])).clear()
+    known = (compact(part.select("place", "context")) for part in contexts(rows.filter(which).select("place")))
+    return rows.join(pl.concat([none, *known]), on="place", how="left", maintain_order="left")
 
 
-def _without_twins(frame: pl.DataFrame, filters: Filters, embed: Embed | None, contexts: Contexts) -> pl.DataFrame:
-    """Adds `kept_message_id`, `replaced` and `text` (of the rows that were compared), and the reasons of twins."""
-    candidates = with_text(frame.filter(pl.col("reason").is_null()).select(_COMPARED), "reply")
-    decided = remove_twins(candidates, blocking_negatives(frame), filters.near_duplicate, contexts)
+def _without_twins(
+    frame: pl.DataFrame, negatives: pl.DataFrame, filters: Filters, embed: Embed | None, whole: Whole, contexts: Contexts
+) -> pl.DataFrame:
+    """Adds `kept_message_id` and `replaced`, and the reasons of twins."""
+    candidates = frame.filter(pl.col("reason").is_null()).drop("reason", "verdict", "intent", "started_at")
+    decided = remove_twins(candidates, negatives, filters.near_duplicate, whole, contexts)
     if filters.semantic_duplicate is not None:
         if embed is None:
             raise DataError("`filters.semantic_duplicate` is set: `choose` needs `embed`, which makes vectors of texts.")
+        said = whole(decided.select("place", "expected")).select("place", "user_text", "reply")
+        decided = decided.join(said, on="place", how="left", maintain_order="left")
         decided = drop_same_meaning(decided, embed, filters.semantic_duplicate)
-    decided = decided.select("message_id", "kept_message_id", "text", twin="reason")
+    replaced = replaced_by(decided)
+    decided = decided.select("place", "kept_message_id", twin="reason")
     return (
-        frame.join(decided, on="message_id", how="left", maintain_order="left")
-        .join(replaced_by(decided.rename({"twin": "reason"})), on="message_id", how="left", maintain_order="left")
+        frame.join(decided, on="place", how="left", maintain_order="left")
+        .join(replaced, on="message_id", how="left", maintain_order="left")
         .with_columns(reason=pl.coalesce("reason", "twin"), replaced=pl.col("replaced").fill_null(pl.lit([], pl.List(pl.String))))
         .drop("twin")
     )
@@ -309,7 +321,7 @@ def load_staged(store: Store, assistant: Assistant) -> Choice:
         kept=pl.concat(parts).with_row_index("place"),
         **{name: pl.read_parquet(folder / f"{name}.parquet") for name in _FRAMES},
         notes=stored["notes"],
-        contexts=partial(read_contexts, files, starts),
+        contexts=partial(read_more, files, starts),
     )
 
 

@@ -18,9 +18,12 @@ from finetune_assets.dataset.ratings import REJECTED
 from finetune_assets.dataset.selection import CORRECTED, SOURCES, UNUSABLE
 from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
 
+AT_ONCE = 200_000  # texts that are compared with others
 Indices = npt.NDArray[np.int64]
 Contexts = Callable[[pl.DataFrame], Iterable[pl.DataFrame]]
 """Gives some rows, in parts, with their contexts."""
+Whole = Callable[[pl.DataFrame], pl.DataFrame]
+"""Gives some rows with their texts, and all else of an example but the context."""
 
 
 def with_text(frame: pl.DataFrame, reply: str) -> pl.DataFrame:
@@ -43,21 +46,33 @@ def twins_in(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
     """For each of `some` the first row of `others` whose text is equal, else the first that is near-equal; -1 for none."""
     if others.is_empty() or some.is_empty():
         return np.full(len(some), -1, dtype=np.int64)
-    first: dict[str, int] = {}
-    for row, text in enumerate(others.to_list()):
-        first.setdefault(text, row)
-    left, right = list(first), some.unique().sort().to_list()
-    pairs = pairs_between(signatures(left, threshold), left, signatures(right, threshold), right)
-    near: dict[str, int] = {}
-    for old, new in sorted(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)):
-        near.setdefault(right[new], first[left[old]])
-    return np.array([first.get(text, near.get(text, -1)) for text in some.to_list()], dtype=np.int64)
+    known = others.to_frame("text").with_row_index("equal").unique("text", keep="first", maintain_order=True)
+    found = some.to_frame("text").join(known, on="text", how="left", maintain_order="left")
+    new = found.filter(pl.col("equal").is_null())["text"].unique().sort()
+    nearest = _nearest(new, known["text"], threshold)
+    near = pl.DataFrame({"text": new, "near": known["equal"].gather(pl.Series(nearest).replace(-1, None))})
+    found = found.join(near, on="text", how="left", maintain_order="left")
+    return found.select(pl.coalesce("equal", "near").cast(pl.Int64).fill_null(-1)).to_series().to_numpy()
 
 
-def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
+def _nearest(some: pl.Series, others: pl.Series, threshold: float) -> Indices:
+    """For each of `some` the first near-equal one of `others`, -1 for none; both distinct. Of the longer side AT_ONCE are signed
+    at a time."""
+    swapped = len(some) < len(others)
+    few, many = (some, others) if swapped else (others, some)
+    signed, found = signatures(few, threshold), np.full(len(some), len(others), dtype=np.int64)
+    for first in range(0, len(many), AT_ONCE):
+        part = many[first : first + AT_ONCE]
+        pairs = pairs_between(signatures(part, threshold), part, signed, few)
+        rows = (pairs.right, pairs.left + first) if swapped else (pairs.left + first, pairs.right)
+        np.minimum.at(found, *rows)
+    return np.where(found < len(others), found, -1)
+
+
+def ranked(frame: pl.DataFrame, whole: Whole, contexts: Contexts) -> pl.DataFrame:
     """Sorted so that of any two twins the one to keep comes first; ids decide only between rows that are equal in all else.
 
-    `contexts` are asked for where rows are equal in all but those: few, and they are as long as all else together.
+    Texts (`whole`) are asked for where rows are equal in all but those, and contexts where the texts are equal too.
     """
     order = {TEST: 0, VALIDATION: 1, TRAIN: 2}
     source = {name: place for place, name in enumerate(SOURCES)}
@@ -68,7 +83,7 @@ def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
         _age=-pl.col("created_at").dt.epoch("us"),
     )
     keys = ["_fixed", "_split", "_source", "_age"]
-    tied = frame.filter(frame.select(pl.struct(keys).is_duplicated()).to_series())
+    tied = whole(frame.filter(frame.select(pl.struct(keys).is_duplicated()).to_series()))
     said = pl.col("context").list.eval(pl.element().struct.field("content")).list.join("\n")
     alike = tied.filter(tied.select(pl.struct(*keys, "user_text", "reply").is_duplicated()).to_series())
     history = [part.select("message_id", _history=said) for part in contexts(alike)] if alike.height else []
@@ -78,17 +93,19 @@ def ranked(frame: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
     return frame.join(order, on="message_id", how="left").sort(*keys, "_order").drop(*keys, "_order")
 
 
-def remove_twins(candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float, contexts: Contexts) -> pl.DataFrame:
+def remove_twins(
+    candidates: pl.DataFrame, negatives: pl.DataFrame, threshold: float, whole: Whole, contexts: Contexts
+) -> pl.DataFrame:
     """The candidates, ranked, with `reason` and `kept_message_id` (null: survives).
 
-    Both frames have message_id, created_at and text; candidates also split, source, user_text and reply.
+    Both frames have message_id, created_at and text; candidates also place, expected, split and source.
     """
-    frame = ranked(candidates, contexts)
+    frame = ranked(candidates, whole, contexts)
     newest = negatives.sort("created_at", "text", "message_id", descending=[True, False, False])
     corrected = (frame["source"] == CORRECTED).to_numpy()
     blocker = np.where(corrected, -1, twins_in(frame["text"], newest["text"], threshold))
     free = np.flatnonzero(blocker < 0)
-    kept_by = drop_near_duplicates(frame["text"].gather(free).to_list(), np.arange(len(free), dtype=np.int64), threshold)
+    kept_by = drop_near_duplicates(frame["text"].gather(free), np.arange(len(free), dtype=np.int64), threshold)
 
     texts, ids, negative_ids = frame["text"], frame["message_id"], newest["message_id"]
     reasons: list[str | None] = [None] * frame.height

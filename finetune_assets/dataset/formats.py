@@ -132,16 +132,20 @@ def read_targets(folder: Path, spec: FileSpec, lines: int | None = None) -> pl.D
 
     Targets are the assistant's messages of weight 1; where no message has a weight, the last one.
     """
+    return pl.concat(target_parts(folder, spec, lines))
+
+
+def target_parts(folder: Path, spec: FileSpec, lines: int | None = None) -> Iterator[pl.DataFrame]:
+    """The rows of `read_targets` in parts, the first of them empty."""
     empty = pl.DataFrame(schema={"line": pl.Int64, "turn": pl.Int64, "user_text": pl.String, "reply": pl.String})
-    parts = [empty]
+    yield empty
     done = 0
     for rows in _blocks(folder / spec.name, spec.kind):
         targets = _targets(spec.kind, rows.head(rows.height if lines is None else lines - done))
-        parts.append(targets.with_columns(pl.col("line") + done).cast(empty.schema))  # pyright: ignore[reportArgumentType]
+        yield targets.with_columns(pl.col("line") + done).cast(empty.schema)  # pyright: ignore[reportArgumentType]
         done += rows.height
         if lines is not None and done >= lines:
             break
-    return pl.concat(parts)
 
 
 def _blocks(path: Path, kind: str) -> Iterator[pl.DataFrame]:

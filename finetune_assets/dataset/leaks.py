@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.dataset.duplicates import twins_in, with_text
-from finetune_assets.dataset.formats import FILES, LINEAGE, read_targets
+from finetune_assets.dataset.formats import FILES, LINEAGE, target_parts
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
 from finetune_assets.storage import read_json
@@ -22,7 +22,11 @@ from finetune_assets.storage import read_json
 MOST = 20
 """Problems of a kind that are listed."""
 Settings = dict[str, Any]
-_TEXTS = {"user_text": pl.String, "reply": pl.String, "file": pl.String, "kind": pl.String}
+_ROW: dict[str, Any] = {
+    **{name: LINEAGE[name] for name in ("line", "conversation_id", "message_id", "user", "started_at")},
+    **{name: pl.Categorical() for name in ("split", "tenant_id", "vertical", "source", "file", "kind")},
+    "text": pl.String,
+}
 
 
 def check_leaks(folder: Path) -> list[str]:
@@ -44,20 +48,16 @@ def examine(folder: Path, settings: Settings) -> tuple[list[str], dict[str, int]
     """
     problems, rows = _rows(folder)
     for column in ("conversation_id", "user"):
-        shared = (
-            rows.drop_nulls(column)
-            .group_by(column)
-            .agg(splits=pl.col("split").unique().sort())
-            .filter(pl.col("splits").list.len() > 1)
-        )
+        pairs = rows.select(column, pl.col("split").cast(pl.String)).drop_nulls(column).unique()
+        shared = pairs.filter(pl.col(column).is_duplicated()).group_by(column).agg(splits=pl.col("split").sort())
         for value, splits in shared.sort(column).head(MOST).rows():
             problems.append(f"{column} {value} stands in {' and '.join(splits)}")
     dated = _out_of_time(rows, settings["split"])
     synthetic = rows.filter((pl.col("source") == SYNTHETIC) & (pl.col("split") != TRAIN))
     problems += [*dated, *(f"{name} is synthetic" for name in _names(synthetic)), *foreign(rows, settings)]
     threshold = float(settings["filters"]["near_duplicate"])
-    rows = with_text(rows, "reply")
-    train, heldout = rows.filter(pl.col("split") == TRAIN), rows.filter(pl.col("split") != TRAIN)
+    texts = rows.select("text", "split", "kind", "file", "line", "message_id")
+    train, heldout = texts.filter(pl.col("split") == TRAIN), texts.filter(pl.col("split") != TRAIN)
     examples = heldout.filter(pl.col("kind") == "examples")
     problems += _twins(heldout, train, threshold)
     problems += _twins(examples.filter(pl.col("split") == VALIDATION), examples.filter(pl.col("split") == TEST), threshold)
@@ -112,12 +112,13 @@ def _names(rows: pl.DataFrame) -> list[str]:
 
 
 def _rows(folder: Path) -> tuple[list[str], pl.DataFrame]:
-    """The lineage of every target with its file, kind, user_text and reply, and where files and lineage disagree."""
+    """The lineage of every target with its file, kind and normalised text, and where files and lineage disagree."""
     problems: list[str] = []
-    parts = [pl.DataFrame(schema={**LINEAGE, **_TEXTS})]
+    parts = [pl.DataFrame(schema=_ROW)]
     for spec in FILES:
-        lineage = pl.read_parquet(folder / spec.lineage).filter(pl.col("split").is_in(spec.splits)).sort("line", "turn")
-        targets = read_targets(folder, spec)
+        lineage = pl.read_parquet(folder / spec.lineage, columns=[name for name in LINEAGE if name in _ROW or name == "turn"])
+        lineage = lineage.filter(pl.col("split").is_in(spec.splits)).sort("line", "turn")
+        targets = pl.concat(with_text(part, "reply").drop("user_text", "reply") for part in target_parts(folder, spec))
         if not lineage.select("line", "turn").equals(targets.select("line", "turn")):
             lines, known = targets["line"].n_unique(), lineage["line"].n_unique()
             problems.append(
@@ -125,7 +126,6 @@ def _rows(folder: Path) -> tuple[list[str], pl.DataFrame]:
                 f"{spec.lineage} describes {known} with {lineage.height}"
             )
             continue
-        texts = targets.select("user_text", "reply")
-        file, kind = pl.lit(spec.name).alias("file"), pl.lit(spec.kind).alias("kind")
-        parts.append(pl.concat([lineage, texts], how="horizontal").with_columns(file, kind).select(parts[0].columns))
+        rows = lineage.with_columns(targets["text"], file=pl.lit(spec.name), kind=pl.lit(spec.kind))
+        parts.append(rows.select(pl.col(name).cast(dtype) for name, dtype in _ROW.items()))
     return problems, pl.concat(parts)

@@ -46,8 +46,9 @@ def fingerprint(settings: dict[str, Any], frames: dict[str, pl.DataFrame]) -> st
     state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
     for spec in FILES:
         rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits)).select("split", "source", "digest").sort(pl.all())
-        rows = rows.select(pl.concat_str(pl.lit(f"{spec.name}\t"), pl.concat_str(pl.all(), separator="\t"), pl.lit("\n")))
-        state.update("".join(rows.to_series()).encode())
+        line = pl.concat_str(pl.lit(f"{spec.name}\t"), pl.concat_str(pl.all(), separator="\t"), pl.lit("\n"))
+        for part in rows.iter_slices(50_000):
+            state.update("".join(part.select(line).to_series()).encode())
     return state.hexdigest()
 
 

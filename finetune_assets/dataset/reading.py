@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.corpus.schema import EXAMPLES
+from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset.formats import trim_context
 from finetune_assets.errors import DataError, NothingSelected
 from finetune_assets.storage import Store
@@ -73,13 +74,27 @@ class Selected:
             yield lazy.filter(~pl.col("place").is_in(self.outdated.implode())) if len(self.outdated) else lazy
 
     def contexts(self, rows: pl.DataFrame, turns: int, chars: int) -> Iterator[pl.DataFrame]:
-        """Some of the rows with their `context`, cut to both bounds; see `read_contexts`.
+        """Some of the rows with their `context`, cut to both bounds; see `read_more`.
 
         Raises DataError where a week was built again since the rows were read.
         """
-        for part in read_contexts(self.files, self.starts, rows):
+        for part in read_more(self.files, self.starts, rows):
             self._check()
             yield trim_context(part, turns, chars)
+
+    def whole(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Some of the rows, which hold `expected`, in the order of their places, with what `parts` and `verdicts` gave them.
+
+        Raises DataError where a week was built again since the rows were read.
+        """
+        types = {name: dtype for name, dtype in EXAMPLES.items() if name not in (*rows.columns, *UNREAD)}
+        told: dict[str, pl.Expr] = {"original": pl.col("reply"), "reply": pl.coalesce("expected", "reply")}
+        none = rows.clear().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in types.items())
+        parts = [none.with_columns(**told)]
+        for part in read_more(self.files, self.starts, rows, tuple(types)):
+            self._check()
+            parts.append(compact(part.with_columns(**told)))
+        return pl.concat(parts)
 
     def _check(self) -> None:
         for file, then in zip(self.files, self.written, strict=True):
@@ -89,14 +104,19 @@ class Selected:
                 )
 
 
-def read_contexts(files: Sequence[Path], starts: Sequence[int], rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """The rows with their `context`, a file at a time, in the order of the files; `starts`: of each file, and the end of all."""
-    places = rows["place"]
-    for file, (start, stop) in zip(files, pairwise(starts), strict=True):
-        own = rows.filter((places >= start) & (places < stop)).sort("place")
-        if own.height:
-            context = pl.read_parquet(file, columns=["context"], hive_partitioning=False)["context"]
-            yield own.with_columns(context.gather(own["place"] - start))
+UNREAD = ("context", "channel", "kind", "bucket", "training_consent")
+"""Columns that no step needs of a row that is decided; contexts are asked for."""
+
+
+def read_more(
+    files: Sequence[Path], starts: Sequence[int], rows: pl.DataFrame, columns: Sequence[str] = ("context",)
+) -> Iterator[pl.DataFrame]:
+    """The rows with more columns, a file at a time, in the order of their places; `starts`: of each file, and the end of all."""
+    of = pl.Series(np.searchsorted(starts, rows["place"].to_numpy(), side="right") - 1)
+    for number in of.filter(of < len(files)).unique().sort():  # others are synthetic
+        own = rows.filter(of == number).sort("place")
+        more = pl.read_parquet(files[number], columns=list(columns), hive_partitioning=False)
+        yield own.hstack(more[own["place"] - starts[number]])
 
 
 def select_examples(store: Store, assistant: Assistant) -> Selected:

@@ -10,6 +10,7 @@ from rapidfuzz import fuzz
 
 from finetune_assets.corpus.near_duplicates import normalise
 from finetune_assets.dataset.coverage import sample
+from finetune_assets.dataset.duplicates import Whole
 
 OTHER = "other"
 TWINS = ("near_duplicate", "semantic_duplicate", "same_as_negative", "exact_duplicate")
@@ -27,14 +28,14 @@ def dropped_rows(frame: pl.DataFrame, each: int = 2) -> list[dict[str, Any]]:
 
     `frame` has every example with its final reason.
     """
-    return some_dropped(frame, each).to_dicts()
+    return some_dropped(frame, each).select("reason", "user_text", "reply", "message_id").to_dicts()
 
 
 def some_dropped(frame: pl.DataFrame, each: int = 2) -> pl.DataFrame:
-    """What `dropped_rows` gives, of any part of the examples: the same for the rest of them and these few."""
-    dropped = frame.filter(pl.col("reason").is_not_null()).select("reason", "user_text", "reply", "message_id")
-    few = dropped.group_by("reason").agg(pl.all().sort_by(pl.col("message_id").hash(0)).head(each)).sort("reason")
-    return few.explode("user_text", "reply", "message_id")
+    """The rows that `dropped_rows` gives, of any part of the examples: the same for the rest of them and these few."""
+    dropped = frame.filter(pl.col("reason").is_not_null())
+    order = dropped.select("reason", key=pl.col("message_id").hash(0), row=pl.int_range(pl.len())).sort("reason", "key")
+    return dropped[order.filter(pl.int_range(pl.len()).over("reason") < each)["row"]]
 
 
 def outcomes_by_week(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
@@ -42,12 +43,13 @@ def outcomes_by_week(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
     return by_week(frame.with_columns(outcome=pl.coalesce("reason", pl.lit("kept"))), "outcome", most=7)
 
 
-def twin_rows(frame: pl.DataFrame, n: int = 8) -> list[dict[str, Any]]:
+def twin_rows(frame: pl.DataFrame, whole: Whole, n: int = 8) -> list[dict[str, Any]]:
     """Removed examples beside what they are twins of: reason, similarity (0..1), kept and removed text, both message ids.
 
-    `frame` has every example with its final reason. Chosen by a hash of the ids, near-duplicates first: they show the threshold.
+    `frame` has every example with its final reason, `whole` gives the texts. Chosen by a hash of the ids, near-duplicates first:
+    they show the threshold.
     """
-    removed = frame.filter(pl.col("reason").is_in(TWINS)).select("reason", "message_id", "kept_message_id", "user_text", "reply")
+    removed = frame.filter(pl.col("reason").is_in(TWINS)).select("reason", "message_id", "kept_message_id")
     order = pl.col("reason").replace_strict({name: place for place, name in enumerate(TWINS)}, return_dtype=pl.Int8)
     ids = pl.Series([_hash(message) for message in removed["message_id"]], dtype=pl.String)
     parts = removed.with_columns(_order=order, _hash=ids).sort("_order", "_hash")
@@ -58,9 +60,11 @@ def twin_rows(frame: pl.DataFrame, n: int = 8) -> list[dict[str, Any]]:
         "exact_duplicate": n // 8,
     }
     chosen = pl.concat([parts.filter(pl.col("reason") == reason).head(most) for reason, most in share.items()])
-    other = "original" if "original" in frame.columns else "reply"
-    twins = frame.select(kept_message_id="message_id", kept_user="user_text", kept_reply="reply", said=other)
-    both = chosen.join(twins, on="kept_message_id", how="left", maintain_order="left")
+    named = pl.concat([chosen["message_id"], chosen["kept_message_id"]]).implode()
+    texts = whole(frame.filter(pl.col("message_id").is_in(named))).select("message_id", "user_text", "reply", "original")
+    twins = texts.select(kept_message_id="message_id", kept_user="user_text", kept_reply="reply", said="original")
+    both = chosen.join(texts.drop("original"), on="message_id", how="left", maintain_order="left")
+    both = both.join(twins, on="kept_message_id", how="left", maintain_order="left")
     rows: list[dict[str, Any]] = []
     for row in both.to_dicts():
         kept_reply = row["said"] if row["reason"] == "same_as_negative" else row["kept_reply"]
