@@ -28,7 +28,7 @@ from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.intake import Ask, Options, Refused, history_key, new_conversation
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
-from finetune_assets.serving.models import model_name
+from finetune_assets.serving.models import SEPARATOR, model_name
 from finetune_assets.serving.records import look_ahead, request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
 from finetune_assets.serving.talks import Talk, Talks
@@ -220,14 +220,14 @@ class Answering:
 
     def target(self, exchange: Exchange, arm: Arm) -> Target:
         """Where an arm answers."""
-        settings = exchange.ask.assistant.serving
+        name = model_name(exchange.ask.assistant.name, arm.version)
+        settings = self.directory.assistants.get(name.rpartition(SEPARATOR)[0], exchange.ask.assistant).serving
         first = settings.first_token_seconds if arm.name == CANDIDATE else settings.timeout_seconds
         found = rented(self.directory.store, exchange.ask.assistant.name, arm.version)
         if found is not None:
             model, key = found
             return Target((model.base_url or "").rstrip("/"), model.model, key, settings.timeout_seconds, first)
         embedded = settings.upstream == "embedded"
-        name = model_name(exchange.ask.assistant.name, arm.version)
         if arm.version is None and settings.champion_model and not embedded:
             name = settings.champion_model
         return Target(
