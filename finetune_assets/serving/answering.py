@@ -295,10 +295,11 @@ class Answering:
         ask = replace(live.ask, at=live.ask.at + datetime.timedelta(seconds=live.seconds))
         made = Exchange(ask, live.state, arm, False, live.conversation, False, live.user, live.turns)
         made.id = f"shadow-{live.id}"
-        body = {**self.body(ask), "patient": True} if ask.assistant.serving.upstream == "embedded" else self.body(ask)
+        target = self.target(made, arm)
+        embedded = target.url == self.engine_url
+        body = {**self.body(ask), "patient": True} if embedded else self.body(ask)
         body.pop("tools", None)  # a shadow never runs a tool
         body.pop("tool_choice", None)
-        target = self.target(made, arm)
         target = replace(target, seconds=ask.assistant.rollout.shadow_seconds or target.seconds)
         try:
             _fail_if_told(ask, arm)
@@ -311,6 +312,8 @@ class Answering:
                 return
             made.outcome = "timeout" if failed.outcome == "timeout" else "error"  # also of what the live arm did not refuse
             made.error, made.status = failed.said(ask.assistant.serving.texts), 502
+            if failed.kind.startswith("HTTP 404") and not embedded:  # nobody has loaded it there yet: it has failed nothing
+                made.outcome, made.status = "refused", 404
         self._measure(made)
         self._keep(shadow_rows(made, live))
         self.metrics.observe(made, kind="shadow")

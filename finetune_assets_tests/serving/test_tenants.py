@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from finetune_assets.environment import Environment
 from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import control, directory, keys
 from finetune_assets.serving.assignment import assign
-from finetune_assets.serving.intake import Options
-from finetune_assets.serving.router import Router
-from finetune_assets.serving.writer import transfer
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Shop
 
@@ -32,20 +26,13 @@ def test_a_tenants_first_own_version_leaves_its_users_where_they_are(
     shop.roll_out(live, "done", assistant="dental")
     with shop.ledger() as book:
         key = keys.add(book, "clinica_aurora")
-    router = Router(Environment.read(shop.environment), Options("", open_door=False))
 
     async def go() -> None:
-        head = {"Authorization": f"Bearer {key}"}
-        transport = httpx.ASGITransport(app=router)
-        async with (
-            router._lifespan(router.app),  # pyright: ignore[reportPrivateUsage]
-            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=head) as client,
-        ):
+        async with shop.inside(open_door=False, Authorization=f"Bearer {key}") as served:
 
             async def answered(model: str = "dental", user: str = "eva", name: str = f"dental--{live}") -> None:
-                body: dict[str, Any] = {"model": model, "user": user, "messages": [{"role": "user", "content": "Hola"}]}
                 for _ in range(100):  # the ledger is followed within a second
-                    answer = await client.post("/v1/chat/completions", json=body)
+                    answer = await served.ask(user=user, model=model)
                     assert answer.status_code == 200, answer.text
                     if answer.json()["model"] == name:
                         assert answer.json()["choices"][0]["message"]["content"] == f"{name} oye: Hola"
@@ -55,7 +42,7 @@ def test_a_tenants_first_own_version_leaves_its_users_where_they_are(
 
             await answered()
             shop.roll_out(own, assistant="clinica_aurora")
-            while "clinica_aurora" not in router.directory.assistants:
+            while "clinica_aurora" not in served.router.directory.assistants:
                 await asyncio.sleep(0.02)
             for model in ("dental", "clinica_aurora", "gpt-4o"):
                 await answered(model)
@@ -65,7 +52,7 @@ def test_a_tenants_first_own_version_leaves_its_users_where_they_are(
             await asyncio.sleep(0.5)
             await answered()
             shop.advance("clinica_aurora")
-            while not (state := router.directory.rollout("clinica_aurora")).share:
+            while not (state := served.router.directory.rollout("clinica_aurora")).share:
                 await asyncio.sleep(0.02)
             first = next(u for u in map(str, range(200)) if assign(state, "clinica_aurora", u).name == "candidate")
             await answered(user=first, name=f"clinica_aurora--{own}")
@@ -78,6 +65,4 @@ def test_a_tenants_first_own_version_leaves_its_users_where_they_are(
         asyncio.run(go())
     finally:
         elsewhere.close()
-    with shop.ledger() as book:
-        transfer(shop.home / "serving" / "journal", book.engine)
     assert shop.values(requests, "version", assistant="clinica_aurora", kind="live") == {f"dental--{live}", own}
