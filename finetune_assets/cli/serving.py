@@ -110,20 +110,23 @@ def rollout() -> None:
 def rollout_status(assistant: str | None, as_json: bool) -> None:
     """Live version, candidate, step and guards of one assistant, or of all."""
     from finetune_assets.assistants import assistant_names
+    from finetune_assets.serving.directory import Directory
     from finetune_assets.serving.judge import judge
 
     rows: list[dict[str, Any]] = []
     with _ledger() as ledger:
+        directory = Directory(Environment.read(), ledger)
         known = sorted({*assistant_names(Environment.read().assistants), *(state.assistant for state in ledger.rollouts())})
         for name in [assistant] if assistant else known:
             state = ledger.rollout(name)
             judged = judge(ledger, state, _assistant(name).rollout) if state.is_open else None
-            rows.append({**vars(state), "judged": judged.as_dict() if judged else None})
+            live = directory.rollout(name).champion or "base model"  # of a tenant's own assistant perhaps its vertical's
+            rows.append({**vars(state), "live": live, "judged": judged.as_dict() if judged else None})
     if as_json:
         print(json.dumps({"rollouts": rows}, default=str))
         return
     for row in rows:
-        live = row["champion"] or "base model"
+        live = row["live"]
         if not row["candidate"]:
             click.echo(f"{row['assistant']}: {live} serves everybody; no rollout (generation {row['generation']})")
             continue

@@ -28,7 +28,7 @@ from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.intake import Ask, Options, Refused, clean, history_key, new_conversation
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
-from finetune_assets.serving.models import model_name
+from finetune_assets.serving.models import SEPARATOR, model_name
 from finetune_assets.serving.records import look_ahead, request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
 from finetune_assets.serving.talks import Talk, Talks
@@ -220,14 +220,14 @@ class Answering:
 
     def target(self, exchange: Exchange, arm: Arm) -> Target:
         """Where an arm answers."""
-        settings = exchange.ask.assistant.serving
+        name = model_name(exchange.ask.assistant.name, arm.version)
+        settings = self.directory.assistants.get(name.rpartition(SEPARATOR)[0], exchange.ask.assistant).serving
         first = settings.first_token_seconds if arm.name == CANDIDATE else settings.timeout_seconds
         found = rented(self.directory.store, exchange.ask.assistant.name, arm.version)
         if found is not None:
             model, key = found
             return Target((model.base_url or "").rstrip("/"), model.model, key, settings.timeout_seconds, first)
         embedded = settings.upstream == "embedded"
-        name = model_name(exchange.ask.assistant.name, arm.version)
         if arm.version is None and settings.champion_model and not embedded:
             name = settings.champion_model
         return Target(
@@ -295,10 +295,11 @@ class Answering:
         ask = replace(live.ask, at=live.ask.at + datetime.timedelta(seconds=live.seconds))
         made = Exchange(ask, live.state, arm, False, live.conversation, False, live.user, live.turns)
         made.id = f"shadow-{live.id}"
-        body = {**self.body(ask), "patient": True} if ask.assistant.serving.upstream == "embedded" else self.body(ask)
+        target = self.target(made, arm)
+        embedded = target.url == self.engine_url
+        body = {**self.body(ask), "patient": True} if embedded else self.body(ask)
         body.pop("tools", None)  # a shadow never runs a tool
         body.pop("tool_choice", None)
-        target = self.target(made, arm)
         target = replace(target, seconds=ask.assistant.rollout.shadow_seconds or target.seconds)
         try:
             _fail_if_told(ask, arm)
@@ -311,6 +312,8 @@ class Answering:
                 return
             made.outcome = "timeout" if failed.outcome == "timeout" else "error"  # also of what the live arm did not refuse
             made.error, made.status = failed.said(ask.assistant.serving.texts), 502
+            if failed.kind.startswith("HTTP 404") and not embedded:  # nobody has loaded it there yet: it has failed nothing
+                made.outcome, made.status = "refused", 404
         self._measure(made)
         self._keep(shadow_rows(made, live))
         self.metrics.observe(made, kind="shadow")

@@ -76,6 +76,10 @@ class Lane:
         """Puts a LoRA adapter on the base model; its name is never used again for another. Raises ModelUnavailable."""
         self.adapters.load(name, folder)
 
+    def has(self, adapter: str) -> bool:
+        """Whether chats may ask for this adapter."""
+        return adapter == NO_ADAPTER or adapter in self.adapters.numbers
+
     def add(self, chat: Chat) -> None:
         """Queues a chat."""
         (self.patient if chat.patient else self.waiting).append(chat)

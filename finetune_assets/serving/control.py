@@ -132,9 +132,8 @@ def decide(state: Rollout, judged: Judgement, settings: RolloutSettings) -> tupl
         approval = settings.approval == "every" or (settings.approval == "promotion" and last)
         after = rollouts.advance(state, "passed", settings.steps, person=False, approval=approval)
         return _event_of(after), after
-    split_off = any(guard.name == "assignment" and guard.outcome == "not_measurable" for guard in judged.guards)
     waits = judged.outcome in ("inconclusive", "not_measurable", "gathering")
-    if waits and (judged.patience_over or split_off):
+    if waits and judged.patience_over:
         return "held", rollouts.hold(state, "guards")
     return None
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -23,7 +23,7 @@ from finetune_assets.errors import FinetuneError
 from finetune_assets.registry import Ledger, Rollout
 from finetune_assets.registry.tables import rollout_of, rollouts
 from finetune_assets.registry.traffic import api_keys
-from finetune_assets.serving.models import tenants
+from finetune_assets.serving.models import model_name, tenants
 from finetune_assets.storage import Store
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,15 @@ class Directory:
         return time.monotonic() - self.fresh
 
     def rollout(self, assistant: str) -> Rollout:
-        """The assistant's rollout; generation 0 where there was none yet."""
-        return self.snapshot.rollouts.get(assistant) or Rollout(assistant, None, 0, None)
+        """The assistant's rollout; generation 0 where there was none yet. As long as a tenant's own assistant has no champion,
+        its vertical's stands there, by its full name (`dental--v3-1a2b3c4d`): nobody falls back to the base model meanwhile."""
+        found = self.snapshot.rollouts.get(assistant) or Rollout(assistant, None, 0, None)
+        own = self.assistants.get(assistant)
+        if found.champion is not None or own is None or own.select.tenant is None:
+            return found
+        vertical = self.of_vertical(own.select.tenant)
+        above = self.snapshot.rollouts.get(vertical.name) if vertical else None
+        return replace(found, champion=model_name(above.assistant, above.champion)) if above and above.champion else found
 
     @property
     def is_open(self) -> bool:
@@ -98,14 +105,14 @@ class Directory:
 
     def assistant_of(self, tenant: str) -> Assistant | None:
         """Who answers a tenant's users: its own assistant, else its vertical's."""
-        for assistant in self.assistants.values():
-            if assistant.select.tenant == tenant:
-                return assistant
+        own = (assistant for assistant in self.assistants.values() if assistant.select.tenant == tenant)
+        return next(own, None) or self.of_vertical(tenant)
+
+    def of_vertical(self, tenant: str) -> Assistant | None:
+        """The assistant of a tenant's vertical."""
         vertical = self.tenants.get(tenant)
-        for assistant in self.assistants.values():
-            if assistant.select.vertical is not None and assistant.select.vertical == vertical:
-                return assistant
-        return None
+        known = (assistant for assistant in self.assistants.values() if assistant.select.vertical is not None)
+        return next((assistant for assistant in known if assistant.select.vertical == vertical), None)
 
     def _run(self) -> None:
         connection: sa.Connection | None = None

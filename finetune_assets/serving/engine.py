@@ -90,6 +90,7 @@ class Engine:
         while len(self.lanes) >= MOST_LANES and idle:
             _, base = idle.pop(0)
             del self.lanes[base]
+            self.names = {name: place for name, place in self.names.items() if place[0] != base}  # with its adapters
 
     def submit(self, name: str, chat: Chat) -> bool:
         """Queues a chat for a loaded model; false where too many wait."""
@@ -108,8 +109,9 @@ class Engine:
                     self.condition.wait(timeout=1.0)
                 for base, chat in self.inbox:
                     self.used[base] = time.monotonic()
-                    if base in self.lanes:
-                        self.lanes[base].add(chat)
+                    lane = self.lanes.get(base)
+                    if lane is not None and lane.has(chat.adapter):
+                        lane.add(chat)
                     else:
                         chat.deliver(None, "error: the model was put out of memory; ask again")
                 self.inbox.clear()
@@ -161,6 +163,7 @@ class Api:
     async def _load(self, name: str) -> Response | None:
         known = self.engine.names.get(name)
         if known is not None and known[0] in self.engine.lanes:
+            self.engine.used[known[0]] = time.monotonic()  # not the next to leave
             return None
         try:
             await asyncio.get_running_loop().run_in_executor(self.engine.loader, self.engine.load, name)

@@ -204,7 +204,8 @@ def who_answers(directory: Directory, tenant: str | None, body: dict[str, Any]) 
         assistant = directory.assistant_of(tenant)
         if assistant is None:
             raise Refused(404, f"No assistant answers for tenant {tenant}.")
-        if named in directory.assistants and named != assistant.name:
+        vertical = directory.of_vertical(tenant)  # whose name its clients go on to send when it gets an assistant of its own
+        if named in directory.assistants and named not in (assistant.name, vertical and vertical.name):
             raise Refused(403, f"This key's tenant is answered by {assistant.name}.")
         return assistant, tenant
     assistant = directory.assistants.get(named) if named else None

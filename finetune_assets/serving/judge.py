@@ -13,6 +13,9 @@ from finetune_assets.serving import guards
 from finetune_assets.serving.guards import Guard
 from finetune_assets.serving.observed import Observed, observe
 
+VOID = ("assignment", "upstream")
+"""Guards without which nothing can be measured: where one of them says so, a person is asked at once."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -63,10 +66,11 @@ def weigh(seen: Observed, state: Rollout, settings: RolloutSettings) -> Judgemen
     if outcome != "failed" and missing:
         short = Guard("minimum", "gathering", None, None, None, None, seen.candidate.requests, missing)
         made, outcome = (*made, short), "gathering"
-        if any(guard.name == "assignment" and guard.outcome == "not_measurable" for guard in made):
-            outcome = "not_measurable"
+    void = any(guard.name in VOID and guard.outcome == "not_measurable" for guard in made)
+    if void and outcome != "failed":
+        outcome = "not_measurable"
     candidate = seen.candidate
-    over = seen.waited >= settings.ask_after_hours
+    over = void or seen.waited >= settings.ask_after_hours
     return Judgement(outcome, tuple(made), candidate.requests, candidate.users, seen.hours, over)
 
 
@@ -91,6 +95,9 @@ def _guards(seen: Observed, state: Rollout, settings: RolloutSettings) -> tuple[
             text = f"{errors.text}; so does the champion, so that this says nothing of the candidate"
             outcome = "not_measurable"
         errors = Guard("errors", outcome, errors.value, None, None, most, errors.seen, text)
+    if seen.unknown:
+        text = f"the upstream does not know this version (HTTP 404, {seen.unknown} times): load it there, under its full name"
+        errors = Guard("upstream", "not_measurable", None, None, None, None, seen.unknown, text)
     made: list[Guard | None] = [errors, guards.cost(mine.usd, theirs.usd, settings.max_cost_ratio)]
     if state.step != SHADOW:  # a shadow reply waits behind the live ones, and nobody rates it
         made.append(guards.latency(mine.seconds, theirs.seconds, settings.max_latency_ratio))

@@ -88,7 +88,7 @@ class Adapters:
 
     def choose(self, names: Sequence[str]) -> None:
         """The rows of the next passes. Raises KeyError for an adapter that was not loaded."""
-        if not self.numbers:
+        if not self.numbers and not any(names):
             return
         rows = [self.numbers[name] if name else 0 for name in names]
         if rows == self.chosen:

@@ -34,8 +34,8 @@ class Location:
 
 
 def model_name(assistant: str, version: str | None) -> str:
-    """The upstream's name of a version; null: of the assistant's base model."""
-    return f"{assistant}{SEPARATOR}{version or BASE}"
+    """The upstream's name of a version; null: of the assistant's base model. Another assistant's version has its full name."""
+    return version if version and SEPARATOR in version else f"{assistant}{SEPARATOR}{version or BASE}"
 
 
 def locate(name: str, environment: Environment) -> Location:

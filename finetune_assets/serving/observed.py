@@ -59,12 +59,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Observed:
-    """A rollout step: both arms, the hours of the clock in which the candidate was asked, and hours since the step began."""
+    """A rollout step: both arms, the hours of the clock in which the candidate was asked, hours since the step began, and how
+    often a shadow's upstream said that it does not know the candidate, as long as that is all it said."""
 
     candidate: Arm
     champion: Arm
     hours: int
     waited: float
+    unknown: int = 0
 
 
 def observe(ledger: Ledger, state: Rollout) -> Observed:
@@ -87,11 +89,13 @@ def observe(ledger: Ledger, state: Rollout) -> Observed:
         good = {row[0]: float(row[1]) for row in connection.execute(sa.select(arm, longest).where(whole).group_by(arm))}
         newest = connection.execute(sa.select(sa.func.max(requests.c.created_at)).where(step)).scalar()
         until = settled(newest, max(good.get("candidate", WAIT), good.get("champion", 0.0)), now())
+        candidate = _arm(connection, mine, until)
         return Observed(
-            _arm(connection, mine, until),
+            candidate,
             _arm(connection, live & (requests.c.assigned_arm == "champion"), until),
             _hours(connection, mine),
             _waited(connection, state, mine),
+            0 if candidate.requests or state.step != SHADOW else _unknown(connection, rollout),
         )
 
 
@@ -107,6 +111,11 @@ def _hours(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     year, day, hour = (sa.extract(part, requests.c.created_at) for part in ("year", "doy", "hour"))
     query = sa.select(sa.func.count(sa.distinct(year * 100_000 + day * 100 + hour))).where(where)
     return int(connection.execute(query).scalar_one())
+
+
+def _unknown(connection: sa.Connection, rollout: sa.ColumnElement[bool]) -> int:
+    where = rollout & (requests.c.kind == "shadow") & (requests.c.outcome == "refused")
+    return int(connection.execute(sa.select(sa.func.count()).select_from(requests).where(where)).scalar_one())
 
 
 def _waited(connection: sa.Connection, state: Rollout, where: sa.ColumnElement[bool]) -> float:

@@ -188,6 +188,7 @@ class Dashboard:
         return {
             "name": name,
             "state": state,
+            "live": state.champion or self.directory.rollout(name).champion or "base model",
             "judged": judge(ledger, state, settings) if state.is_open else None,
             "exposed": exposed(ledger, name, state.salt) if state.salt else 0,
             "week": totals(ledger, name, until - datetime.timedelta(days=7), until),

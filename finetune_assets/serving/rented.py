@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 
 from finetune_assets.environment import variable
+from finetune_assets.serving.models import SEPARATOR, model_name
 from finetune_assets.storage import Store
 from finetune_assets.training.remote import RemoteModel
 
 
-@lru_cache(maxsize=1024)
 def rented(store: Store, assistant: str, version: str | None) -> tuple[RemoteModel, str | None] | None:
     """The provider's model of a version and its key; null for one that the upstream of the settings answers.
 
     A version's folder never changes; a key that does needs a restart.
     """
-    model = RemoteModel.read(store.model(assistant, version)) if version else None
+    owner, _, name = model_name(assistant, version).rpartition(SEPARATOR)
+    try:
+        return _rented(store.model(owner, name)) if version else None
+    except FileNotFoundError:  # not here yet, as on a volume that came late: looked for again at the next request
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _rented(folder: Path) -> tuple[RemoteModel, str | None] | None:
+    folder.stat()
+    model = RemoteModel.read(folder)
     if model is None or model.base_url is None:
         return None
     return model, variable(model.key_env) if model.key_env else None

@@ -13,9 +13,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ import pytest
 import sqlalchemy as sa
 
 from finetune_assets.assistants import load_assistant
-from finetune_assets.environment import ROOT
+from finetune_assets.environment import ROOT, Environment
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.traffic import requests
 from finetune_assets.serving import control
 from finetune_assets.serving.assignment import assign, place
+from finetune_assets.serving.intake import Options
+from finetune_assets.serving.router import Router
+from finetune_assets.serving.writer import transfer
 from finetune_assets.training.publish import content_hash, publish
 
 SETTINGS = """
@@ -177,6 +180,19 @@ class Shop:
             salt = book.rollout("aurora").salt or ""
         return next(u for u in (f"u{n}" for n in range(999)) if low < place(salt, "clinica_aurora", u) < high)
 
+    @asynccontextmanager
+    async def inside(self, engine_url: str = "", open_door: bool = True, **head: str) -> AsyncGenerator[Inside]:
+        """A router within the test's own process, without sockets, judge and engine."""
+        router = Router(Environment.read(self.environment), Options(engine_url, open_door))
+        transport = httpx.ASGITransport(app=router)
+        async with (
+            router._lifespan(router.app),  # pyright: ignore[reportPrivateUsage]
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=head) as client,
+        ):
+            yield Inside(router, client)
+        with self.ledger() as book:
+            transfer(self.home / "serving" / "journal", book.engine)
+
     @contextmanager
     def served(self, *options: str) -> Generator[Served]:
         """`finetune serve` on a free port, ended with SIGTERM."""
@@ -217,6 +233,18 @@ class Shop:
             reader.join(5)
             assert process.stderr is not None
             process.stderr.close()
+
+
+@dataclass
+class Inside:
+    """A router in the test's own process."""
+
+    router: Router
+    client: httpx.AsyncClient
+
+    async def ask(self, text: str = "Hola", user: str = "ana", **more: Any) -> httpx.Response:
+        body = {"model": "aurora", "user": user, "messages": [{"role": "user", "content": text}], **more}
+        return await self.client.post("/v1/chat/completions", json=body)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -266,6 +267,49 @@ def test_adapters_share_a_batch_and_stay_apart(base: Path, adapters: list[Path])
         assert said[n] == alone[: len(said[n])]
         assert len(said[n]) >= min(6, next((k for k, t in enumerate(alone) if t in lane.ends), 6))
     assert said[1] != said[2]
+
+
+def test_a_base_that_was_put_out_of_memory_comes_back_with_its_adapters(
+    tmp_path: Path, base: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_assets.serving import engine as module
+    from finetune_assets.serving.batching import Chat
+
+    shop = Shop(tmp_path, base=str(base))
+    for name in ("full", "other"):
+        shutil.copytree(base, tmp_path / name)
+        (tmp_path / name / "name.txt").write_text(name)
+    models = [*adapters[:2], tmp_path / "full", tmp_path / "other"]
+    one, two, full, other = (f"aurora--{shop.version(letter, model)}" for letter, model in zip("abcd", models, strict=True))
+    monkeypatch.setattr(module, "MOST_LANES", 2)
+    engine = module.Engine(Environment.read(shop.environment))
+
+    def say(name: str) -> list[int]:
+        engine.load(name)
+        said, ended = list[int](), list[str | None]()
+
+        def deliver(token: int | None, reason: str | None) -> None:
+            if token is None:
+                engine.done()
+                ended.append(reason)
+            else:
+                said.append(token)
+
+        engine.submit(name, Chat([5, 6, 7, 8], 6, deliver, adapter=engine.names[name][1]))
+        assert wait_for(lambda: ended)
+        assert ended[0] in ("stop", "length")
+        return said
+
+    try:
+        before = {name: say(name) for name in (one, two)}
+        assert before[one] != before[two]
+        say(full)
+        say(other)
+        assert set(engine.names) == {full, other}  # `/v1/models` lists no more
+        engine.load("aurora--base")  # the lane, without adapters
+        assert {name: say(name) for name in (two, one)} == before
+    finally:
+        engine.ended = True
 
 
 def test_damaged_files_are_never_served(tmp_path: Path, base: Path) -> None:
