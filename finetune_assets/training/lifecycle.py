@@ -170,10 +170,12 @@ def check_life(provider: str, model: str, least_days: int, today: datetime.date,
         raise ModelUnavailable(
             f"{provider} takes no training of {model} since {known.last_job} ({known.source}, noted {known.noted}). {instead}"
         )
-    if known.shutdown is not None and (known.shutdown - today).days < least_days:
+    days = (known.shutdown - today).days if known.shutdown is not None else least_days
+    if days < least_days:
+        lower = f" Or lower remote.min_model_life_days to {days}, where so short a life will do." if days >= 0 else ""
         raise ModelUnavailable(
-            f"{provider} switches {model} off on {known.shutdown}, in {(known.shutdown - today).days} days "
-            f"({known.source}, noted {known.noted}); remote.min_model_life_days is {least_days}. {instead}"
+            f"{provider} switches {model} off on {known.shutdown}, in {days} days "
+            f"({known.source}, noted {known.noted}); remote.min_model_life_days is {least_days}. {instead}{lower}"
         )
 
 
