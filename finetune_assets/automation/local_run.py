@@ -29,7 +29,7 @@ from finetune_assets.automation.retrain import ACTIVE, enrolled
 from finetune_assets.corpus.ingest import stale_weeks
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
-from finetune_assets.errors import DataError, FinetuneError, LedgerError, SettingsError, UnknownAssistant
+from finetune_assets.errors import DataError, FinetuneError, LedgerError, ModelUnavailable, SettingsError, UnknownAssistant
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import open_remote
 from finetune_assets.registry.tables import OPEN_STATUSES
@@ -40,6 +40,7 @@ from finetune_assets.resources.tags import APPROVED, DATASET, HOST, JOB, MIGRATE
 from finetune_assets.storage import Store, read_json, sweep
 from finetune_assets.training import lifecycle
 from finetune_assets.training.migration import retarget
+from finetune_assets.training.submission import bought
 
 STEPS = (*CORPUS, *PHASE_ONE, *PHASE_TWO)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -202,7 +203,12 @@ class LocalRun:
             settings = retarget(settings, self.request.tags[MIGRATE_TO])
         provider, model = settings.trainer, settings.base_model
         known = lifecycle.find(provider, model, self.environment.tables)
-        lifecycle.check_life(provider, model, settings.remote.min_model_life_days, lifecycle.today(), known)
+        try:
+            lifecycle.check_life(provider, model, settings.remote.min_model_life_days, lifecycle.today(), known)
+        except ModelUnavailable:
+            with self._ledger() as ledger:
+                if not bought(ledger, settings.name, provider, model):  # else the plan knows whether it is the same training
+                    raise
 
     def _settings(self) -> Assistant:
         path = self.store.tenants
