@@ -24,7 +24,7 @@ from finetune_assets.assets.remote import (
 )
 from finetune_assets.dataset import latest
 from finetune_assets.dataset.manifest import standing
-from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, TrainingError
+from finetune_assets.errors import BudgetExceeded, DataError, LedgerError, ModelUnavailable, TrainingError
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.resources.claims import claim, cli_owner, current_job
@@ -35,7 +35,7 @@ from finetune_assets.training.lifecycle import WARN_DAYS
 from finetune_assets.training.plan import check_budget
 from finetune_assets.training.publish import content_hash, publish, whole_model
 from finetune_assets.training.spec import RECIPE, request_for
-from finetune_assets.training.submission import bought_as, estimate_of
+from finetune_assets.training.submission import bought, bought_as, estimate_of
 from finetune_assets.training.trainer import Estimate
 
 Result = dg.MaterializeResult[Any]
@@ -75,7 +75,13 @@ def training_plan(
     for warning in warnings:
         context.log.warning(warning)
     backend = trainer.of(assistant, store.store, lambda spec, output: launcher.run(context, spec, output))
-    backend.validate(request)
+    try:
+        backend.validate(request)
+    except ModelUnavailable:  # too late to buy it, not to take what is bought
+        with ledger.open() as book:
+            own = bought(book, assistant.name, backend.provider, request.base_model)
+            if bought_as(book, assistant.name, backend, request) not in own:
+                raise
     estimate = backend.estimate(request)
     if estimate.note:
         context.log.warning(estimate.note)

@@ -6,6 +6,7 @@ A tenant inherits its vertical's file by itself, and needs no file of its own: t
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -190,7 +191,8 @@ def _explain(problem: Any, lines: dict[tuple[Any, ...], str], own: Path) -> str:
     if problem["type"] == "missing":
         return f"{place}: `{key}` is missing; it is required."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: `{key}: {problem['input']!r}` is wrong: {message}."
+    given = re.sub(r"//[^\s'\"]*@", "//[…]@", repr(problem["input"]))  # a password in an address
+    return f"{place}: `{key}: {given}` is wrong: {message}."
 
 
 def _keys(at: tuple[Any, ...]) -> list[str]:

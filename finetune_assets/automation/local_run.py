@@ -29,7 +29,7 @@ from finetune_assets.automation.retrain import ACTIVE, enrolled
 from finetune_assets.corpus.ingest import stale_weeks
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
-from finetune_assets.errors import DataError, FinetuneError, LedgerError, SettingsError, UnknownAssistant
+from finetune_assets.errors import DataError, FinetuneError, LedgerError, ModelUnavailable, SettingsError, UnknownAssistant
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import open_remote
 from finetune_assets.registry.tables import OPEN_STATUSES
@@ -38,6 +38,9 @@ from finetune_assets.resources.claims import claim, cli_owner, current_job, run_
 from finetune_assets.resources.project import keep_source, let_go
 from finetune_assets.resources.tags import APPROVED, DATASET, HOST, JOB, MIGRATE_TO, RANGE_END, RANGE_START, REASON, TEACHER
 from finetune_assets.storage import Store, read_json, sweep
+from finetune_assets.training import lifecycle
+from finetune_assets.training.migration import retarget
+from finetune_assets.training.submission import bought
 
 STEPS = (*CORPUS, *PHASE_ONE, *PHASE_TWO)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -185,13 +188,27 @@ class LocalRun:
         return None
 
     def _check_settings(self) -> None:
-        """Fails before anything is made if the assistant's file is wrong; a tenant without a file is looked for in the data."""
+        """Fails before anything is made if the assistant's file is wrong, or the model that is to be trained ends too soon by the
+        dated table (the plan asks the provider, too); a tenant without a file is looked for in the data."""
         try:
-            self._settings()
+            settings = self._settings()
         except UnknownAssistant:
             frame = read_source(self.environment.sources).conversations
             if self.request.assistant not in frame["tenant_id"].unique().to_list():
                 raise
+            return
+        if self.request.until in STEPS[: STEPS.index("training_plan")]:
+            return
+        if MIGRATE_TO in self.request.tags:
+            settings = retarget(settings, self.request.tags[MIGRATE_TO])
+        provider, model = settings.trainer, settings.base_model
+        known = lifecycle.find(provider, model, self.environment.tables)
+        try:
+            lifecycle.check_life(provider, model, settings.remote.min_model_life_days, lifecycle.today(), known)
+        except ModelUnavailable:
+            with self._ledger() as ledger:
+                if not bought(ledger, settings.name, provider, model):  # else the plan knows whether it is the same training
+                    raise
 
     def _settings(self) -> Assistant:
         path = self.store.tenants

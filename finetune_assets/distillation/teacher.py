@@ -101,7 +101,7 @@ def _of_target(assistant: Assistant, wanted: str) -> Teacher:
 def check_answers(teacher: Teacher) -> None:
     """Raises ModelUnavailable for a teacher that has been switched off by the dated table."""
     model = teacher.model
-    known = lifecycle.find(model.provider, model.model, Environment.read().tables)
+    known = lifecycle.find(model.provider, model.model, Environment.read().tables, asked=True)
     if known is not None and known.shutdown is not None and known.shutdown < lifecycle.today():
         raise ModelUnavailable(
             f"{teacher.name} stopped answering on {known.shutdown} ({known.source}, noted {known.noted}) and cannot be asked. "

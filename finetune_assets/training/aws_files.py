@@ -10,6 +10,9 @@ from typing import Any
 
 from finetune_assets.errors import TrainingError
 
+MOST_VERSIONS = 20
+"""Of one file: a new one for each upload that was begun again."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -40,10 +43,30 @@ class Files:
         return made
 
     def delete(self, uri: str) -> None:
-        """Deletes everything below a prefix."""
+        """Deletes everything below a prefix; in a bucket that keeps versions, by its version, so that no copy is left behind.
+
+        Raises TrainingError where after MOST_VERSIONS deletions of each there are still some.
+        """
         with self.errors(f"deleting what was uploaded to {uri}"):
-            for bucket, key in self.listed(uri):
-                self.client.delete_object(Bucket=bucket, Key=key)
+            for _ in range(MOST_VERSIONS):
+                left = self.listed(uri)
+                for bucket, key in left:
+                    version = self._version(bucket, key)
+                    self.client.delete_object(Bucket=bucket, Key=key, **({"VersionId": version} if version else {}))
+                if not left:
+                    return
+        raise TrainingError(
+            f"{uri} still holds files after {MOST_VERSIONS} versions of each were deleted. Delete them in the console."
+        )
+
+    def _version(self, bucket: str, key: str) -> str | None:
+        """Of a file in a bucket that keeps versions; null also where somebody has just deleted it."""
+        try:
+            return self.client.head_object(Bucket=bucket, Key=key).get("VersionId")
+        except self.client.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
 
     def listed(self, uri: str) -> list[tuple[str, str]]:
         """Bucket and key of everything below a prefix."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from finetune_assets.errors import ModelUnavailable
 from finetune_assets.training import tables as dated
 
 WARN_DAYS = (90, 30, 7)
-RULES = "provider, model, source, noted, and last_job and shutdown as YYYY-MM-DD"
+RULES = "provider, model, source, noted, and last_job, shutdown and base_shutdown as YYYY-MM-DD"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Lifecycle:
     noted: datetime.date
     last_job: datetime.date | None = None
     shutdown: datetime.date | None = None
+    base_shutdown: datetime.date | None = None
+    """Of the model itself, where what was tuned on it answers longer."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,13 @@ def day_of(said: object) -> datetime.date | None:
     return None
 
 
-def find(provider: str, model: str, tables: Path | None = None) -> Lifecycle | None:
-    """What the tables know of a model's end. Raises SettingsError where a table is none."""
-    return dated.find("lifecycle.yaml", Lifecycle, RULES, provider, model, tables)
+def find(provider: str, model: str, tables: Path | None = None, *, asked: bool = False) -> Lifecycle | None:
+    """What the tables know of a model's end; `asked`: it is to answer itself, not to be trained. Raises SettingsError where a
+    table is none."""
+    known = dated.find("lifecycle.yaml", Lifecycle, RULES, provider, model, tables)
+    if known is None or known.base_shutdown is None or not asked or dated.base_name(model) != model:
+        return known
+    return replace(known, shutdown=known.base_shutdown)
 
 
 def endings(
@@ -147,7 +153,7 @@ def endings(
     """What of the user's ends, soonest first. `announced`: (provider, model) to the day that the provider itself gives."""
     found: list[Ending] = []
     for use in uses:
-        known = find(use.provider, use.model, tables)
+        known = find(use.provider, use.model, tables, asked=use.kind == "asked")
         said = (announced or {}).get((use.provider, use.model))
         if said is not None:
             last_job = known.last_job if known else None
@@ -170,10 +176,12 @@ def check_life(provider: str, model: str, least_days: int, today: datetime.date,
         raise ModelUnavailable(
             f"{provider} takes no training of {model} since {known.last_job} ({known.source}, noted {known.noted}). {instead}"
         )
-    if known.shutdown is not None and (known.shutdown - today).days < least_days:
+    days = (known.shutdown - today).days if known.shutdown is not None else least_days
+    if days < least_days:
+        lower = f" Or lower remote.min_model_life_days to {days}, where so short a life will do." if days >= 0 else ""
         raise ModelUnavailable(
-            f"{provider} switches {model} off on {known.shutdown}, in {(known.shutdown - today).days} days "
-            f"({known.source}, noted {known.noted}); remote.min_model_life_days is {least_days}. {instead}"
+            f"{provider} switches {model} off on {known.shutdown}, in {days} days "
+            f"({known.source}, noted {known.noted}); remote.min_model_life_days is {least_days}. {instead}{lower}"
         )
 
 

@@ -57,6 +57,12 @@ def bought_as(ledger: Ledger, assistant: str, trainer: Trainer, request: Trainin
     return earlier.spec_hash if trainer.same_terms(Connection(**remote.connection)) else key
 
 
+def bought(ledger: Ledger, assistant: str, provider: str, base_model: str) -> list[str]:
+    """Spec hashes of an assistant's jobs that a provider has, or has ended well: what is paid is taken, however old the model."""
+    mine = (job for job in ledger.jobs(assistant) if (job.provider, job.base_model) == (provider, base_model))
+    return [job.spec_hash for job in mine if job.provider_job_id and job.status not in ("failed", "cancelled")]
+
+
 def estimate_of(plan: Mapping[str, Any]) -> Estimate:
     """The estimate that a stored plan holds."""
     return Estimate(**{field.name: plan[field.name] for field in fields(Estimate) if field.name in plan})

@@ -81,6 +81,24 @@ def test_errors_name_file_line_and_what_is_allowed(tmp_path: Path, text: str, li
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["not a url", "api.openai.com/v1", "ftp://host/v1", "https:///v1", "http://[::1/v1", "https://host:none/v1"]
+)
+def test_an_address_is_one(tmp_path: Path, url: str) -> None:
+    for text in (f"remote: {{base_url: '{url}'}}", f"augment: {{llm: {{model: m, base_url: '{url}'}}}}"):
+        write(tmp_path, "bad", f"select: {{vertical: x}}\n{text}\n")
+        with pytest.raises(SettingsError, match=r"bad\.yaml:2: .*begins with http:// or https:// and a host"):
+            load_assistant(tmp_path, "bad")
+
+
+@pytest.mark.parametrize("url", ["https://user:s3cret@host/v1", "https://user:s3/cret@host/v1"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    write(tmp_path, "bad", f"select: {{vertical: x}}\nremote: {{base_url: '{url}'}}\n")
+    with pytest.raises(SettingsError, match=r"remote\.base_url: 'https://\[…\]@host/v1'") as raised:
+        load_assistant(tmp_path, "bad")
+    assert "cret" not in str(raised.value)
+
+
 def test_broken_yaml_and_missing_things(tmp_path: Path) -> None:
     write(tmp_path, "broken", "select: {vertical: x\n")
     with pytest.raises(SettingsError, match="not readable as YAML"):

@@ -147,6 +147,19 @@ def test_a_job_that_is_cancelled_during_its_upload_is_not_created(
     assert (trainer.clean_up(JobHandle("bedrock", "", asked.run_key, "f")), objects()) == ([], {})
 
 
+def test_a_bucket_that_keeps_versions_is_emptied_of_them(aws: Any, tmp_path: Path) -> None:
+    trainer, journal, asked = make("bedrock", tmp_path, NOVA)
+    s3 = aws.client("s3")
+    s3.put_bucket_versioning(Bucket="rows", VersioningConfiguration={"Status": "Enabled"})
+    for lost in (False, True):  # uploaded twice: killed before the upload was written down
+        handle = trainer.submit(asked)
+        journal.state.pop("provider_job_id" if not lost else "uris")
+    assert len(s3.list_object_versions(Bucket="rows")["Versions"]) > len(objects())
+    assert trainer.clean_up(handle) == []
+    left = s3.list_object_versions(Bucket="rows")
+    assert (left.get("Versions"), left.get("DeleteMarkers")) == (None, None)
+
+
 def test_bedrock_statuses_and_result(aws: Any, tmp_path: Path) -> None:
     trainer, journal, _ = make("bedrock", tmp_path, NOVA)
     client = trainer.client("bedrock")

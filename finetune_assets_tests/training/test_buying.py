@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import dagster as dg
 import pytest
 
 from finetune_assets.assets.training import training_job, training_plan
-from finetune_assets.errors import BudgetExceeded, DataError, SettingsError
+from finetune_assets.errors import BudgetExceeded, DataError, ModelUnavailable, SettingsError
 from finetune_assets.registry import Ledger
 from finetune_assets.resources import AssistantsResource, LauncherResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.storage import Store, point, write_json
+from finetune_assets.training import lifecycle
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.remote_request import dataset
 
@@ -77,6 +79,22 @@ def test_what_was_planned_with_other_settings_is_not_bought(fake: FakeProvider, 
     world.yaml.write_text(SETTINGS)
     world.make(training_job)
     assert (len(fake.jobs), world.statuses()) == (1, ["pending"])
+
+
+def test_what_is_bought_is_taken_although_its_model_ends_soon_by_now(
+    fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.yaml.write_text(SETTINGS.replace("days: 0", "days: 90"))
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 10, 1))
+    for asset in (training_plan, training_job):
+        world.make(asset)
+    monkeypatch.setattr(lifecycle, "today", lambda: datetime.date(2026, 11, 22))
+    for asset in (training_plan, training_job):
+        world.make(asset)
+    assert (len(fake.jobs), world.statuses()) == (1, ["pending"])
+    world.yaml.write_text(world.yaml.read_text() + "hyperparameters: {seed: 7}\n")
+    with pytest.raises(ModelUnavailable, match="in 53 days"):
+        world.make(training_plan)
 
 
 def test_a_refusal_after_the_plan_leaves_no_open_job(fake: FakeProvider, world: World) -> None:

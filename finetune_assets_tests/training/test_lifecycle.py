@@ -100,6 +100,21 @@ serving: {{upstream: "https://api.openai.com/v1", champion_model: "ft:{MINI}:org
 """
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "day"),
+    [
+        (MINI, "asked", datetime.date(2026, 10, 1)),  # the base itself
+        (f"{MINI}.ft-0123-dental", "asked", datetime.date(2027, 10, 1)),
+        (MINI, "settings", datetime.date(2027, 10, 1)),  # what is to be trained on it
+        ("gpt-4.1-2025-04-14", "asked", datetime.date(2026, 10, 14)),
+    ],
+)
+def test_a_base_at_azure_stops_before_what_was_tuned_on_it(model: str, kind: Any, day: datetime.date) -> None:
+    [ending] = endings([Use("dental", "azure", model, "judge of the benchmark", kind)], datetime.date(2026, 11, 22))
+    assert ending.lifecycle.shutdown == day
+    assert ending.stops == (day.year == 2026)
+
+
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     folder = tmp_path / "assistants"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune_assets.assistants.settings.group import Count, Group, Share, check_pattern
+from finetune_assets.assistants.settings.group import Address, Count, Group, Share, check_pattern
 
 Layout = Literal["per_reply", "per_conversation"]
 
@@ -153,7 +153,7 @@ class Minimum(Group):
 class VariationModel(Group):
     """A language model behind an OpenAI-compatible endpoint that rewords requests."""
 
-    base_url: str = Field(description="Address of the API, e.g. https://api.openai.com/v1.")
+    base_url: Address = Field(description="Address of the API, e.g. https://api.openai.com/v1.")
     model: str = Field(description="The model's name there.")
     api_key_env: str = Field(default="OPENAI_API_KEY", description="Environment variable that holds the key.")
     max_requests: Annotated[int, Field(ge=1)] = Field(default=200, description="Most requests of one build.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from finetune_assets.assistants.settings.group import Group
+from finetune_assets.assistants.settings.group import Address, Group
 
 TrainerName = Literal["local", "openai", "azure", "nebius", "openai_compatible", "bedrock", "sagemaker"]
 TRAINERS: tuple[TrainerName, ...] = get_args(TrainerName)
@@ -64,7 +64,7 @@ class Remote(Group):
         description="False: no row of this assistant or tenant leaves the machine for a training, a benchmark, a distillation or "
         "`augment.llm`, pooled assistants included. Where the router sends requests, `serving.upstream` says.",
     )
-    base_url: str | None = Field(
+    base_url: Address | None = Field(
         default=None,
         description="Address of the API; default: the provider's, or what OPENAI_BASE_URL, AZURE_OPENAI_BASE_URL or "
         "OPENAI_COMPATIBLE_BASE_URL holds, by `trainer`.",
