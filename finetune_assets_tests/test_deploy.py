@@ -25,6 +25,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
+from finetune_assets.assistants import assistant_names
 from finetune_assets.environment import ROOT
 from finetune_assets.registry import Rollout
 from finetune_assets.serving import keys
@@ -69,9 +70,9 @@ def test_the_services_are_one_installation() -> None:
         assert set(service.get("depends_on", {})) <= set(services), name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            if source.startswith("./") and source != "./secrets":  # the metrics' key is not in the repository
+            if source.startswith(".") and source != "./secrets":  # the metrics' key is not in the repository
                 assert (DEPLOY / source).exists(), source
-            elif not source.startswith("./"):
+            elif not source.startswith("."):
                 assert source in compose()["volumes"], source
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), "nothing is open to others: a proxy with TLS and login stands before it"
@@ -92,6 +93,22 @@ def test_the_services_are_one_installation() -> None:
     for name in ("daemon", "webserver"):
         place = services[name]["command"][services[name]["command"].index("-w") + 1]
         assert (ROOT / Path(place).relative_to("/app")).exists()
+
+
+def test_the_program_gets_its_variables_and_its_assistants() -> None:
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    program = {name: one for name, one in compose()["services"].items() if one["image"] == "finetune-assets"}
+    assert set(program) == {"code", "daemon", "webserver", "router"}
+    for name, service in program.items():
+        assert service["env_file"] == [{"path": "app.env", "required": False}], name
+        mounts = [volume.split(":") for volume in service["volumes"]]
+        source = next(one[0] for one in mounts if one[1:] == [service["environment"]["FINETUNE_ASSISTANTS"], "ro"])
+        assert assistant_names(DEPLOY / source), name
+    kept_out = subprocess.run(["git", "check-ignore", "deploy/app.env"], cwd=ROOT, check=False, capture_output=True)
+    assert kept_out.returncode == 0  # it holds keys
+    assert "deploy/app.env" in readme
+    assert "FINETUNE_CRON_SECRET`, `" in readme
+    assert 'echo "ASSISTANTS=' in readme
 
 
 def test_compose_is_what_the_specification_says() -> None:

@@ -97,7 +97,8 @@ def advance(state: Rollout, outcome: Outcome, steps: Sequence[int], *, person: b
     """One step on; at 100 % the candidate is champion.
 
     By itself only where every guard passed; where the step wants an approval it then waits for one. A person may go on
-    where guards are inconclusive or could not measure, never where one failed, and never over more than one step.
+    where guards are inconclusive, could not measure, or have too little to say anything yet (a small tenant may never have
+    more), never where one failed, and never over more than one step.
     """
     _need_open(state, "advanced")
     if outcome == "failed":

@@ -56,10 +56,10 @@ class Chat:
 class Lane:
     """One base model and its running batch."""
 
-    def __init__(self, model: str, dtype: str = "float32") -> None:
+    def __init__(self, model: str, dtype: str = "float32", revision: str | None = None) -> None:
         """Loads the model. Raises ModelUnavailable."""
-        self.tokenizer: Any = models.load_tokenizer(model)
-        self.model: Any = models.load_model(model, dtype)
+        self.tokenizer: Any = models.load_tokenizer(model, revision)
+        self.model: Any = models.load_model(model, dtype, revision)
         self.context = models.context_length(self.model)
         self.ends = set(models.end_ids(self.tokenizer))
         self.adapters = Adapters(self.model)

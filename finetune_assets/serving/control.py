@@ -60,6 +60,8 @@ def offer(ledger: Ledger, assistant: str, version: str, reason: str, actor: str)
         return "was rolled back or replaced before; `finetune rollout start` brings it back"
     if state.is_open and state.share > 0:
         return f"waits for the end of the rollout of {state.candidate}"
+    if state.held_by == "person":
+        return f"waits: {state.candidate} is held in shadow by a person; `finetune rollout start` takes {version} instead"
     start(ledger, assistant, version, reason, actor)
     return "in shadow"
 

@@ -71,11 +71,12 @@ class Engine:
             if known is not None and known[0] in self.lanes:
                 return
             place = locate(name, self.environment)
-            base, adapter = place.base, place.adapter
+            model, adapter = place.base, place.adapter
             if adapter is not None and not is_plain(adapter):
-                base, adapter = str(adapter), None  # merged with its base: a lane of its own
+                model, adapter = str(adapter), None  # merged with its base: a lane of its own
+            base = f"{model}@{place.revision}" if place.revision else model
             if base not in self.lanes:
-                lane = Lane(base)
+                lane = Lane(model, revision=place.revision)
                 with self.condition:
                     self._make_room()
                     self.lanes[base] = lane

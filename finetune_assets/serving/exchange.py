@@ -17,7 +17,8 @@ from finetune_assets.serving.upstream import Reply
 @dataclass
 class Exchange:
     """What is known of one chat. `status` is HTTP's. `outcome` is the assigned arm's: ok, error, timeout, policy; and two that
-    count against nobody: gone (the client left, or was told to come back), refused (the upstream finds the request wrong).
+    count against nobody: gone (the client left, or was told to come back), refused (the upstream finds the request wrong;
+    in shadow also: does not know the candidate).
     `conversation` is the stored id."""
 
     ask: Ask

@@ -84,7 +84,7 @@ class Metrics:
             "# HELP finetune_rollout_generation Changes of the rollout so far.",
             "# TYPE finetune_rollout_generation gauge",
             *(f'finetune_rollout_generation{{assistant="{state.assistant}"}} {state.generation}' for state in rollouts),
-            "# HELP finetune_ledger_age_seconds Seconds since the ledger was last reached.",
+            "# HELP finetune_ledger_age_seconds Seconds since the worker that answers last reached the ledger.",
             "# TYPE finetune_ledger_age_seconds gauge",
             f"finetune_ledger_age_seconds {ledger_seconds:.3f}",
             "# HELP finetune_journal_backlog Segments that wait to be written to the ledger.",

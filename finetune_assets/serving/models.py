@@ -2,7 +2,7 @@
 
 `dental--v12-1a2b3c4d` is a version (its hash is part of the name, so nothing is ever reloaded in place); `dental--base` is the
 base model of the assistant's settings. Before a version is served its files are hashed: what is not the content that was
-registered is not served.
+registered is not served, nor is a LoRA adapter on another base than the one it was trained on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from finetune_assets.errors import ModelUnavailable
 from finetune_assets.registry import Ledger, Version
 from finetune_assets.registry.rollouts import BASE
 from finetune_assets.storage import Store, read_json
+from finetune_assets.training import base_model
 from finetune_assets.training.publish import COPIED, content_hash_of
 
 SEPARATOR = "--"
@@ -27,10 +28,12 @@ NOT_THE_MODEL = {*COPIED, "README.md", "card.md"}
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model is: a base model (folder or id), and the folder of a LoRA adapter on it."""
+    """Where a model is: a base model (folder or id), the folder of a LoRA adapter on it, and the commit of a base by id that the
+    adapter was trained on."""
 
     base: str
     adapter: Path | None
+    revision: str | None = None
 
 
 def model_name(assistant: str, version: str | None) -> str:
@@ -45,7 +48,8 @@ def locate(name: str, environment: Environment) -> Location:
         raise ModelUnavailable(f"Model {name!r} is no name of this engine; names are ASSISTANT--VERSION and ASSISTANT--base.")
     store = Store(environment.home)
     if version == BASE:
-        return Location(load_assistant(environment.assistants, assistant, tenants(store)).base_model, None)
+        base = load_assistant(environment.assistants, assistant, tenants(store)).base_model
+        return Location(base, None, base_model.revision(base))
     ledger = Ledger(environment.database_url)
     try:
         found = ledger.version(assistant, version)
@@ -69,7 +73,25 @@ def _checked(version: Version, source: Path) -> Location:
             f"Version {version.version} of {version.assistant}: the files in {folder} are not those that were registered. It is "
             "not served; restore the folder from a backup, or train again and roll out the new version."
         )
-    return Location(version.base_model, folder) if (folder / ADAPTER).exists() else Location(str(folder), None)
+    if not (folder / ADAPTER).exists():
+        return Location(str(folder), None)
+    return Location(version.base_model, folder, _revision(version, folder))
+
+
+def _revision(version: Version, folder: Path) -> str | None:
+    """The commit of the base that an adapter was trained on, as its training wrote it down; null for a base in a folder, and
+    where nothing is written down (an adapter that another trainer made). Raises ModelUnavailable where a folder holds another
+    model."""
+    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
+    then = spec.get("base_model_identity") or {}
+    if "revision" in then:
+        return str(then["revision"])
+    if then and base_model.identity(version.base_model) != then:
+        raise ModelUnavailable(
+            f"Version {version.version} of {version.assistant}: the base model in {version.base_model} is not the one that its "
+            "adapter was trained on. It is not served; restore the files of that model, or train again on the new one."
+        )
+    return None
 
 
 def tenants(store: Store) -> Mapping[str, str]:

@@ -10,6 +10,8 @@ import asyncio
 import base64
 import binascii
 import datetime
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ ACTIONS = {"advance", "hold", "release", "rollback", "end"}
 MOST_FORM = 16_384
 """Bytes of a form."""
 EVENTS = 12
+REST = 4.0
+"""Times what a look at all requests of the week took, until the next one."""
 
 
 def routes(directory: Directory, journal: Journal) -> list[Route]:
@@ -58,6 +62,8 @@ class Dashboard:
 
     def __init__(self, directory: Directory, journal: Journal) -> None:
         self.directory, self.ledger, self.journal = directory, directory.ledger, journal
+        self.looking = threading.Lock()
+        self.seen: tuple[dict[str, int], float, list[dict[str, Any]]] | None = None
 
     async def home(self, _: Request) -> Response:
         """The dashboard is what a browser wants here."""
@@ -155,16 +161,25 @@ class Dashboard:
         return f"{found.name} as {login}" if login else found.name
 
     def _data(self) -> dict[str, Any]:
-        until = now() + datetime.timedelta(minutes=1)
-        rows = [self._assistant(name, until) for name in self.directory.assistants]
-        rows.sort(key=lambda row: (not row["state"].is_open, -row["week"]["requests"], row["name"]))
         return {
-            "assistants": rows,
+            "assistants": self._assistants(),
             "ledger_seconds": self.directory.seconds_old,
             "problem": self.journal.problem,
             "backlog": self.journal.backlog,
             "at": datetime.datetime.now(datetime.UTC),
         }
+
+    def _assistants(self) -> list[dict[str, Any]]:
+        """What is shown of each; all who look within a while are shown the same, unless a rollout has moved."""
+        with self.looking:
+            moved = {state.assistant: state.generation for state in self.ledger.rollouts()}
+            if self.seen is not None and self.seen[0] == moved and time.monotonic() < self.seen[1]:
+                return self.seen[2]
+            start, until = time.monotonic(), now() + datetime.timedelta(minutes=1)
+            rows = [self._assistant(name, until) for name in self.directory.assistants]
+            rows.sort(key=lambda row: (not row["state"].is_open, -row["week"]["requests"], row["name"]))
+            self.seen = moved, time.monotonic() + REST * (time.monotonic() - start), rows
+            return rows
 
     def _experiment(self, name: str) -> dict[str, Any]:
         ledger, settings = self.ledger, self.directory.assistants[name].rollout

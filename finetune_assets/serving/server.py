@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 JUDGE = 2.0
 """Seconds between two judgements of all open rollouts."""
+REST = 4.0
+"""Times what a judgement took, at least: it reads all requests of a step."""
 LOAD_AGAIN = 30.0
 """Seconds until a model that could not be loaded is tried again."""
 METRICS = "finetune-metrics"
@@ -142,7 +144,7 @@ class Server:
         self._wait_ready()
         self.say(f"Serving on {self._url(self.settings.host)}  (dashboard: /dashboard, {self.settings.workers} worker(s))")
         if self.settings.judge:
-            self._in_thread(self._judge, JUDGE / 8 if self.settings.simulation else JUDGE)
+            self._in_thread(self._judge, JUDGE / 8 if self.settings.simulation else JUDGE, REST)
         try:
             while not self.stop:
                 time.sleep(0.1)
@@ -155,16 +157,18 @@ class Server:
             if child.look_after(self.say) and child.name == "engine":
                 self.loaded, self.not_loaded = set(), {}
 
-    def _in_thread(self, work: Callable[[], None], seconds: float) -> None:
-        """Does it now and then every so many seconds, until the end."""
+    def _in_thread(self, work: Callable[[], None], seconds: float, rest: float = 0.0) -> None:
+        """Does it now and then every so many seconds, until the end; pauses `rest` times what it took at least."""
 
         def repeat() -> None:
             while not self.stop:
+                start, pause = time.monotonic(), seconds
                 try:
                     work()
+                    pause = max(seconds, rest * (time.monotonic() - start))
                 except Exception as error:
                     log.warning("%s failed, and is tried again: %s", work.__name__.strip("_"), _line(error))
-                end = time.monotonic() + seconds
+                end = time.monotonic() + pause
                 while not self.stop and time.monotonic() < end:
                     time.sleep(0.05)
 

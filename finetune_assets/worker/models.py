@@ -45,7 +45,7 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     source = base_models.resolve(str(path_or_id))
     base = base_models.adapted(Path(source))
     if base is not None and not (Path(source) / "tokenizer_config.json").exists():
-        return load_tokenizer(base)
+        return load_tokenizer(base, revision)
     revision = revision or base_models.revision(source)
     try:
         # AutoTokenizer puts its own splitting rule in place of the one in tokenizer.json for some model types (Qwen2: digits
@@ -85,7 +85,7 @@ def load_model(
     source = base_models.resolve(str(path_or_id))
     base = base_models.adapted(Path(source))
     if base is not None:
-        return cast("PreTrainedModel", attach(load_model(base, dtype, where=where), Path(source)).merge_and_unload()).eval()
+        return cast("PreTrainedModel", attach(load_model(base, dtype, revision, where), Path(source)).merge_and_unload()).eval()
     revision = revision or base_models.revision(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, revision=revision)

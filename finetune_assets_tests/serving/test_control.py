@@ -377,6 +377,17 @@ def test_the_next_version_waits_while_users_see_a_candidate(shop: Shop) -> None:
         assert book.rollout("aurora").candidate == second
 
 
+def test_what_a_person_holds_in_shadow_is_replaced_by_a_person_alone(shop: Shop) -> None:
+    first, second = shop.version("a"), shop.version("b")
+    shop.roll_out(first)
+    with shop.ledger() as book:
+        control.hold(book, "aurora", "the clinic is closed", "ana")
+        assert "held in shadow by a person" in control.offer(book, "aurora", second, "new", "test")
+        state = book.rollout("aurora")
+        assert (state.candidate, state.status) == (first, "held")
+        assert control.start(book, "aurora", second, "take the new one", "ana").after.candidate == second
+
+
 def test_a_champion_that_was_left_does_not_return_by_itself(shop: Shop) -> None:
     first, second = shop.two_versions("done")
     shop.roll_out(shop.version("c"), "10")

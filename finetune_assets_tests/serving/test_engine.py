@@ -14,7 +14,9 @@ import pytest
 
 from finetune_assets.environment import Environment
 from finetune_assets.errors import ModelUnavailable
-from finetune_assets.serving.models import locate, model_name
+from finetune_assets.serving.models import Location, locate, model_name
+from finetune_assets.storage import write_json
+from finetune_assets.training import base_model
 from finetune_assets_tests.serving.shop import Shop, wait_for
 from finetune_assets_tests.tiny_model import dialogues, make_tiny_model
 
@@ -310,6 +312,48 @@ def test_a_base_that_was_put_out_of_memory_comes_back_with_its_adapters(
         assert {name: say(name) for name in (two, one)} == before
     finally:
         engine.ended = True
+
+
+def test_an_adapter_is_served_on_the_base_that_it_was_trained_on_alone(
+    tmp_path: Path, base: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from huggingface_hub import constants
+    from safetensors.torch import load_file, save_file
+
+    from finetune_assets.serving.batching import Lane
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    shop = Shop(tmp_path / "shop", base=str(other))
+    version = shop.version("a", model=adapters[0])
+    environment, name = Environment.read(shop.environment), model_name("aurora", version)
+    folder = shop.home / "models" / "aurora" / version
+    write_json(folder / "spec.json", {"base_model_identity": base_model.identity(str(base))})
+    assert locate(name, environment) == Location(str(other), folder)
+    weights = load_file(other / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelUnavailable, match="not the one that its adapter was trained on"):
+        locate(name, environment)
+
+    # of the hub: the commit that the training wrote down, not the newest
+    snapshots = tmp_path / "hub" / "models--org--tiny" / "snapshots"
+    shutil.copytree(base, snapshots / ("a" * 40))
+    shutil.copytree(other, snapshots / ("b" * 40))
+    (snapshots.parent / "refs").mkdir()
+    (snapshots.parent / "refs" / "main").write_text("b" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = Shop(tmp_path / "hub_shop", base="org/tiny")
+    version = hub.version("a", model=adapters[0])
+    folder = hub.home / "models" / "aurora" / version
+    write_json(folder / "spec.json", {"base_model_identity": {"id": "org/tiny", "revision": "a" * 40}})
+    environment = Environment.read(hub.environment)
+    assert locate(model_name("aurora", version), environment) == Location("org/tiny", folder, "a" * 40)
+    assert locate("aurora--base", environment) == Location("org/tiny", None, "b" * 40)
+    for revision, at in (("a", base), ("b", other)):
+        lane = Lane("org/tiny", revision=40 * revision)
+        assert torch.equal(lane.model.lm_head.weight, load_file(at / "model.safetensors")["model.embed_tokens.weight"])
 
 
 def test_damaged_files_are_never_served(tmp_path: Path, base: Path) -> None:

@@ -6,12 +6,17 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from finetune_assets.environment import Environment
+from finetune_assets.serving import control, pages
 from finetune_assets.serving import server as servers
+from finetune_assets.serving.directory import Directory
+from finetune_assets.serving.journal import Journal
 from finetune_assets.serving.server import Server, Settings
 from finetune_assets_tests.serving.servers import Hook
 from finetune_assets_tests.serving.shop import Shop, wait_for
@@ -47,6 +52,37 @@ def test_a_model_that_could_not_be_loaded_is_tried_again(tmp_path: Path, hook: H
         assert len(hook.got) == 4
     finally:
         server.close()
+
+
+def test_a_judgement_that_takes_long_comes_less_often(tmp_path: Path) -> None:
+    server, began = Server(Environment.read(Shop(tmp_path).environment), Settings(port=0), print), list[float]()
+
+    def judge() -> None:
+        began.append(time.monotonic())
+        time.sleep(0.2)
+
+    try:
+        server._in_thread(judge, 0.01, servers.REST)
+        assert wait_for(lambda: len(began) > 1)
+        assert began[1] - began[0] >= 0.2 * (1 + servers.REST)
+    finally:
+        server.close()
+
+
+def test_a_dashboard_that_many_look_at_reads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(tmp_path)
+    shop.roll_out(shop.version("a"))
+    monkeypatch.setattr(pages, "REST", 1e6)
+    read: list[str] = []
+    with shop.ledger() as book:
+        dashboard = pages.Dashboard(Directory(Environment.read(shop.environment), book), Journal(tmp_path / "journal"))
+        sa.event.listen(book.engine, "before_cursor_execute", lambda *told: read.append(told[2]))
+        with ThreadPoolExecutor(4) as viewers:
+            looks = [viewers.submit(dashboard._data) for _ in range(8)]
+        assert len({str(look.result()["assistants"]) for look in looks}) == 1
+        assert sum("avg(requests.seconds)" in one for one in read) == 1
+        control.hold(book, "aurora", "wait", "ana")
+        assert dashboard._data()["assistants"][0]["state"].status == "held"
 
 
 def test_a_rollout_that_cannot_be_judged_holds_up_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
