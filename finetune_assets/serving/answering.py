@@ -13,11 +13,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.corpus.personal_data import pseudonym
 from finetune_assets.evaluation.rules import breaks
@@ -31,7 +29,7 @@ from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
 from finetune_assets.serving.records import look_ahead, request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
-from finetune_assets.serving.talks import Talk, Talks
+from finetune_assets.serving.talks import Talk, Talks, in_time
 from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed, says
 
 log = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ class Answering:
         if not any(m["role"] == "assistant" for m in said):
             return None
         key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
-        conversation = self.talks.of_history(key) or await self._ledger(self.talks.read_history, key)
+        conversation = self.talks.of_history(key) or await in_time(self.talks.read_history, key)
         return None if conversation is None else await self.talk(conversation)
 
     async def named(self, conversation: str, tenant: str, user: str) -> Talk | None:
@@ -104,16 +102,8 @@ class Answering:
         known = self.talks.get(conversation)
         if known is not None and self.alone:
             return known
-        stored = await self._ledger(self.talks.read, conversation)
+        stored = await in_time(self.talks.read, conversation)
         return max((one for one in (known, stored) if one is not None), key=lambda one: one.last, default=None)
-
-    async def _ledger(self, look: Callable[[str], Any], name: str) -> Any:
-        """A look into the ledger, in a thread."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, look, name)
-        except SQLAlchemyError as error:
-            log.warning("The ledger could not be asked for a conversation: %s", type(error).__name__)
-            raise Refused(503, "The conversation cannot be looked up right now; try again.", {"Retry-After": "1"}) from None
 
     async def whole(self, exchange: Exchange) -> None:
         """The reply at once. Raises Refused (400, 413, 422, 429, 502, 504) where no arm gives one."""

@@ -5,17 +5,35 @@ Bounded: the one that was quiet longest goes first, and is read back from the le
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.traffic import messages, requests
+from finetune_assets.serving.intake import Refused
 
+log = logging.getLogger(__name__)
 MOST = 20_000
+LOOK_SECONDS = 5.0
+"""That a request waits for the ledger: one that hangs says nothing at all."""
+
+
+async def in_time(look: Callable[..., Any], *names: str) -> Any:
+    """What a look into the ledger finds, in a thread. Raises Refused (503) where it does not answer, or not in time."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await asyncio.get_running_loop().run_in_executor(None, look, *names)
+    except (SQLAlchemyError, TimeoutError) as error:
+        log.warning("The ledger could not be asked: %s", type(error).__name__)
+        raise Refused(503, "What was said before cannot be looked up right now; try again.", {"Retry-After": "1"}) from None
 
 
 @dataclass

@@ -17,13 +17,15 @@ import sqlalchemy as sa
 
 from finetune_assets.environment import Environment
 from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
-from finetune_assets.serving import control
+from finetune_assets.serving import control, keys, talks
+from finetune_assets.serving import feedback as feedbacks
 from finetune_assets.serving.intake import Options, conversation_id
 from finetune_assets.serving.router import MOST_CHATS, Router
 from finetune_assets.serving.writer import transfer
 from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Served, Shop, wait_for
+from finetune_assets_tests.serving.shop import postgres as databases
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -123,7 +125,7 @@ def test_every_turn_is_known_to_whichever_worker_answers_next(served: Served, sh
         shop.logged(answer.json()["request_id"])
 
 
-async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], Awaitable[None]]) -> None:
+async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], Awaitable[None]], **client: Any) -> None:
     """A router of two workers, this one of them; the list holds the SELECTs that it sends from now on."""
     router = Router(Environment.read(shop.environment), Options("", open_door=True, workers=2))
     sent: list[str] = []
@@ -134,8 +136,8 @@ async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], 
     async with router._lifespan(router.app):
         sa.event.listen(router.ledger.engine, "before_cursor_execute", saw)
         transport = httpx.ASGITransport(app=router)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            await ask(client, sent)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", **client) as made:
+            await ask(made, sent)
 
 
 def test_a_turn_of_an_open_conversation_asks_the_ledger_once(fresh: Shop) -> None:
@@ -246,3 +248,66 @@ def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(fresh: Shop) 
 
     asyncio.run(_in_process(fresh, ask))
     assert set(said) == {(503, "1")}
+
+
+def _signalled(parent: int, number: int) -> list[int]:
+    """A process and its children, each of which got a signal; the parent first, so that there are no new ones."""
+    os.kill(parent, number)
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [parent, *(one for child in children for one in _signalled(int(child), number))]
+
+
+def test_a_ledger_that_hangs_is_a_503_in_time(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen machine: it neither answers nor breaks the connection. Who needs no look-up is answered; afterwards, everybody."""
+    monkeypatch.setattr(talks, "LOOK_SECONDS", 0.5)
+    said: list[int] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        body: dict[str, Any] = {"model": "aurora", "user": "eva", "messages": [{"role": "user", "content": "Hola"}]}
+        named = {**body, "metadata": {"conversation_id": "c1"}}
+        request = (await client.post("/v1/chat/completions", json=named)).json()["id"]
+        server = _signalled(postmaster, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                chats = [client.post("/v1/chat/completions", json=named) for _ in range(20)]  # more than there are threads
+                answers = await asyncio.gather(*chats)
+                said.extend({answer.status_code for answer in answers})
+                judged = {"request_id": request, "feedback_type": "positive"}
+                said.append((await client.post("/feedback", json=judged)).status_code)
+                said.append((await client.post("/v1/chat/completions", json=body)).status_code)
+        finally:
+            for pid in server:
+                os.kill(pid, signal.SIGCONT)
+        said.append((await client.post("/v1/chat/completions", json=named)).status_code)
+
+    with databases() as (url, running):
+        shop = Shop(tmp_path, upstream=upstream.url, database=url)
+        shop.version("a")
+        postmaster = int((Path(running.pgdata) / "postmaster.pid").read_text().split()[0])
+        asyncio.run(_in_process(shop, ask))
+    assert said == [503, 503, 200, 200]
+
+
+def test_judgements_have_the_limits_of_chats(fresh: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant's own, and so many at a time."""
+    file = fresh.assistants / "aurora.yaml"
+    file.write_text(file.read_text().replace("serving: {", "serving: {requests_per_minute: 10, "))
+    monkeypatch.setattr(feedbacks, "LOOK_AGAIN", (0.05,))
+    monkeypatch.setattr(feedbacks, "MOST_AT_ONCE", 3)
+    said: list[int] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        body = {"request_id": "nobody", "feedback_type": "negative"}
+        answers = [await client.post("/feedback", json=body) for _ in range(6)]
+        answers += await asyncio.gather(*(client.post("/feedback", json=body) for _ in range(5)))
+        said.extend(answer.status_code for answer in answers)
+        chat = {"model": "aurora", "user": "eva", "messages": [{"role": "user", "content": "Hola"}]}
+        assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200
+
+    asyncio.run(_in_process(fresh, ask))  # without keys
+    assert sorted(said) == [404] * 9 + [429] * 2
+    with fresh.ledger() as book:
+        key = keys.add(book, "clinica_aurora")
+    said.clear()
+    asyncio.run(_in_process(fresh, ask, headers={"Authorization": f"Bearer {key}"}))
+    assert said[:6] == [404] * 5 + [429]  # one of two workers
