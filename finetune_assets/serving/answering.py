@@ -55,6 +55,10 @@ class Answering:
     def open(self, ask: Ask, talk: Talk | None) -> Exchange:
         """Finds the arm; `talk` is the conversation that goes on. Raises Refused (403) where it is somebody else's."""
         name = ask.assistant.name
+        conversation = talk.conversation if talk else ask.conversation or new_conversation()
+        anonymous = not ask.user
+        if anonymous:  # the same in every turn, since the conversation is found by what was said in it
+            ask = replace(ask, user=conversation)
         user = pseudonym(ask.user, self.key)
         if talk is not None and (talk.tenant, talk.user) != (ask.tenant, user):
             raise Refused(403, "This conversation belongs to somebody else.")
@@ -66,11 +70,12 @@ class Answering:
         kept = False
         if talk is not None and ask.at - talk.last < datetime.timedelta(minutes=ask.assistant.serving.conversation_minutes):
             assigned, kept = keep(state, assigned, talk)
-        conversation = talk.conversation if talk else ask.conversation or new_conversation()
         turns = [
             {"role": str(m["role"]), "content": str(m["content"])} for m in ask.messages if m["role"] in ("user", "assistant")
         ]
-        return Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns)
+        made = Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns)
+        made.speaker = None if ask.told else "" if anonymous else user
+        return made
 
     async def find(self, ask: Ask) -> Talk | None:
         """The open conversation that a chat goes on with: the named one, or the one with the same history.
@@ -81,9 +86,22 @@ class Answering:
         said = [m for m in ask.messages if m["role"] in ("user", "assistant")]
         if not any(m["role"] == "assistant" for m in said):
             return None
+        if not ask.user:
+            return await self._of_nobody(history_key(ask.tenant, "", said[:-1]))
         key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
         conversation = self.talks.of_history(key) or await in_time(self.talks.read_history, key)
         return None if conversation is None else await self.talk(conversation)
+
+    async def _of_nobody(self, key: str) -> Talk | None:
+        """A conversation without a named user that stands at this history, each taken once: of two people who said and heard the
+        same nobody can tell who is who, and neither sees more than they send themselves. Raises Refused (503)."""
+        known = self.talks.of_history(key)
+        if known is not None and self.talks.take(talk := await self.talk(known), key):
+            return talk
+        for conversation in await in_time(self.talks.read_standing, key):
+            if self.talks.take(talk := await self.talk(conversation), key):
+                return talk
+        return None
 
     async def named(self, conversation: str, tenant: str, user: str) -> Talk | None:
         """The conversation with this stored id. One that began before a client's ids were stored as `TENANT/ID` goes on under its
@@ -242,13 +260,15 @@ class Answering:
         ask, reply = exchange.ask, clean(exchange.reply.text).strip()  # as the next turn comes in
         answered = exchange.status == 200 and bool(reply)
         turns = [*exchange.turns, {"role": "assistant", "content": reply}] if answered else exchange.turns
-        key = history_key(ask.tenant, exchange.user, turns) if answered and not ask.told else None
+        key = history_key(ask.tenant, exchange.speaker, turns) if answered and exchange.speaker is not None else None
         rows = [request_row(exchange, "live", key)]
         if answered:
             rows += text_rows(exchange, turns)
             state = exchange.state
             now = exchange.assigned.name, state.salt, state.step, exchange.kept, ask.at
-            self.talks.remember(Talk(exchange.conversation, ask.tenant, exchange.user, *now, turns), key)
+            self.talks.remember(Talk(exchange.conversation, ask.tenant, exchange.user, *now, turns, key))
+        else:
+            self.talks.taken.pop(exchange.conversation, None)  # the client asks again
         self._keep(rows)
         asyncio.get_running_loop().call_soon(self.metrics.observe, exchange)  # after the reply
 

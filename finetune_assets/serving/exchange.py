@@ -28,6 +28,9 @@ class Exchange:
     is_new: bool
     user: str
     turns: list[dict[str, str]]
+    speaker: str | None = None
+    """By whom the chat is found again in its history: the user's pseudonym, empty for nobody named; null where the client names
+    its conversation."""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     served: Arm = field(init=False)
     outcome: str = "ok"

@@ -78,8 +78,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One chat to be answered. `conversation` is the stored id (`conversation_id`), `at` the time it came in, UTC; `told` says
-    that the client named its conversation."""
+    """One chat to be answered. `user` is empty where the client names neither user nor conversation; `conversation` is the stored
+    id (`conversation_id`), `at` the time it came in, UTC; `told` says that the client named its conversation."""
 
     assistant: Assistant
     tenant: str

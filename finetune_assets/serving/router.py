@@ -11,7 +11,6 @@ Every answer names its request, conversation, version and rollout generation in 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -139,7 +138,7 @@ class Router:
             assistant=assistant,
             tenant=tenant,
             vertical=self._vertical(assistant.select.vertical, tenant),
-            user=user or conversation or f"anonymous-{uuid.uuid4().hex}",
+            user=user or conversation or "",
             conversation=intake.conversation_id(tenant, conversation),
             messages=messages,
             settings=settings,

@@ -311,3 +311,41 @@ def test_judgements_have_the_limits_of_chats(fresh: Shop, monkeypatch: pytest.Mo
     said.clear()
     asyncio.run(_in_process(fresh, ask, headers={"Authorization": f"Bearer {key}"}))
     assert said[:6] == [404] * 5 + [429]  # one of two workers
+
+
+def test_a_client_that_names_nobody_has_one_conversation_and_takes_nobody_elses(fresh: Shop, upstream: Upstream) -> None:
+    """Two strangers and a named user say the same and hear the same; then the strangers go on at once, in another worker."""
+    first: list[dict[str, Any]] = [{"role": "user", "content": "Hola"}]
+    went: dict[str, list[str]] = {"one": [], "two": [], "ana": [], "late": []}
+
+    async def turn(client: httpx.AsyncClient, who: str, said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        body = {"model": "aurora", "messages": said, **({"user": "ana"} if who == "ana" else {})}
+        answer = await client.post("/v1/chat/completions", json=body)
+        went[who].append(answer.headers["x-conversation-id"])
+        return [*said, answer.json()["choices"][0]["message"], {"role": "user", "content": "¿Y mañana?"}]
+
+    async def begin(client: httpx.AsyncClient, _: list[str]) -> None:
+        assert await turn(client, "one", first) == await turn(client, "two", first) == await turn(client, "ana", first)
+
+    async def go_on(client: httpx.AsyncClient, _: list[str]) -> None:
+        second = [*first, {"role": "assistant", "content": fresh.rows(messages, role="assistant")[0]["content"]}, *first]
+        upstream.faults["aurora"] = "error"
+        assert (await client.post("/v1/chat/completions", json={"model": "aurora", "messages": second})).status_code == 502
+        upstream.faults.clear()
+        third, _same = await asyncio.gather(turn(client, "one", second), turn(client, "two", second))
+        await turn(client, "late", second)
+        await turn(client, "ana", second)
+        await turn(client, "one", third)
+
+    for ask in (begin, go_on):
+        asyncio.run(_in_process(fresh, ask))
+        with fresh.ledger() as book:
+            transfer(fresh.home / "serving" / "journal", book.engine)
+    begun = {went["one"][0], went["two"][0]}
+    assert {went["one"][1], went["two"][1]} == begun  # which beginning is whose nobody can tell
+    assert went["one"][2] in begun | set(went["late"])  # now three stand there
+    assert went["ana"][0] == went["ana"][1]
+    assert len({*begun, went["ana"][0], went["late"][0]}) == 4
+    assert len(fresh.values(requests, "user")) == 4
+    assert len(fresh.rows(conversations)) == 4
+    assert len(fresh.rows(messages)) == 2 * (3 + 4 + 1 + 1)  # with what was said before, of the late one
