@@ -15,15 +15,15 @@ import random
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from finetune_assets.corpus.personal_data import pseudonym
 from finetune_assets.evaluation.rules import breaks
 from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, as_rollout, assign, keep, takes_part
 from finetune_assets.serving.directory import Directory
-from finetune_assets.serving.exchange import Exchange
-from finetune_assets.serving.intake import Ask, Options, Refused, clean, history_key, new_conversation
+from finetune_assets.serving.exchange import Exchange, turns_of
+from finetune_assets.serving.intake import Ask, Options, Refused, history_key, new_conversation
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import model_name
@@ -70,10 +70,7 @@ class Answering:
         kept = False
         if talk is not None and ask.at - talk.last < datetime.timedelta(minutes=ask.assistant.serving.conversation_minutes):
             assigned, kept = keep(state, assigned, talk)
-        turns = [
-            {"role": str(m["role"]), "content": str(m["content"])} for m in ask.messages if m["role"] in ("user", "assistant")
-        ]
-        made = Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns)
+        made = Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns_of(ask.messages))
         made.speaker = None if ask.told else "" if anonymous else user
         return made
 
@@ -83,12 +80,14 @@ class Answering:
         Raises Refused (503)."""
         if ask.conversation is not None:
             return await self.named(ask.conversation, ask.tenant, ask.user)
-        said = [m for m in ask.messages if m["role"] in ("user", "assistant")]
-        if not any(m["role"] == "assistant" for m in said):
+        said = turns_of(ask.messages)
+        while said and said[-1]["role"] != "assistant":
+            said.pop()
+        if not said:
             return None
         if not ask.user:
-            return await self._of_nobody(history_key(ask.tenant, "", said[:-1]))
-        key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
+            return await self._of_nobody(history_key(ask.tenant, "", said))
+        key = history_key(ask.tenant, pseudonym(ask.user, self.key), said)
         conversation = self.talks.of_history(key) or await in_time(self.talks.read_history, key)
         return None if conversation is None else await self.talk(conversation)
 
@@ -145,7 +144,7 @@ class Answering:
         another arm can answer. A stream that breaks later ends with an event {"error": …}: the user has seen its beginning.
         """
         for arm in self._arms(exchange):
-            exchange.served, exchange.reply = arm, Reply()
+            exchange.served, exchange.reply = arm, Reply(ended=False)
             waiting: list[dict[str, Any]] = []
             stream = self.upstream.chunks(self.target(exchange, arm), {**self.body(exchange.ask), **_USAGE})
             try:
@@ -162,6 +161,7 @@ class Answering:
                         for one in waiting:
                             yield one
                         waiting.clear()
+                exchange.reply.ended = True
                 for one in waiting:  # of a reply that says nothing
                     yield one
             except UpstreamFailed as failed:
@@ -221,7 +221,7 @@ class Answering:
             return not reply.message.get("tool_calls")
         if reply.finish_reason == "length" and LIMITS & ask.settings.keys():
             return False
-        asked = next((turn["content"] for turn in reversed(exchange.turns) if turn["role"] == "user"), "")
+        asked = next((str(m["content"]) for m in reversed(ask.messages) if m["role"] == "user"), "")
         return any(breaks(rule, asked, reply.text) for rule in ask.assistant.rules)
 
     # to the upstream
@@ -257,7 +257,7 @@ class Answering:
     def _record(self, exchange: Exchange) -> None:
         """The rows of a chat into the journal, texts scrubbed first; and the conversation into memory."""
         self._measure(exchange)
-        ask, reply = exchange.ask, clean(exchange.reply.text).strip()  # as the next turn comes in
+        ask, reply = exchange.ask, exchange.said
         answered = exchange.status == 200 and bool(reply)
         turns = [*exchange.turns, {"role": "assistant", "content": reply}] if answered else exchange.turns
         key = history_key(ask.tenant, exchange.speaker, turns) if answered and exchange.speaker is not None else None
@@ -346,5 +346,11 @@ def _take(event: dict[str, Any], reply: Reply) -> None:
     delta = choices[0].get("delta") or {}
     reply.finish_reason = str(choices[0].get("finish_reason") or reply.finish_reason)
     reply.text += str(delta.get("content") or "")
-    if delta.get("tool_calls"):
-        reply.message.setdefault("tool_calls", []).append(delta["tool_calls"])
+    for piece in delta.get("tool_calls") or []:
+        calls = cast("list[dict[str, Any]]", reply.message.setdefault("tool_calls", []))
+        call = next((one for one in calls if one["index"] == piece.get("index")), None)
+        if call is None or call["index"] is None:
+            call = {"index": piece.get("index"), "function": {"name": "", "arguments": ""}}
+            calls.append(call)
+        for name in call["function"]:
+            call["function"][name] += str((piece.get("function") or {}).get(name) or "")

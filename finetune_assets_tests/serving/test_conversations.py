@@ -15,6 +15,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.validation import validate
+from finetune_assets.dataset.tool_calls import messages_of
 from finetune_assets.environment import Environment
 from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
 from finetune_assets.serving import control, keys, talks
@@ -349,3 +352,48 @@ def test_a_client_that_names_nobody_has_one_conversation_and_takes_nobody_elses(
     assert len(fresh.values(requests, "user")) == 4
     assert len(fresh.rows(conversations)) == 4
     assert len(fresh.rows(messages)) == 2 * (3 + 4 + 1 + 1)  # with what was said before, of the late one
+
+
+def test_calls_of_tools_and_their_answers_are_rows_that_the_corpus_reads(fresh: Shop, upstream: Upstream) -> None:
+    """Whole and streamed; found by what was said; with a correction. One that broke off in a call is none."""
+    call = {"id": "c1", "type": "function", "function": {"name": "free", "arguments": '{"phone": "70012345"}'}}
+    calls = [call, {**call, "id": "c2", "function": {"name": "price", "arguments": "{}"}}]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    answers = [{"role": "tool", "tool_call_id": one, "content": text} for one, text in (("c1", "10:30"), ("c2", "Bs 200"))]
+    tools = [{"type": "function", "function": {"name": one}} for one in ("free", "price", "book")]
+    body: dict[str, Any] = {"model": "aurora", "user": "tina", "tools": tools}
+    ids: list[str] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        said: list[dict[str, Any]] = [{"role": "user", "content": "Quiero una limpieza"}]
+        upstream.shapes["aurora"] = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
+        called = await client.post("/v1/chat/completions", json={**body, "messages": said})
+        upstream.shapes.clear()
+        said += [called.json()["choices"][0]["message"], *answers]
+        told = await client.post("/v1/chat/completions", json={**body, "messages": said})
+        said += [told.json()["choices"][0]["message"], {"role": "user", "content": "Resérvela"}]
+        upstream.faults["aurora"] = "tool"
+        booked = await client.post("/v1/chat/completions", json={**body, "messages": said, "stream": True})
+        upstream.faults["aurora"] = "toolcut"
+        await client.post("/v1/chat/completions", json={**body, "messages": said, "stream": True})
+        ids.extend(answer.headers["x-conversation-id"] for answer in (called, told, booked))
+        await asyncio.sleep(0.2)
+        with fresh.ledger() as book:
+            transfer(fresh.home / "serving" / "journal", book.engine)
+        judged = {"request_id": called.json()["id"], "feedback_type": "negative", "expected_response": "¿Para qué día?"}
+        assert (await client.post("/feedback", json=judged)).status_code == 202
+
+    asyncio.run(_in_process(fresh, ask))
+    with fresh.ledger() as book:
+        transfer(fresh.home / "serving" / "journal", book.engine)
+    assert len(set(ids)) == 1
+    valid = validate(read_source([fresh.url]))
+    assert len(valid.rejected) == 0
+    rows = valid.messages.sort("created_at").select("role", "content").rows()
+    said = messages_of(rows)
+    assert [one["role"] for one in said] == ["user", "assistant", "tool", "tool", "assistant", "user", "assistant"]
+    assert [one["function"]["name"] for one in said[1]["tool_calls"]] == ["free", "price"]
+    assert json.loads(said[1]["tool_calls"][0]["function"]["arguments"]) == {"phone": "[PHONE]"}
+    assert [(one["name"], one["content"]) for one in said[2:4]] == [("free", "10:30"), ("price", "Bs 200")]
+    assert [one["function"]["name"] for one in said[-1]["tool_calls"]] == ["book"]
+    assert set(valid.feedback["message_id"]) <= set(valid.messages["message_id"])
