@@ -194,8 +194,8 @@ def own_rows(ledger: Ledger, wanted: Mapping[str, Collection[str]], *, delete: b
 
 
 def take_ownerless(ledger: Ledger) -> None:
-    """Removes what erasures left before they knew the router's chats: its messages, judgements and shadow replies of which there is
-    neither conversation nor request."""
+    """Removes what erasures left before they knew the router's chats: its messages, judgements and shadow replies without a
+    conversation and a request."""
     asked = sa.exists().where(requests.c.conversation_id == messages.c.conversation_id)
     kept = sa.exists().where(conversations.c.conversation_id == messages.c.conversation_id)
     own = messages.c.message_id.like("m-chatcmpl-%") | messages.c.message_id.like("t%-chatcmpl-%")
