@@ -25,7 +25,6 @@ from finetune_assets.serving import feedback as feedbacks
 from finetune_assets.serving.intake import Options, conversation_id
 from finetune_assets.serving.router import MOST_CHATS, Router
 from finetune_assets.serving.writer import transfer
-from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Served, Shop, wait_for
 from finetune_assets_tests.serving.shop import postgres as databases
@@ -211,7 +210,7 @@ def test_where_no_texts_are_kept_an_upstreams_words_are_none(fresh: Shop, upstre
     assert fresh.rows(messages) == []
 
 
-def test_control_characters_of_an_upstream_cost_no_row(tmp_path: Path, upstream: Upstream, postgres: str) -> None:  # noqa: F811
+def test_control_characters_of_an_upstream_cost_no_row(tmp_path: Path, upstream: Upstream, postgres: str) -> None:
     """Postgres takes no NUL: in a reply, live or a shadow's, a channel or a tenant. A chat goes on after such a reply."""
     shop = Shop(tmp_path, upstream=upstream.url, database=postgres)
     shop.two_versions("shadow")

@@ -24,7 +24,6 @@ from finetune_assets.serving import control, retention
 from finetune_assets.serving.retention import expire, stated
 from finetune_assets.serving.writer import store
 from finetune_assets.storage import Store
-from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.shop import TENANTS, Shop
 
 NAMES = ("conversations", "messages", "ai_rlhf_feedback", "requests", "shadow_replies")
