@@ -297,6 +297,7 @@ def erase(store: Store, ledger: Ledger, plan: Plan, key: bytes, forget_history: 
     _record(store, ledger)
     own = _columns(ledger, traces, key)
     erasures.own_rows(ledger, own, delete=True)
+    erasures.take_ownerless(ledger)
     take_out(store, traces, key)
     sweep(store.home, recursive=True, seconds=DRAFT_SECONDS)
     _verify(store, ledger, plan.subject, key, own)

@@ -90,7 +90,7 @@ def record_of(row: Any, form: str | None = None) -> Record:
     messages = _messages(cells, form)
     left_aside = {"tools"} if cells.get("tools") else set[str]()
     turns: list[tuple[str, str]] = []
-    names = _call_names(messages)
+    names = call_names(messages)
     for number, message in enumerate(messages, start=1):
         turn = _turn(message, f"message {number}", names)
         if turn is None:
@@ -260,7 +260,7 @@ _ROLES = {
 }
 
 
-def _call_names(messages: Sequence[Any]) -> dict[str, str]:
+def call_names(messages: Sequence[Any]) -> dict[str, str]:
     """The name of each call that has an id: a tool's answer has only the id."""
     names: dict[str, str] = {}
     for message in messages:

@@ -39,6 +39,7 @@ KINDS: tuple[str, ...] = ("conversation", "imported")
 FEEDBACK_TYPES: tuple[str, ...] = ("positive", "negative")
 UNKNOWN_WEEK = "unknown"
 MAX_ID = 256  # characters; longer ids are no ids
+SIMULATED = "simulated"  # channel of `finetune simulate`, whose people and judgements are made up
 MAX_LABEL = 100  # characters of an intent or a channel
 
 

@@ -55,8 +55,8 @@ from finetune_assets.errors import DataError, LeakError
 from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
 
 REASONS: tuple[str, ...] = (
-    *("tenant_excluded", "no_consent", "negative_feedback", "not_satisfied", "reply_empty", "reply_too_long", "user_too_short"),
-    *("user_too_long", "reply_too_short", "error_reply", "excluded_pattern", "required_pattern_missing"),
+    *("tenant_excluded", "no_consent", "simulated", "negative_feedback", "not_satisfied", "reply_empty", "reply_too_long"),
+    *("user_too_short", "user_too_long", "reply_too_short", "error_reply", "excluded_pattern", "required_pattern_missing"),
     *("rejected_in_review", "user_in_test"),
     *("personal_data_residual", "same_as_negative", "exact_duplicate", "near_duplicate", "semantic_duplicate"),
     *("intent_cap", "tenant_cap", "negative_share"),

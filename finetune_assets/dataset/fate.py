@@ -131,6 +131,7 @@ def _why(store: Store, row: Facts, example: Facts, judged: list[Facts], settings
     told = {
         "tenant_excluded": f"tenant {example['tenant_id']} is in filters.exclude_tenants",
         "no_consent": "the conversation's training_consent is false",
+        "simulated": "`finetune simulate` made the conversation up",
         "negative_feedback": f"rated negative ({bad}) and not corrected: never a target",
         "not_satisfied": f"satisfaction_score is {'missing' if score is None else score}, filters.min_satisfaction is "
         f"{filters['min_satisfaction']}, and nobody praised or corrected it",

@@ -22,7 +22,7 @@ import polars as pl
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, needs_look, residual
-from finetune_assets.corpus.schema import FEEDBACK
+from finetune_assets.corpus.schema import FEEDBACK, SIMULATED
 from finetune_assets.corpus.scrubbing import USUAL, Regions, regions_of
 from finetune_assets.dataset.reading import scan
 from finetune_assets.storage import Store, read_json
@@ -32,7 +32,7 @@ SYNTHETIC = "synthetic"
 SOURCES: tuple[str, ...] = (CORRECTED, POSITIVE, SATISFIED, IMPORTED, SYNTHETIC)
 """Best first; of two near-duplicates the better source survives."""
 
-UNUSABLE = ("tenant_excluded", "no_consent")
+UNUSABLE = ("tenant_excluded", "no_consent", "simulated")
 """Reasons for which a message is of no use whatever, not even as a bad example."""
 FEEDBACK_COLUMNS = ("feedback_id", "tenant_id", "message_id", "feedback_type", "expected_response", "created_at")
 
@@ -125,8 +125,8 @@ def _collapsed(text: pl.Expr) -> pl.Expr:
 def verdicts(examples: pl.DataFrame, judged: Judged, filters: Filters) -> pl.DataFrame:
     """Adds `verdict`, `expected`, `original` (the reply as said), `reply` (the target), `source` and `reason` (null: kept).
 
-    The reasons that are decided here, first one wins: tenant_excluded, no_consent, negative_feedback, not_satisfied, then
-    those of `content`. Residual personal data, splits and near-duplicates come later and need other examples.
+    The reasons that are decided here, first one wins: tenant_excluded, no_consent, simulated, negative_feedback, not_satisfied,
+    then those of `content`. Residual personal data, splits and near-duplicates come later and need other examples.
     """
     frame = examples.join(judged.messages, on="message_id", how="left", maintain_order="left").with_columns(
         original=pl.col("reply"), reply=pl.coalesce("expected", "reply")
@@ -152,6 +152,7 @@ def verdicts(examples: pl.DataFrame, judged: Judged, filters: Filters) -> pl.Dat
     rules = [
         ("tenant_excluded", pl.col("tenant_id").is_in(filters.exclude_tenants)),
         ("no_consent", ~consent),
+        ("simulated", pl.col("channel") == SIMULATED),
         ("negative_feedback", negative),
         ("not_satisfied", pl.col("source").is_null()),
     ]

@@ -39,7 +39,7 @@ def testers(frame: pl.DataFrame, split: Split) -> pl.Series:
     """Users with a usable row on or after the date of `split`; none where it has no date."""
     if split.mode == "user":
         return frame["user"].clear()
-    used = ~pl.col("reason").is_in(["tenant_excluded", "no_consent"]).fill_null(False)
+    used = ~pl.col("reason").is_in(["tenant_excluded", "no_consent", "simulated"]).fill_null(False)
     return frame.filter(_late(split) & used)["user"].drop_nulls().unique()
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry.ledger import Ledger
 from finetune_assets.registry.tables import Job, Version, erased_datasets, erasures, metadata, now, rollout_events
+from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
 
 _KEPT = {"erasures", "erased_datasets"}
 
@@ -182,8 +183,7 @@ def own_rows(ledger: Ledger, wanted: Mapping[str, Collection[str]], *, delete: b
     table, and deleted if asked for, all at once. `wanted`: column -> values."""
     found: dict[str, int] = {}
     with ledger.engine.begin() as connection:
-        if ledger.engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA secure_delete=ON")  # what is deleted is overwritten, not only forgotten
+        _overwriting(connection)
         for table, where in _holding(wanted):
             count = int(connection.execute(sa.select(sa.func.count()).select_from(table).where(where)).scalar_one())
             if count:
@@ -191,6 +191,27 @@ def own_rows(ledger: Ledger, wanted: Mapping[str, Collection[str]], *, delete: b
                 if delete:
                     connection.execute(sa.delete(table).where(where))
     return found
+
+
+def take_ownerless(ledger: Ledger) -> None:
+    """Removes what erasures left before they knew the router's chats: its messages, judgements and shadow replies without a
+    conversation and a request."""
+    asked = sa.exists().where(requests.c.conversation_id == messages.c.conversation_id)
+    kept = sa.exists().where(conversations.c.conversation_id == messages.c.conversation_id)
+    own = messages.c.message_id.like("m-chatcmpl-%") | messages.c.message_id.like("t%-chatcmpl-%")
+    judged = sa.exists().where(requests.c.message_id == feedback.c.message_id)
+    shadowed = sa.exists().where(requests.c.request_id == shadow_replies.c.request_id)
+    with ledger.engine.begin() as connection:
+        _overwriting(connection)
+        connection.execute(sa.delete(messages).where(own & ~asked & ~kept))
+        connection.execute(sa.delete(feedback).where(feedback.c.message_id.like("m-chatcmpl-%") & ~judged))
+        connection.execute(sa.delete(shadow_replies).where(~shadowed))
+
+
+def _overwriting(connection: sa.Connection) -> None:
+    """What is deleted is overwritten, not only forgotten."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA secure_delete=ON")
 
 
 def distinct_values(ledger: Ledger, column: str, wanted: Mapping[str, Collection[str]] | None = None) -> set[str]:

@@ -32,6 +32,15 @@ from finetune_assets.registry.tables import (
 
 RUN_STATUS = {"pending": "preparing", "running": "training", "succeeded": "completed", "failed": "failed", "cancelled": "failed"}
 """Status of the platform's run for each status of our job: a cancelled job ends its run."""
+LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""Seconds, and at last milliseconds, after which a Postgres that nobody reaches any more is given up, where the URL says nothing
+else: else a connection whose server is gone waits for hours."""
 
 
 class Ledger:
@@ -339,7 +348,9 @@ def _connect(url: str) -> sa.Engine:
     shown = parsed.render_as_string(hide_password=True)
     try:
         if parsed.get_backend_name() != "sqlite":
-            engine = sa.create_engine(parsed, pool_pre_ping=True)
+            libpq = parsed.get_driver_name() in ("psycopg2", "psycopg")
+            limits = {name: value for name, value in LIBPQ.items() if libpq and name not in parsed.query}
+            engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=limits)
         else:
             Path(parsed.database or "ledger.db").parent.mkdir(parents=True, exist_ok=True)
             engine = sa.create_engine(parsed, connect_args={"timeout": 30})

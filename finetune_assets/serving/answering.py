@@ -13,25 +13,23 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
-
-from sqlalchemy.exc import SQLAlchemyError
+from typing import Any, cast
 
 from finetune_assets.corpus.personal_data import pseudonym
 from finetune_assets.evaluation.rules import breaks
 from finetune_assets.registry.rollouts import SHADOW
 from finetune_assets.serving.assignment import CANDIDATE, CHAMPION, Arm, as_rollout, assign, keep, takes_part
 from finetune_assets.serving.directory import Directory
-from finetune_assets.serving.exchange import Exchange
-from finetune_assets.serving.intake import Ask, Options, Refused, clean, history_key, new_conversation
+from finetune_assets.serving.exchange import Exchange, turns_of
+from finetune_assets.serving.intake import Ask, Options, Refused, history_key, new_conversation
 from finetune_assets.serving.journal import Journal, Row
 from finetune_assets.serving.metrics import Metrics
 from finetune_assets.serving.models import SEPARATOR, model_name
 from finetune_assets.serving.records import look_ahead, request_row, shadow_rows, text_rows
 from finetune_assets.serving.rented import rented, usd
-from finetune_assets.serving.talks import Talk, Talks
+from finetune_assets.serving.talks import Talk, Talks, in_time
 from finetune_assets.serving.upstream import Reply, Target, Upstream, UpstreamFailed, says
 
 log = logging.getLogger(__name__)
@@ -57,6 +55,10 @@ class Answering:
     def open(self, ask: Ask, talk: Talk | None) -> Exchange:
         """Finds the arm; `talk` is the conversation that goes on. Raises Refused (403) where it is somebody else's."""
         name = ask.assistant.name
+        conversation = talk.conversation if talk else ask.conversation or new_conversation()
+        anonymous = not ask.user
+        if anonymous:  # the same in every turn, since the conversation is found by what was said in it
+            ask = replace(ask, user=conversation)
         user = pseudonym(ask.user, self.key)
         if talk is not None and (talk.tenant, talk.user) != (ask.tenant, user):
             raise Refused(403, "This conversation belongs to somebody else.")
@@ -68,11 +70,9 @@ class Answering:
         kept = False
         if talk is not None and ask.at - talk.last < datetime.timedelta(minutes=ask.assistant.serving.conversation_minutes):
             assigned, kept = keep(state, assigned, talk)
-        conversation = talk.conversation if talk else ask.conversation or new_conversation()
-        turns = [
-            {"role": str(m["role"]), "content": str(m["content"])} for m in ask.messages if m["role"] in ("user", "assistant")
-        ]
-        return Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns)
+        made = Exchange(ask, state, assigned, kept, conversation, talk is None, user, turns_of(ask.messages))
+        made.speaker = None if ask.told else "" if anonymous else user
+        return made
 
     async def find(self, ask: Ask) -> Talk | None:
         """The open conversation that a chat goes on with: the named one, or the one with the same history.
@@ -80,12 +80,27 @@ class Answering:
         Raises Refused (503)."""
         if ask.conversation is not None:
             return await self.named(ask.conversation, ask.tenant, ask.user)
-        said = [m for m in ask.messages if m["role"] in ("user", "assistant")]
-        if not any(m["role"] == "assistant" for m in said):
+        said = turns_of(ask.messages)
+        while said and said[-1]["role"] != "assistant":
+            said.pop()
+        if not said:
             return None
-        key = history_key(ask.tenant, pseudonym(ask.user, self.key), said[:-1])
-        conversation = self.talks.of_history(key) or await self._ledger(self.talks.read_history, key)
+        if not ask.user:
+            return await self._of_nobody(history_key(ask.tenant, "", said))
+        key = history_key(ask.tenant, pseudonym(ask.user, self.key), said)
+        conversation = self.talks.of_history(key) or await in_time(self.talks.read_history, key)
         return None if conversation is None else await self.talk(conversation)
+
+    async def _of_nobody(self, key: str) -> Talk | None:
+        """A conversation without a named user that stands at this history, each taken once: of two people who said and heard the
+        same nobody can tell who is who, and neither sees more than they send themselves. Raises Refused (503)."""
+        known = self.talks.of_history(key)
+        if known is not None and self.talks.take(talk := await self.talk(known), key):
+            return talk
+        for conversation in await in_time(self.talks.read_standing, key):
+            if self.talks.take(talk := await self.talk(conversation), key):
+                return talk
+        return None
 
     async def named(self, conversation: str, tenant: str, user: str) -> Talk | None:
         """The conversation with this stored id. One that began before a client's ids were stored as `TENANT/ID` goes on under its
@@ -104,16 +119,8 @@ class Answering:
         known = self.talks.get(conversation)
         if known is not None and self.alone:
             return known
-        stored = await self._ledger(self.talks.read, conversation)
+        stored = await in_time(self.talks.read, conversation)
         return max((one for one in (known, stored) if one is not None), key=lambda one: one.last, default=None)
-
-    async def _ledger(self, look: Callable[[str], Any], name: str) -> Any:
-        """A look into the ledger, in a thread."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, look, name)
-        except SQLAlchemyError as error:
-            log.warning("The ledger could not be asked for a conversation: %s", type(error).__name__)
-            raise Refused(503, "The conversation cannot be looked up right now; try again.", {"Retry-After": "1"}) from None
 
     async def whole(self, exchange: Exchange) -> None:
         """The reply at once. Raises Refused (400, 413, 422, 429, 502, 504) where no arm gives one."""
@@ -137,7 +144,7 @@ class Answering:
         another arm can answer. A stream that breaks later ends with an event {"error": …}: the user has seen its beginning.
         """
         for arm in self._arms(exchange):
-            exchange.served, exchange.reply = arm, Reply()
+            exchange.served, exchange.reply = arm, Reply(ended=False)
             waiting: list[dict[str, Any]] = []
             stream = self.upstream.chunks(self.target(exchange, arm), {**self.body(exchange.ask), **_USAGE})
             try:
@@ -154,6 +161,7 @@ class Answering:
                         for one in waiting:
                             yield one
                         waiting.clear()
+                exchange.reply.ended = True
                 for one in waiting:  # of a reply that says nothing
                     yield one
             except UpstreamFailed as failed:
@@ -213,7 +221,7 @@ class Answering:
             return not reply.message.get("tool_calls")
         if reply.finish_reason == "length" and LIMITS & ask.settings.keys():
             return False
-        asked = next((turn["content"] for turn in reversed(exchange.turns) if turn["role"] == "user"), "")
+        asked = next((str(m["content"]) for m in reversed(ask.messages) if m["role"] == "user"), "")
         return any(breaks(rule, asked, reply.text) for rule in ask.assistant.rules)
 
     # to the upstream
@@ -249,16 +257,18 @@ class Answering:
     def _record(self, exchange: Exchange) -> None:
         """The rows of a chat into the journal, texts scrubbed first; and the conversation into memory."""
         self._measure(exchange)
-        ask, reply = exchange.ask, clean(exchange.reply.text).strip()  # as the next turn comes in
+        ask, reply = exchange.ask, exchange.said
         answered = exchange.status == 200 and bool(reply)
         turns = [*exchange.turns, {"role": "assistant", "content": reply}] if answered else exchange.turns
-        key = history_key(ask.tenant, exchange.user, turns) if answered and not ask.told else None
+        key = history_key(ask.tenant, exchange.speaker, turns) if answered and exchange.speaker is not None else None
         rows = [request_row(exchange, "live", key)]
         if answered:
             rows += text_rows(exchange, turns)
             state = exchange.state
             now = exchange.assigned.name, state.salt, state.step, exchange.kept, ask.at
-            self.talks.remember(Talk(exchange.conversation, ask.tenant, exchange.user, *now, turns), key)
+            self.talks.remember(Talk(exchange.conversation, ask.tenant, exchange.user, *now, turns, key))
+        else:
+            self.talks.taken.pop(exchange.conversation, None)  # the client asks again
         self._keep(rows)
         asyncio.get_running_loop().call_soon(self.metrics.observe, exchange)  # after the reply
 
@@ -339,5 +349,11 @@ def _take(event: dict[str, Any], reply: Reply) -> None:
     delta = choices[0].get("delta") or {}
     reply.finish_reason = str(choices[0].get("finish_reason") or reply.finish_reason)
     reply.text += str(delta.get("content") or "")
-    if delta.get("tool_calls"):
-        reply.message.setdefault("tool_calls", []).append(delta["tool_calls"])
+    for piece in delta.get("tool_calls") or []:
+        calls = cast("list[dict[str, Any]]", reply.message.setdefault("tool_calls", []))
+        call = next((one for one in calls if one["index"] == piece.get("index")), None)
+        if call is None or call["index"] is None:
+            call = {"index": piece.get("index"), "function": {"name": "", "arguments": ""}}
+            calls.append(call)
+        for name in call["function"]:
+            call["function"][name] += str((piece.get("function") or {}).get(name) or "")

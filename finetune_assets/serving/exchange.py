@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_assets.corpus.forms import Unusable, call_names, calls_of, calls_text, result_text
 from finetune_assets.registry import Rollout
 from finetune_assets.serving.assignment import Arm
-from finetune_assets.serving.intake import Ask, without_slash
+from finetune_assets.serving.intake import Ask, clean, without_slash
 from finetune_assets.serving.models import model_name
 from finetune_assets.serving.upstream import Reply
 
@@ -29,6 +32,9 @@ class Exchange:
     is_new: bool
     user: str
     turns: list[dict[str, str]]
+    speaker: str | None = None
+    """By whom the chat is found again in its history: the user's pseudonym, empty for nobody named; null where the client names
+    its conversation."""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     served: Arm = field(init=False)
     outcome: str = "ok"
@@ -59,3 +65,32 @@ class Exchange:
     def message_id(self) -> str:
         """The reply's, by which feedback finds it."""
         return f"m-{self.id}"
+
+    @property
+    def said(self) -> str:
+        """The reply as it is stored; empty where it says nothing and calls no tool."""
+        return _text(self.reply.text, self.reply.message.get("tool_calls") if self.reply.ended else None)
+
+
+def turns_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What was said, the system aside, in the texts that the corpus has for calls of tools and their answers (`forms`)."""
+    all_of_them, turns = list(messages), list[dict[str, str]]()
+    names = call_names(all_of_them)
+    for message in all_of_them:
+        text = str(message["content"])
+        if message["role"] == "assistant":
+            turns.append({"role": "assistant", "content": _text(text, message.get("tool_calls"))})
+        elif message["role"] == "tool":
+            named = str(message.get("name") or names.get(str(message.get("tool_call_id"))) or "")
+            turns.append({"role": "user", "content": clean(result_text(named, text.strip()))})
+        elif message["role"] == "user":
+            turns.append({"role": "user", "content": text})
+    return turns
+
+
+def _text(text: str, calls: Any) -> str:
+    """A reply with its calls; without those that are none."""
+    if calls:
+        with contextlib.suppress(Unusable, RecursionError):
+            return clean(calls_text(calls_of(calls), text.strip()))
+    return clean(text).strip()

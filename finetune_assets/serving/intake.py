@@ -78,8 +78,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """One chat to be answered. `conversation` is the stored id (`conversation_id`), `at` the time it came in, UTC; `told` says
-    that the client named its conversation."""
+    """One chat to be answered. `user` is empty where the client names neither user nor conversation; `conversation` is the stored
+    id (`conversation_id`), `at` the time it came in, UTC; `told` says that the client named its conversation."""
 
     assistant: Assistant
     tenant: str
@@ -357,8 +357,9 @@ class Rates:
     def __init__(self) -> None:
         self.left: dict[str, tuple[float, float]] = {}
 
-    def take(self, tenant: str, per_minute: int) -> float:
-        """0 where the tenant may ask now, else the seconds until it may."""
+    def take(self, tenant: str, per_minute: int, workers: int) -> float:
+        """0 where the tenant may ask now, else the seconds until it may. Each worker gives its share."""
+        per_minute = -(-per_minute // workers)
         at = time.monotonic()
         left, seen = self.left.get(tenant, (float(per_minute), at))
         left = min(float(per_minute), left + (at - seen) * per_minute / 60)

@@ -2,7 +2,7 @@
 
 Each worker appends JSON lines to a segment of its own in `<home>/serving/journal/` and begins a new one every `interval`. The
 writer, a process of its own, brings closed segments to the ledger, so that no database call takes time from a chat. A killed
-worker loses nothing it has answered, a locked or restarted database costs nothing but time, and what was left over is written
+worker loses nothing it has answered, a database that takes no rows costs nothing but time, and what was left over is written
 after the next start. A segment belongs to whoever holds its lock. Where the disk takes nothing, a chat's rows wait in memory
 until it does, as many as fit there; what does not fit is counted as lost.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 
+from finetune_assets.corpus.forms import RESULT
 from finetune_assets.corpus.personal_data import find, scrub_conversation
 from finetune_assets.serving.exchange import Exchange
 from finetune_assets.serving.intake import clean
@@ -61,7 +62,8 @@ def request_row(exchange: Exchange, kind: str, key: str | None) -> Row:
 
 
 def text_rows(exchange: Exchange, turns: list[dict[str, str]]) -> list[Row]:
-    """The user's message and the reply (the last of `turns`); of a conversation that is new here, what was said before too.
+    """The user's message, or the answers of tools, and the reply (the last of `turns`); of a conversation that is new here, what
+    was said before too.
 
     Empty where the assistant keeps no texts.
     """
@@ -74,7 +76,10 @@ def text_rows(exchange: Exchange, turns: list[dict[str, str]]) -> list[Row]:
     if ask.assistant.serving.texts == "scrubbed":
         texts, _ = scrub_conversation(texts)
     rows: list[Row] = [("conversations", _conversation(exchange))] if exchange.is_new else []
-    for n in range(0 if exchange.is_new else len(texts) - 2, len(texts)):
+    first = 0 if exchange.is_new else len(texts) - 2
+    while first > 0 and all(turn["content"].startswith(RESULT) for turn in turns[before:][first - 1 : first + 1]):
+        first -= 1
+    for n in range(first, len(texts)):
         is_reply = n == len(texts) - 1
         at = done if is_reply else ask.at - datetime.timedelta(microseconds=len(texts) - 2 - n)
         message = {

@@ -10,9 +10,7 @@ Every answer names its request, conversation, version and rollout generation in 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,7 +58,6 @@ class Router:
         self.directory = Directory(environment, self.ledger, options.open_door)
         self.journal = Journal(environment.home / "serving" / "journal")
         self.metrics = Metrics()
-        self.workers = options.workers
         self.rates = Rates()
         self.chats = 0
         self.stopping = False
@@ -69,7 +66,7 @@ class Router:
             self.directory, self.journal, Upstream(), self.metrics, key, options
         )
         self.answering: Answering
-        feedback = Feedback(self.directory, self.journal, self.metrics, options)
+        feedback = Feedback(self.directory, self.journal, self.metrics, self.rates, options)
         routes = [
             Route("/v1/chat/completions", self._guarded(self.completions), methods=["POST"]),
             Route("/chat", self._guarded(self.chat), methods=["POST"]),
@@ -109,7 +106,7 @@ class Router:
         await self.answering.finish()
         await self.answering.upstream.close()
         self.directory.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.journal.close)
+        self.journal.close()  # here: threads may all wait for a ledger that hangs
         self.ledger.close()
 
     def _guarded(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -141,7 +138,7 @@ class Router:
             assistant=assistant,
             tenant=tenant,
             vertical=self._vertical(assistant.select.vertical, tenant),
-            user=user or conversation or f"anonymous-{uuid.uuid4().hex}",
+            user=user or conversation or "",
             conversation=intake.conversation_id(tenant, conversation),
             messages=messages,
             settings=settings,
@@ -222,7 +219,7 @@ class Router:
             raise Refused(503, "This router is stopping; ask again.", {"Retry-After": "1"})
         if self.chats >= MOST_CHATS:
             raise Refused(429, "Too many chats at once; try again.", {"Retry-After": "1"})
-        wait = self.rates.take(tenant, -(-assistant.serving.requests_per_minute // self.workers))
+        wait = self.rates.take(tenant, assistant.serving.requests_per_minute, self.options.workers)
         if wait:
             raise Refused(429, "Too many requests of this tenant; try again.", {"Retry-After": str(max(1, round(wait)))})
         self.chats += 1

@@ -22,6 +22,7 @@ import polars as pl
 from rapidfuzz import fuzz
 
 from finetune_assets.assistants import Assistant, load_assistant
+from finetune_assets.corpus.schema import SIMULATED
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
 from finetune_assets.errors import ServingError
@@ -181,7 +182,7 @@ class _Week:
             "model": self.plan.assistant,
             "user": f"simulated-{self.salt}-{number}",
             "messages": question.said,
-            "metadata": {"tenant_id": self.random.choice(self.names), "channel": "simulated"},
+            "metadata": {"tenant_id": self.random.choice(self.names), "channel": SIMULATED},
         }
         headers = {"X-Simulated-Time": at.isoformat(), "X-Simulated-Fault": str(self.plan.bad)}
         answer = await self._post(session, "/v1/chat/completions", body, headers)

@@ -58,12 +58,13 @@ class Target:
 
 @dataclass
 class Reply:
-    """What an upstream answered."""
+    """What an upstream answered. `ended`: whether a stream has come to its end."""
 
     text: str = ""
     finish_reason: str = "stop"
     usage: dict[str, int] = field(default_factory=dict[str, int])
     message: dict[str, Any] = field(default_factory=dict[str, Any])
+    ended: bool = True
 
 
 class Upstream:

@@ -37,6 +37,7 @@ def test_each_reason_is_recorded_and_every_example_is_kept_or_dropped(corpus: Co
     expected = {
         corpus.example(1, tenant_id="clinic_out"): "tenant_excluded",
         corpus.example(2, training_consent=False): "no_consent",
+        corpus.example(12, channel="simulated"): "simulated",
         corpus.example(3): "negative_feedback",
         corpus.example(4, satisfaction_score=3): "not_satisfied",
         corpus.example(5, satisfaction_score=None): "not_satisfied",
@@ -50,6 +51,7 @@ def test_each_reason_is_recorded_and_every_example_is_kept_or_dropped(corpus: Co
     }
     fits = corpus.example(14, intent="booking", user_text="Quiero una CITA para hoy, por favor")
     corpus.rate("msg_00003", "negative")
+    corpus.rate("msg_00012", "negative", "Así lo dice el conjunto de prueba, con todas sus palabras.")  # not even a correction
     filters = {"exclude_tenants": ["clinic_out"], "require": {"booking": "cita|hora"}}
     choice = choose(corpus.write(), dental(filters=filters, augment={"share": 0}))
     dropped = reasons(choice)

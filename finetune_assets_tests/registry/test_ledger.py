@@ -1,6 +1,7 @@
 """The ledger: one job a spec, one number a version, one claim a release, one move a generation."""
 
 import itertools
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from finetune_assets.corpus.sources import read_source
 from finetune_assets.corpus.validation import validate
 from finetune_assets.errors import LedgerError
 from finetune_assets.registry import Job, Ledger, rollouts
+from finetune_assets.registry.ledger import LIBPQ
 from finetune_assets.registry.schema import metadata, prepare
 from finetune_assets.serving import control
 from finetune_assets.serving.writer import store
@@ -304,3 +306,14 @@ def test_what_the_router_writes_is_a_source_of_the_corpus(url: str) -> None:
     valid = validate(read_source([url]))
     assert (len(valid.conversations), len(valid.messages), len(valid.feedback), len(valid.rejected)) == (1, 2, 1, 0)
     assert valid.feedback["week"].to_list() == ["2026-11-02"]
+
+
+def test_a_postgres_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection, and that is all."""
+    monkeypatch.setitem(LIBPQ, "connect_timeout", 2)  # the least that libpq heeds
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(LedgerError, match="timeout expired"):
+            Ledger(f"postgresql://someone@127.0.0.1:{port}/x")
+    with pytest.raises(LedgerError, match="refused"):
+        Ledger(f"postgresql://someone@127.0.0.1:{port}/x?connect_timeout=2")  # the URL's own goes before

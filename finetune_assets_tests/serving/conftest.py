@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Hook, Upstream
 from finetune_assets_tests.serving.shop import Served, Shop
 

@@ -15,15 +15,19 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.validation import validate
+from finetune_assets.dataset.tool_calls import messages_of
 from finetune_assets.environment import Environment
 from finetune_assets.registry.traffic import conversations, feedback, messages, requests, shadow_replies
-from finetune_assets.serving import control
+from finetune_assets.serving import control, keys, talks
+from finetune_assets.serving import feedback as feedbacks
 from finetune_assets.serving.intake import Options, conversation_id
 from finetune_assets.serving.router import MOST_CHATS, Router
 from finetune_assets.serving.writer import transfer
-from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Served, Shop, wait_for
+from finetune_assets_tests.serving.shop import postgres as databases
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -123,7 +127,7 @@ def test_every_turn_is_known_to_whichever_worker_answers_next(served: Served, sh
         shop.logged(answer.json()["request_id"])
 
 
-async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], Awaitable[None]]) -> None:
+async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], Awaitable[None]], **client: Any) -> None:
     """A router of two workers, this one of them; the list holds the SELECTs that it sends from now on."""
     router = Router(Environment.read(shop.environment), Options("", open_door=True, workers=2))
     sent: list[str] = []
@@ -134,8 +138,8 @@ async def _in_process(shop: Shop, ask: Callable[[httpx.AsyncClient, list[str]], 
     async with router._lifespan(router.app):
         sa.event.listen(router.ledger.engine, "before_cursor_execute", saw)
         transport = httpx.ASGITransport(app=router)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            await ask(client, sent)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", **client) as made:
+            await ask(made, sent)
 
 
 def test_a_turn_of_an_open_conversation_asks_the_ledger_once(fresh: Shop) -> None:
@@ -206,7 +210,7 @@ def test_where_no_texts_are_kept_an_upstreams_words_are_none(fresh: Shop, upstre
     assert fresh.rows(messages) == []
 
 
-def test_control_characters_of_an_upstream_cost_no_row(tmp_path: Path, upstream: Upstream, postgres: str) -> None:  # noqa: F811
+def test_control_characters_of_an_upstream_cost_no_row(tmp_path: Path, upstream: Upstream, postgres: str) -> None:
     """Postgres takes no NUL: in a reply, live or a shadow's, a channel or a tenant. A chat goes on after such a reply."""
     shop = Shop(tmp_path, upstream=upstream.url, database=postgres)
     shop.two_versions("shadow")
@@ -246,3 +250,149 @@ def test_a_ledger_that_cannot_be_asked_is_a_503_and_holds_no_place(fresh: Shop) 
 
     asyncio.run(_in_process(fresh, ask))
     assert set(said) == {(503, "1")}
+
+
+def _signalled(parent: int, number: int) -> list[int]:
+    """A process and its children, each of which got a signal; the parent first, so that there are no new ones."""
+    os.kill(parent, number)
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [parent, *(one for child in children for one in _signalled(int(child), number))]
+
+
+def test_a_ledger_that_hangs_is_a_503_in_time(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen machine: it neither answers nor breaks the connection. Who needs no look-up is answered; afterwards, everybody."""
+    monkeypatch.setattr(talks, "LOOK_SECONDS", 0.5)
+    said: list[int] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        body: dict[str, Any] = {"model": "aurora", "user": "eva", "messages": [{"role": "user", "content": "Hola"}]}
+        named = {**body, "metadata": {"conversation_id": "c1"}}
+        request = (await client.post("/v1/chat/completions", json=named)).json()["id"]
+        server = _signalled(postmaster, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                chats = [client.post("/v1/chat/completions", json=named) for _ in range(20)]  # more than there are threads
+                answers = await asyncio.gather(*chats)
+                said.extend({answer.status_code for answer in answers})
+                judged = {"request_id": request, "feedback_type": "positive"}
+                said.append((await client.post("/feedback", json=judged)).status_code)
+                said.append((await client.post("/v1/chat/completions", json=body)).status_code)
+        finally:
+            for pid in server:
+                os.kill(pid, signal.SIGCONT)
+        said.append((await client.post("/v1/chat/completions", json=named)).status_code)
+
+    with databases() as (url, running):
+        shop = Shop(tmp_path, upstream=upstream.url, database=url)
+        shop.version("a")
+        postmaster = int((Path(running.pgdata) / "postmaster.pid").read_text().split()[0])
+        asyncio.run(_in_process(shop, ask))
+    assert said == [503, 503, 200, 200]
+
+
+def test_judgements_have_the_limits_of_chats(fresh: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant's own, and so many at a time."""
+    file = fresh.assistants / "aurora.yaml"
+    file.write_text(file.read_text().replace("serving: {", "serving: {requests_per_minute: 10, "))
+    monkeypatch.setattr(feedbacks, "LOOK_AGAIN", (0.05,))
+    monkeypatch.setattr(feedbacks, "MOST_AT_ONCE", 3)
+    said: list[int] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        body = {"request_id": "nobody", "feedback_type": "negative"}
+        answers = [await client.post("/feedback", json=body) for _ in range(6)]
+        answers += await asyncio.gather(*(client.post("/feedback", json=body) for _ in range(5)))
+        said.extend(answer.status_code for answer in answers)
+        chat = {"model": "aurora", "user": "eva", "messages": [{"role": "user", "content": "Hola"}]}
+        assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200
+
+    asyncio.run(_in_process(fresh, ask))  # without keys
+    assert sorted(said) == [404] * 9 + [429] * 2
+    with fresh.ledger() as book:
+        key = keys.add(book, "clinica_aurora")
+    said.clear()
+    asyncio.run(_in_process(fresh, ask, headers={"Authorization": f"Bearer {key}"}))
+    assert said[:6] == [404] * 5 + [429]  # one of two workers
+
+
+def test_a_client_that_names_nobody_has_one_conversation_and_takes_nobody_elses(fresh: Shop, upstream: Upstream) -> None:
+    """Two strangers and a named user say the same and hear the same; then the strangers go on at once, in another worker."""
+    first: list[dict[str, Any]] = [{"role": "user", "content": "Hola"}]
+    went: dict[str, list[str]] = {"one": [], "two": [], "ana": [], "late": []}
+
+    async def turn(client: httpx.AsyncClient, who: str, said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        body = {"model": "aurora", "messages": said, **({"user": "ana"} if who == "ana" else {})}
+        answer = await client.post("/v1/chat/completions", json=body)
+        went[who].append(answer.headers["x-conversation-id"])
+        return [*said, answer.json()["choices"][0]["message"], {"role": "user", "content": "¿Y mañana?"}]
+
+    async def begin(client: httpx.AsyncClient, _: list[str]) -> None:
+        assert await turn(client, "one", first) == await turn(client, "two", first) == await turn(client, "ana", first)
+
+    async def go_on(client: httpx.AsyncClient, _: list[str]) -> None:
+        second = [*first, {"role": "assistant", "content": fresh.rows(messages, role="assistant")[0]["content"]}, *first]
+        upstream.faults["aurora"] = "error"
+        assert (await client.post("/v1/chat/completions", json={"model": "aurora", "messages": second})).status_code == 502
+        upstream.faults.clear()
+        third, _same = await asyncio.gather(turn(client, "one", second), turn(client, "two", second))
+        await turn(client, "late", second)
+        await turn(client, "ana", second)
+        await turn(client, "one", third)
+
+    for ask in (begin, go_on):
+        asyncio.run(_in_process(fresh, ask))
+        with fresh.ledger() as book:
+            transfer(fresh.home / "serving" / "journal", book.engine)
+    begun = {went["one"][0], went["two"][0]}
+    assert {went["one"][1], went["two"][1]} == begun  # which beginning is whose nobody can tell
+    assert went["one"][2] in begun | set(went["late"])  # now three stand there
+    assert went["ana"][0] == went["ana"][1]
+    assert len({*begun, went["ana"][0], went["late"][0]}) == 4
+    assert len(fresh.values(requests, "user")) == 4
+    assert len(fresh.rows(conversations)) == 4
+    assert len(fresh.rows(messages)) == 2 * (3 + 4 + 1 + 1)  # with what was said before, of the late one
+
+
+def test_calls_of_tools_and_their_answers_are_rows_that_the_corpus_reads(fresh: Shop, upstream: Upstream) -> None:
+    """Whole and streamed; found by what was said; with a correction. One that broke off in a call is none."""
+    call = {"id": "c1", "type": "function", "function": {"name": "free", "arguments": '{"phone": "70012345"}'}}
+    calls = [call, {**call, "id": "c2", "function": {"name": "price", "arguments": "{}"}}]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    answers = [{"role": "tool", "tool_call_id": one, "content": text} for one, text in (("c1", "10:30"), ("c2", "Bs 200"))]
+    tools = [{"type": "function", "function": {"name": one}} for one in ("free", "price", "book")]
+    body: dict[str, Any] = {"model": "aurora", "user": "tina", "tools": tools}
+    ids: list[str] = []
+
+    async def ask(client: httpx.AsyncClient, _: list[str]) -> None:
+        said: list[dict[str, Any]] = [{"role": "user", "content": "Quiero una limpieza"}]
+        upstream.shapes["aurora"] = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
+        called = await client.post("/v1/chat/completions", json={**body, "messages": said})
+        upstream.shapes.clear()
+        said += [called.json()["choices"][0]["message"], *answers]
+        told = await client.post("/v1/chat/completions", json={**body, "messages": said})
+        said += [told.json()["choices"][0]["message"], {"role": "user", "content": "Resérvela"}]
+        upstream.faults["aurora"] = "tool"
+        booked = await client.post("/v1/chat/completions", json={**body, "messages": said, "stream": True})
+        upstream.faults["aurora"] = "toolcut"
+        await client.post("/v1/chat/completions", json={**body, "messages": said, "stream": True})
+        ids.extend(answer.headers["x-conversation-id"] for answer in (called, told, booked))
+        await asyncio.sleep(0.2)
+        with fresh.ledger() as book:
+            transfer(fresh.home / "serving" / "journal", book.engine)
+        judged = {"request_id": called.json()["id"], "feedback_type": "negative", "expected_response": "¿Para qué día?"}
+        assert (await client.post("/feedback", json=judged)).status_code == 202
+
+    asyncio.run(_in_process(fresh, ask))
+    with fresh.ledger() as book:
+        transfer(fresh.home / "serving" / "journal", book.engine)
+    assert len(set(ids)) == 1
+    valid = validate(read_source([fresh.url]))
+    assert len(valid.rejected) == 0
+    rows = valid.messages.sort("created_at").select("role", "content").rows()
+    said = messages_of(rows)
+    assert [one["role"] for one in said] == ["user", "assistant", "tool", "tool", "assistant", "user", "assistant"]
+    assert [one["function"]["name"] for one in said[1]["tool_calls"]] == ["free", "price"]
+    assert json.loads(said[1]["tool_calls"][0]["function"]["arguments"]) == {"phone": "[PHONE]"}
+    assert [(one["name"], one["content"]) for one in said[2:4]] == [("free", "10:30"), ("price", "Bs 200")]
+    assert [one["function"]["name"] for one in said[-1]["tool_calls"]] == ["book"]
+    assert set(valid.feedback["message_id"]) <= set(valid.messages["message_id"])

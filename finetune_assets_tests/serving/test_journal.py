@@ -26,7 +26,6 @@ from finetune_assets.serving import control
 from finetune_assets.serving import journal as journals
 from finetune_assets.serving.journal import Journal, closed
 from finetune_assets.serving.writer import transfer
-from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.servers import Upstream
 from finetune_assets_tests.serving.shop import Shop, crowd, wait_for
 
@@ -169,7 +168,7 @@ def test_a_row_that_the_ledger_refuses_is_set_aside_and_holds_up_nobody(tmp_path
 
 
 @pytest.mark.parametrize("option", ["default_transaction_read_only=on", "role=reader"])
-def test_a_postgres_that_takes_no_writes_costs_time_and_no_row(tmp_path: Path, postgres: str, option: str) -> None:  # noqa: F811
+def test_a_postgres_that_takes_no_writes_costs_time_and_no_row(tmp_path: Path, postgres: str, option: str) -> None:
     """Like a standby after a failover, or a role that lost its rights: not what the rows say."""
     folder, journal = tmp_path / "journal", Journal(tmp_path / "journal")
     journal.append([("conversations", {"conversation_id": "c1"}), ("conversations", {"conversation_id": {"no": "text"}})])

@@ -24,7 +24,6 @@ from finetune_assets.serving import control, retention
 from finetune_assets.serving.retention import expire, stated
 from finetune_assets.serving.writer import store
 from finetune_assets.storage import Store
-from finetune_assets_tests.registry.conftest import postgres, postgres_server  # noqa: F401
 from finetune_assets_tests.serving.shop import TENANTS, Shop
 
 NAMES = ("conversations", "messages", "ai_rlhf_feedback", "requests", "shadow_replies")
@@ -181,7 +180,8 @@ def test_the_command_needs_a_limit_that_somebody_stated(tmp_path: Path) -> None:
 
 
 def test_an_erasure_takes_chats_that_only_the_router_knows(shop: Shop) -> None:
-    """Under a raw id and a pseudonym, with texts, judgements and what a shadow said; also what it set aside."""
+    """Under a raw id and a pseudonym, with texts, judgements and what a shadow said; also what it set aside, and what erasures
+    left that did not know these chats."""
     key = b"k" * 32
     for name in ("eva", "luis"):
         chat(shop, name, days_ago=1)
@@ -189,6 +189,10 @@ def test_an_erasure_takes_chats_that_only_the_router_knows(shop: Shop) -> None:
     values |= {"message_id": "u-eva-2", "created_at": now().replace(tzinfo=datetime.UTC).isoformat()}
     with shop.ledger() as book:  # `serving.users: pseudonym`, and a conversation that an earlier erasure took alone
         store(book.engine, [request("r-eva-2", 1, "eva-2", user=pseudonym("eva", key)), ("messages", values)])
+        left_before = {"message_id": "m-chatcmpl-1", "conversation_id": "gone", "created_at": values["created_at"]}
+        shadow = {"live_message_id": "m-chatcmpl-1", "assistant": "aurora", "version": "v", "created_at": values["created_at"]}
+        store(book.engine, [("messages", left_before), ("shadow_replies", {**shadow, "request_id": "s-gone"})])
+        store(book.engine, [("messages", {**left_before, "message_id": "platform's"})])
     aside, segment = shop.home / "serving/journal/refused/1.jsonl", shop.home / "serving/journal/2.jsonl"
     aside.parent.mkdir(parents=True)
     others = ({**values, "conversation_id": name, "message_id": f"u-{name}"} for name in ("eva-2", "eva-21", "luis"))
@@ -203,7 +207,7 @@ def test_an_erasure_takes_chats_that_only_the_router_knows(shop: Shop) -> None:
         assert erasure.erase(*where, plan, key, lambda _: 0)["state"] == "erased"
     assert {table: left(shop, table) for table in NAMES} == {
         "conversations": {"luis"},
-        "messages": {"u-luis", "m-luis"},
+        "messages": {"u-luis", "m-luis", "platform's"},
         "ai_rlhf_feedback": {"f-luis"},
         "requests": {"r-luis", "s-luis"},
         "shadow_replies": {"s-luis"},

@@ -80,7 +80,7 @@ class Serving(Group):
         "default: kept for good.",
     )
     requests_per_minute: Annotated[int, Field(ge=1)] = Field(
-        default=6000, description="Of one tenant; each worker admits its part."
+        default=6000, description="Chats of one tenant, and as many judgements; each worker admits its part."
     )
 
     @property
