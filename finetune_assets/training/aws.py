@@ -22,7 +22,7 @@ from finetune_assets.errors import DataError, FinetuneError, ProviderError, Prov
 from finetune_assets.storage import Store
 from finetune_assets.training import aws_calls, lifecycle, prices, provider_formats, remote, screening
 from finetune_assets.training.aws_files import Files
-from finetune_assets.training.remote import Connection, Journal
+from finetune_assets.training.remote import GIVEN_UP, Connection, Journal
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Status, TrainedResult, TrainingRequest
 
 STATUS: dict[str, Status] = {
@@ -171,7 +171,7 @@ class AwsTrainer(ABC):
     def _deployed(self, handle: JobHandle, told: Mapping[str, Any], state: JobState) -> JobState:
         """Makes the deployment, once, and waits for it from tick to tick. One that fails leaves the trained model as it is."""
         journal = self._journal.load()
-        if journal.get("given_up"):
+        if journal.get(GIVEN_UP):
             return self._taken_back(handle, told, state)
         try:
             if not journal.get("deployment"):
@@ -199,7 +199,7 @@ class AwsTrainer(ABC):
         warning = f"the model is trained ({self.model_of(told)}), but its deployment was given up while it was being made"
         if left is not None:
             warning += f", and could not be deleted yet ({left})"
-            since = datetime.datetime.fromisoformat(str(self._journal.load()["given_up"]))
+            since = datetime.datetime.fromisoformat(str(self._journal.load()[GIVEN_UP]))
             if datetime.datetime.now(datetime.UTC) - since < TAKING_BACK:
                 return JobState("running", "Deleting its deployment", None, {**state.progress, "warning": warning}, trained=True)
             warning += f". Delete {handle.id} in the AWS console: it may be billed"
@@ -244,8 +244,8 @@ class AwsTrainer(ABC):
             with self.errors(f"stopping job {handle.id}"):
                 self.stop(handle.id)
         elif state.status == "succeeded" and self.deploys and self._place(handle.id) is None:
-            if not self._journal.load().get("given_up"):
-                self._journal.save(given_up=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+            if not self._journal.load().get(GIVEN_UP):
+                self._journal.save(**{GIVEN_UP: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
             self._take_back(handle.id)  # where that fails, whoever asks for the job tries again
 
     def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:

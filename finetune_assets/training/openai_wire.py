@@ -10,7 +10,7 @@ import datetime
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,20 @@ from finetune_assets.training import (
     wire_states,
 )
 from finetune_assets.training.provider_formats import Prepared
-from finetune_assets.training.remote import Connection, Journal, RemoteModel
+from finetune_assets.training.remote import DOUBTFUL, GIVEN_UP, Connection, Journal, RemoteModel
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
 from finetune_assets.training.wire_errors import translated
 from finetune_assets.training.wire_profiles import PAGE, PROFILES, address, bounded, client
 from finetune_assets.training.wire_states import metrics
-from finetune_assets.training.wire_submission import DOUBT_SECONDS, ROLES, Submission, file_name, named_files, seconds_since
+from finetune_assets.training.wire_submission import (
+    DOUBT_SECONDS,
+    ROLES,
+    UNLISTED_SECONDS,
+    Submission,
+    file_name,
+    named_files,
+    seconds_since,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -117,7 +125,7 @@ class OpenAIWire:
             return state
         do = wire_deployments.deploy_it(model, handle.id)
         state = replace(state, progress={**state.progress, "warning": f"the model is trained, but answers nowhere ({why}); {do}"})
-        if self._journal.load().get("given_up"):
+        if self._journal.load().get(GIVEN_UP):
             return state
         return replace(state, status="running", provider_status="Not deployed", trained=True)
 
@@ -140,7 +148,7 @@ class OpenAIWire:
         if status in wire_checkpoints.SERVED:
             return state
         if status not in wire_checkpoints.BROKEN:
-            if not self._journal.load().get("given_up"):
+            if not self._journal.load().get(GIVEN_UP):
                 return replace(state, status="running", provider_status=f"Deploying ({status})", trained=True)
             why = f"given up while it was {status}"
         self._journal.save(served=None)
@@ -161,13 +169,15 @@ class OpenAIWire:
         return TrainedResult(job.fine_tuned_model, tokens)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Ends the job; one that has ended is left as it is. Of one that is trained the deployment is waited for no more."""
+        """Ends the job; one that has ended is left as it is. Of a trained one the deployment is waited for no more, and of a
+        doubtful one a second job ends as soon as it is listed."""
         with self._errors(f"cancelling job {handle.id}"):
             status = self._state(self._client().fine_tuning.jobs.retrieve(handle.id), handle.id).status
+            waited_for = status == "succeeded" and (self._serves or self.profile.by_hand)
+            if waited_for or self._journal.load().get(DOUBTFUL):
+                self._journal.save(**{GIVEN_UP: True})
             if status in ("pending", "running"):
                 self._client().fine_tuning.jobs.cancel(handle.id)
-        if status == "succeeded" and (self._serves or self.profile.by_hand):
-            self._journal.save(given_up=True)
 
     def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
         """Trained tokens at the table's price; nothing for a job that failed before it ran. Else null: nobody says."""
@@ -199,11 +209,15 @@ class OpenAIWire:
             if found is None:
                 return None
             self._journal.save(provider_job_id=found)
-        elif state.get("doubtful"):
-            with suppress(ProviderUnsettled):  # asked again the next time
-                found = self._submission().find(state) or state["provider_job_id"]
-                over = seconds_since(state) > DOUBT_SECONDS
-                self._journal.save(provider_job_id=found, doubtful=not over)
+        elif state.get(DOUBTFUL):
+            patience, found = DOUBT_SECONDS, None
+            try:
+                found = self._submission().find(state)
+            except ProviderError:  # busy, or the key may not list
+                patience = UNLISTED_SECONDS
+            if found not in (None, state["provider_job_id"]):
+                self._journal.save(provider_job_id=found)
+            self._journal.save(**{DOUBTFUL: seconds_since(state) <= patience})
         return self._handle(str(state.get("run_key") or ""), str(state.get("fingerprint") or ""))
 
     def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:
