@@ -127,10 +127,14 @@ class AwsTrainer(ABC):
             state = self._journal.load()
             if not state.get("provider_job_id"):
                 name = remote.slug(request.run_key, most=63)
+                if (kept := self.connection.kept(state)) != self.connection:
+                    self.close()
+                    self.connection, self._clients = kept, {}
                 self._journal.save(run_key=request.run_key, fingerprint=request.fingerprint)
                 uris = {role: self._upload(role, file.path, request.run_key) for role, file in self.files(request).items()}
+                sent = {"uris": uris, remote.ADDRESS: self._region}
                 again = bool(state.get("create_started"))
-                remote.stop_if_cancelled(self._journal, self._journal.save(create_started=True, uris=uris), again)
+                remote.stop_if_cancelled(self._journal, self._journal.save(**sent, create_started=True), again)
                 try:
                     with self.errors("a second try to create the job" if again else "creating the job"):
                         self.create(request, name, uris)
@@ -396,7 +400,7 @@ class AwsTrainer(ABC):
 
         Raises TrainingError where it answers nowhere.
         """
-        region = self.options.get("region") or self.client(self.service).meta.region_name
+        region = self._region
         if self.deploys and (place := self._place(name)) is not None:
             return {"model": place, "base_url": f"{self.service}://{region}", "region": region}
         if self.connection.base_url is None:
@@ -456,9 +460,13 @@ class AwsTrainer(ABC):
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
         if service not in self._clients:
-            region = self.options.get("region")
+            region = self.options.get("region") or self.connection.address
             self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, region, self._seconds)
         return self._clients[service]
+
+    @property
+    def _region(self) -> str:
+        return str(self.client(self.service).meta.region_name)
 
     def _handle(self, run_key: str, fingerprint: str) -> JobHandle:
         return JobHandle(self.provider, str(self._journal.load()["provider_job_id"]), run_key, fingerprint)

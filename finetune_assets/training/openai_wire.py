@@ -100,7 +100,11 @@ class OpenAIWire:
         folder = self._store.job(self.spec_hash(request))
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "submit.lock"):
-            if not self._journal.load().get("provider_job_id"):
+            state = self._journal.load()
+            if not state.get("provider_job_id"):
+                if (kept := self.connection.kept(state)) != self.connection:
+                    self.close()
+                    self.connection, self._open = kept, None
                 prefix = str(self.connection.options.get("suffix", "finetune"))
                 suffix = remote.slug(prefix, request.assistant, request.number, dots=self.provider != "azure")
                 self._submission().run(request, suffix, lambda: self._files(request))

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled
 from finetune_assets.training import remote, wire_request
 from finetune_assets.training.provider_formats import Prepared
-from finetune_assets.training.remote import DOUBTFUL, GIVEN_UP, Connection, Journal, without_secrets
+from finetune_assets.training.remote import ADDRESS, DOUBTFUL, GIVEN_UP, Connection, Journal, without_secrets
 from finetune_assets.training.trainer import TrainingRequest
 from finetune_assets.training.wire_errors import refused, translated
-from finetune_assets.training.wire_profiles import MOST_PAGES, PAGE, PROFILES, bounded, is_mine
+from finetune_assets.training.wire_profiles import MOST_PAGES, PAGE, PROFILES, address, bounded, is_mine
 from finetune_assets.training.wire_states import STATUS
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Submission:
             first = {"suffix": suffix, "run_key": request.run_key, "fingerprint": request.fingerprint}
             self.journal.save(**first)
             state |= first
-        again = bool(state.get("create_started"))
+        again, here = bool(state.get("create_started")), {ADDRESS: address(self.connection)[0]}
         if again:
             found = self.find_settled(state)
             if found is not None:
@@ -68,11 +68,12 @@ class Submission:
             for role, file in files().items():
                 if not state.get(f"{role}_file"):
                     state[f"{role}_file"] = self.upload(file, file_name(request.run_key, role))
-                    self.journal.save(**{f"{role}_file": state[f"{role}_file"]})
+                    self.journal.save(**{f"{role}_file": state[f"{role}_file"]}, **here)
             for role in ROLES:
                 self.await_file(state.get(f"{role}_file"))
         state["create_started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        remote.stop_if_cancelled(self.journal, self.journal.save(create_started=state["create_started"]), again)
+        begun = self.journal.save(create_started=state["create_started"], **here)
+        remote.stop_if_cancelled(self.journal, begun, again)
         self.journal.save(provider_job_id=self.create(wire_request.body(self.connection, request, state), state))
 
     def upload(self, file: Prepared, name: str) -> str:

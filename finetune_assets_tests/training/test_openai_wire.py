@@ -242,6 +242,14 @@ def test_keys(fake: FakeProvider, frozen: Path, tmp_path: Path, monkeypatch: pyt
         wire(assistant("azure"), tmp_path).submit(request(frozen, assistant("azure")))
 
 
+def test_an_address_with_a_password_is_refused(frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://ana:s3cret@host/v1")
+    with pytest.raises(SettingsError, match="holds a user or a password") as told:
+        wire(assistant(), tmp_path).validate(request(frozen, assistant()))
+    assert "s3cret" not in str(told.value)
+
+
 def test_no_message_holds_a_secret(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
     settings = assistant()
     asked = request(frozen, settings)
