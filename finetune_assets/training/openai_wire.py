@@ -142,9 +142,11 @@ class OpenAIWire:
 
     def _served(self, handle: JobHandle, job: FineTuningJob, state: JobState) -> JobState:
         name = remote.slug(str(self._journal.load().get("suffix") or "finetune"), handle.id)
+        self._store.home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._store.home / ".serve.lock")
         try:
             with self._errors("making the model answer"):
-                _, status, why = wire_checkpoints.serve(self._client(), self._journal, handle.id, job.model, name)
+                _, status, why = wire_checkpoints.serve(self._client(), self._journal, lock, handle.id, job.model, name)
         except ProviderUnsettled:
             raise
         except TrainingError as error:
