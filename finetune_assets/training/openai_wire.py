@@ -117,8 +117,9 @@ class OpenAIWire:
         Raises ProviderUnsettled where the provider is busy or unreachable.
         """
         with remote.asking_for_the_job(), self._errors(f"asking for job {handle.id}"):
-            job = self._client().fine_tuning.jobs.retrieve(handle.id)
-        state = self._state(job, handle.id)
+            answer = self._client().fine_tuning.jobs.with_raw_response.retrieve(handle.id)
+            job = answer.parse()
+        state = replace(self._state(job, handle.id), age=wire_states.age(job, answer.headers.get("date")))
         if state.status == "succeeded" and self.profile.by_hand:
             return self._deployed(handle, str(job.fine_tuned_model), state)
         return self._served(handle, job, state) if state.status == "succeeded" and self._serves else state

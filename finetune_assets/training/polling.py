@@ -17,7 +17,8 @@ alone for a while. What there is no time for comes first in the next tick.
 
 The deadline is `remote.max_hours` from the submission, or what `trainers.open_hours` makes of it.
 
-Clocks: deadlines and months go by this machine's; a provider's times are shown, never compared with ours.
+Clocks: deadlines and months go by this machine's. A job is stopped at its deadline only where its provider's clock agrees,
+if that is told with the job (OpenAI's API does); AWS answers no machine whose clock is wrong.
 """
 
 from __future__ import annotations
@@ -190,7 +191,10 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
         return _unsubmitted(ledger, remote, own)
     state, journal = own.poll(handle), LedgerJournal(ledger, remote.job.id)
     stop: dict[str, str] | None = remote.state.get(STOP)
-    if stop is None and state.status in OPEN_STATUSES and not state.progress.get("paused") and now() > _deadline(remote):
+    late = stop is None and state.status in OPEN_STATUSES and not state.progress.get("paused") and now() > _deadline(remote)
+    if late and (clock := _too_young(remote, state)):
+        return _Answer(remote, replace(state, progress={**state.progress, "warning": clock}))
+    if late:
         own.cancel(handle)
         stop = {"asked": now().isoformat(" ", "seconds"), "was": state.provider_status}
         journal.save(**{STOP: stop})
@@ -207,6 +211,19 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
         return _Answer(remote, replace(state, progress={**state.progress, **metrics}))
     usd = own.cost(told, remote.job.base_model, remote.job.status == "running", tables)
     return _Answer(remote, state, usd=usd, notes=tuple(own.clean_up(handle)))
+
+
+def _too_young(remote: RemoteJob, state: JobState) -> str | None:
+    """Why a job past its deadline is not stopped: by its provider's clock it is younger, and so ours has jumped."""
+    if state.age is None or remote.submitted_at is None:
+        return None
+    may = (_deadline(remote) - _naive(remote.submitted_at)).total_seconds()
+    if state.age > may:
+        return None
+    return (
+        f"this machine's clock is wrong: by it the job is {_hours(remote):.0f} hours old, by that of {remote.job.provider} "
+        f"{state.age / 3600:.1f}, which is below remote.max_hours, so it goes on; set the clock right"
+    )
 
 
 def _doubted(remote: RemoteJob, ended: JobState) -> JobState:

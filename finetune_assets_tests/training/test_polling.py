@@ -118,6 +118,17 @@ def test_clocks_that_disagree_decide_nothing(fake: FakeProvider, world: World) -
     assert month(world.ledger)[0]["reference"] == job.id
 
 
+def test_a_clock_that_jumps_stops_no_job(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.set(progress=["running"])
+    job = world.submit()
+    monkeypatch.setattr(polling, "now", lambda: now() + datetime.timedelta(hours=30))
+    assert "by that of openai 0.0, which is below remote.max_hours" in (world.poll()[0].note or "")
+    assert (world.ledger.job(job.id).status, fake.jobs[0]["status"]) == ("running", "running")
+    fake.set(jobs={fake.jobs[0]["id"]: {"created_at": int(time.time()) - 3 * 3600}})
+    world.poll()
+    assert fake.jobs[0]["status"] == "cancelled"
+
+
 def test_answers_out_of_order_never_lead_back(fake: FakeProvider, world: World) -> None:
     job = world.submit()
     for word, ours in (("running", "running"), ("queued", "running"), ("dreaming", "running")):
