@@ -19,7 +19,7 @@ from finetune_assets.storage import Store, read_json
 from finetune_assets.training.adrift import look_for
 from finetune_assets.training.local import cancel
 from finetune_assets.training.polling import ADRIFT
-from finetune_assets.training.remote import CANCELLED, Connection, RemoteTrainer
+from finetune_assets.training.remote import CANCELLED, DOUBTFUL, Connection, RemoteTrainer
 from finetune_assets.training.trainer import JobHandle, JobState
 from finetune_assets.training.trainers import connect
 
@@ -172,8 +172,11 @@ def _cancel_there(environment: Environment, ledger: Ledger, job: Job, trainer: R
         how = f" {state.progress['warning']}." if "warning" in state.progress else ""
         where = f"at {job.provider} ({handle.id})"
         return f"{job.id} has already {state.status} {where}; nothing to cancel, the next tick takes it.{how}"
-    if state.status != "cancelled":
-        return f"{job.id} is being stopped at {job.provider} ({handle.id}); the next tick writes down its end and its cost."
+    doubtful = bool(LedgerJournal(ledger, job.id).load().get(DOUBTFUL))
+    if state.status != "cancelled" or doubtful:
+        second = " A creation of it was not answered: ticks look for a second job first, and stop it." if doubtful else ""
+        where = f"at {job.provider} ({handle.id})"
+        return f"{job.id} is being stopped {where}; the next tick writes down its end and its cost.{second}"
     notes = trainer.clean_up(handle)
     usd = trainer.cost(state, job.base_model, job.status == "running", environment.tables)
     settle(ledger, job.id, usd, state.progress.get("trained_tokens"))
@@ -208,7 +211,10 @@ def _at_provider(environment: Environment, ledger: Ledger, remote: RemoteJob) ->
     try:
         handle = trainer.attach()
         if handle is None:
-            raise LedgerError(f"{remote.job.id} has not been submitted to {remote.job.provider}; start its training again.")
+            begun = journal.load().get("create_started")
+            why = "has not answered its creation, and lists no job of it yet; ask again in some minutes, or"
+            why = f"{remote.job.provider} {why}" if begun else f"it has not been submitted to {remote.job.provider};"
+            raise LedgerError(f"{remote.job.id}: {why} start its training again.")
         yield trainer, handle
     finally:
         trainer.close()

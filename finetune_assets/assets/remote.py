@@ -115,7 +115,7 @@ def ending_models(
     """Rented models of an assistant whose last day is known, soonest first: by the provider's word, else by the dated table."""
     name = context.partition_key
     uses = uses_of([assistants.load(name, store.tenants())], book)
-    own = Uses([use for use in uses.uses if use.assistant == name], uses.places)
+    own = Uses([use for use in uses.uses if use.assistant == name], uses.places, uses.models)
     return endings(own.uses, lifecycle.today(), Environment.read().tables, announced(own, store, trainer, context.log))
 
 
@@ -125,8 +125,7 @@ def announced(
     """(provider, model) to the last day that the provider itself gives, as far as providers answer within ANNOUNCED_SECONDS."""
     end, found = time.monotonic() + ANNOUNCED_SECONDS, dict[tuple[str, str], datetime.date]()
     for connection in uses.connections:
-        models = sorted({use.model for use in uses.uses if use.provider == connection.provider})
-        in_time = takewhile(lambda _: time.monotonic() < end, models)
+        in_time = takewhile(lambda _: time.monotonic() < end, uses.models_at(connection))
         try:
             with closing(trainer.rented(connection, store.store, Notes()).hurried(REQUEST_SECONDS)) as asked:
                 said = asked.shutdown_dates(in_time)

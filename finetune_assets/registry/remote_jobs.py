@@ -24,6 +24,7 @@ class RemoteJob:
 
     job: Job
     connection: dict[str, Any]
+    """As it was opened, at the address of its journal."""
     state: dict[str, Any]
     provider_status: str | None
     progress: dict[str, Any]
@@ -147,10 +148,11 @@ def _of(row: sa.RowMapping, job: Job) -> RemoteJob:
         value = row[name]
         return value.replace(tzinfo=datetime.UTC) if value is not None else None
 
+    state = row["state"] or {}
     return RemoteJob(
         job=job,
-        connection=row["connection"],
-        state=row["state"] or {},
+        connection={**row["connection"], **({"address": state["address"]} if state.get("address") else {})},
+        state=state,
         provider_status=row["provider_status"],
         progress=row["progress"] or {},
         note=row["note"],

@@ -22,7 +22,7 @@ from finetune_assets.errors import DataError, FinetuneError, ProviderError, Prov
 from finetune_assets.storage import Store
 from finetune_assets.training import aws_calls, lifecycle, prices, provider_formats, remote, screening
 from finetune_assets.training.aws_files import Files
-from finetune_assets.training.remote import Connection, Journal
+from finetune_assets.training.remote import GIVEN_UP, Connection, Journal
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, Status, TrainedResult, TrainingRequest
 
 STATUS: dict[str, Status] = {
@@ -127,10 +127,14 @@ class AwsTrainer(ABC):
             state = self._journal.load()
             if not state.get("provider_job_id"):
                 name = remote.slug(request.run_key, most=63)
+                if (kept := self.connection.kept(state)) != self.connection:
+                    self.close()
+                    self.connection, self._clients = kept, {}
                 self._journal.save(run_key=request.run_key, fingerprint=request.fingerprint)
                 uris = {role: self._upload(role, file.path, request.run_key) for role, file in self.files(request).items()}
+                sent = {"uris": uris, remote.ADDRESS: self._region}
                 again = bool(state.get("create_started"))
-                remote.stop_if_cancelled(self._journal, self._journal.save(create_started=True, uris=uris), again)
+                remote.stop_if_cancelled(self._journal, self._journal.save(**sent, create_started=True), again)
                 try:
                     with self.errors("a second try to create the job" if again else "creating the job"):
                         self.create(request, name, uris)
@@ -171,7 +175,7 @@ class AwsTrainer(ABC):
     def _deployed(self, handle: JobHandle, told: Mapping[str, Any], state: JobState) -> JobState:
         """Makes the deployment, once, and waits for it from tick to tick. One that fails leaves the trained model as it is."""
         journal = self._journal.load()
-        if journal.get("given_up"):
+        if journal.get(GIVEN_UP):
             return self._taken_back(handle, told, state)
         try:
             if not journal.get("deployment"):
@@ -199,7 +203,7 @@ class AwsTrainer(ABC):
         warning = f"the model is trained ({self.model_of(told)}), but its deployment was given up while it was being made"
         if left is not None:
             warning += f", and could not be deleted yet ({left})"
-            since = datetime.datetime.fromisoformat(str(self._journal.load()["given_up"]))
+            since = datetime.datetime.fromisoformat(str(self._journal.load()[GIVEN_UP]))
             if datetime.datetime.now(datetime.UTC) - since < TAKING_BACK:
                 return JobState("running", "Deleting its deployment", None, {**state.progress, "warning": warning}, trained=True)
             warning += f". Delete {handle.id} in the AWS console: it may be billed"
@@ -244,8 +248,8 @@ class AwsTrainer(ABC):
             with self.errors(f"stopping job {handle.id}"):
                 self.stop(handle.id)
         elif state.status == "succeeded" and self.deploys and self._place(handle.id) is None:
-            if not self._journal.load().get("given_up"):
-                self._journal.save(given_up=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+            if not self._journal.load().get(GIVEN_UP):
+                self._journal.save(**{GIVEN_UP: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
             self._take_back(handle.id)  # where that fails, whoever asks for the job tries again
 
     def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
@@ -396,7 +400,7 @@ class AwsTrainer(ABC):
 
         Raises TrainingError where it answers nowhere.
         """
-        region = self.options.get("region") or self.client(self.service).meta.region_name
+        region = self._region
         if self.deploys and (place := self._place(name)) is not None:
             return {"model": place, "base_url": f"{self.service}://{region}", "region": region}
         if self.connection.base_url is None:
@@ -456,9 +460,13 @@ class AwsTrainer(ABC):
     def client(self, service: str) -> Any:
         """A boto3 client, made once. Raises SettingsError where boto3 or a region is missing."""
         if service not in self._clients:
-            region = self.options.get("region")
+            region = self.options.get("region") or self.connection.address
             self._clients[service] = aws_calls.client.__wrapped__(self.provider, service, region, self._seconds)
         return self._clients[service]
+
+    @property
+    def _region(self) -> str:
+        return str(self.client(self.service).meta.region_name)
 
     def _handle(self, run_key: str, fingerprint: str) -> JobHandle:
         return JobHandle(self.provider, str(self._journal.load()["provider_job_id"]), run_key, fingerprint)

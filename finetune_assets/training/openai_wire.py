@@ -10,7 +10,7 @@ import datetime
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,20 @@ from finetune_assets.training import (
     wire_states,
 )
 from finetune_assets.training.provider_formats import Prepared
-from finetune_assets.training.remote import Connection, Journal, RemoteModel
+from finetune_assets.training.remote import DOUBTFUL, GIVEN_UP, Connection, Journal, RemoteModel
 from finetune_assets.training.trainer import Estimate, JobHandle, JobState, TrainedResult, TrainingRequest
 from finetune_assets.training.wire_errors import translated
 from finetune_assets.training.wire_profiles import PAGE, PROFILES, address, bounded, client
 from finetune_assets.training.wire_states import metrics
-from finetune_assets.training.wire_submission import DOUBT_SECONDS, ROLES, Submission, file_name, named_files, seconds_since
+from finetune_assets.training.wire_submission import (
+    DOUBT_SECONDS,
+    ROLES,
+    UNLISTED_SECONDS,
+    Submission,
+    file_name,
+    named_files,
+    seconds_since,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -92,7 +100,11 @@ class OpenAIWire:
         folder = self._store.job(self.spec_hash(request))
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "submit.lock"):
-            if not self._journal.load().get("provider_job_id"):
+            state = self._journal.load()
+            if not state.get("provider_job_id"):
+                if (kept := self.connection.kept(state)) != self.connection:
+                    self.close()
+                    self.connection, self._open = kept, None
                 prefix = str(self.connection.options.get("suffix", "finetune"))
                 suffix = remote.slug(prefix, request.assistant, request.number, dots=self.provider != "azure")
                 self._submission().run(request, suffix, lambda: self._files(request))
@@ -105,8 +117,9 @@ class OpenAIWire:
         Raises ProviderUnsettled where the provider is busy or unreachable.
         """
         with remote.asking_for_the_job(), self._errors(f"asking for job {handle.id}"):
-            job = self._client().fine_tuning.jobs.retrieve(handle.id)
-        state = self._state(job, handle.id)
+            answer = self._client().fine_tuning.jobs.with_raw_response.retrieve(handle.id)
+            job = answer.parse()
+        state = replace(self._state(job, handle.id), age=wire_states.age(job, answer.headers.get("date")))
         if state.status == "succeeded" and self.profile.by_hand:
             return self._deployed(handle, str(job.fine_tuned_model), state)
         return self._served(handle, job, state) if state.status == "succeeded" and self._serves else state
@@ -117,7 +130,7 @@ class OpenAIWire:
             return state
         do = wire_deployments.deploy_it(model, handle.id)
         state = replace(state, progress={**state.progress, "warning": f"the model is trained, but answers nowhere ({why}); {do}"})
-        if self._journal.load().get("given_up"):
+        if self._journal.load().get(GIVEN_UP):
             return state
         return replace(state, status="running", provider_status="Not deployed", trained=True)
 
@@ -130,9 +143,11 @@ class OpenAIWire:
 
     def _served(self, handle: JobHandle, job: FineTuningJob, state: JobState) -> JobState:
         name = remote.slug(str(self._journal.load().get("suffix") or "finetune"), handle.id)
+        self._store.home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._store.home / ".serve.lock")
         try:
             with self._errors("making the model answer"):
-                _, status, why = wire_checkpoints.serve(self._client(), self._journal, handle.id, job.model, name)
+                _, status, why = wire_checkpoints.serve(self._client(), self._journal, lock, handle.id, job.model, name)
         except ProviderUnsettled:
             raise
         except TrainingError as error:
@@ -140,7 +155,7 @@ class OpenAIWire:
         if status in wire_checkpoints.SERVED:
             return state
         if status not in wire_checkpoints.BROKEN:
-            if not self._journal.load().get("given_up"):
+            if not self._journal.load().get(GIVEN_UP):
                 return replace(state, status="running", provider_status=f"Deploying ({status})", trained=True)
             why = f"given up while it was {status}"
         self._journal.save(served=None)
@@ -161,13 +176,15 @@ class OpenAIWire:
         return TrainedResult(job.fine_tuned_model, tokens)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Ends the job; one that has ended is left as it is. Of one that is trained the deployment is waited for no more."""
+        """Ends the job; one that has ended is left as it is. Of a trained one the deployment is waited for no more, and of a
+        doubtful one a second job ends as soon as it is listed."""
         with self._errors(f"cancelling job {handle.id}"):
             status = self._state(self._client().fine_tuning.jobs.retrieve(handle.id), handle.id).status
+            waited_for = status == "succeeded" and (self._serves or self.profile.by_hand)
+            if waited_for or self._journal.load().get(DOUBTFUL):
+                self._journal.save(**{GIVEN_UP: True})
             if status in ("pending", "running"):
                 self._client().fine_tuning.jobs.cancel(handle.id)
-        if status == "succeeded" and (self._serves or self.profile.by_hand):
-            self._journal.save(given_up=True)
 
     def cost(self, state: JobState, base_model: str, ran: bool, tables: Path | None) -> float | None:
         """Trained tokens at the table's price; nothing for a job that failed before it ran. Else null: nobody says."""
@@ -199,11 +216,15 @@ class OpenAIWire:
             if found is None:
                 return None
             self._journal.save(provider_job_id=found)
-        elif state.get("doubtful"):
-            with suppress(ProviderUnsettled):  # asked again the next time
-                found = self._submission().find(state) or state["provider_job_id"]
-                over = seconds_since(state) > DOUBT_SECONDS
-                self._journal.save(provider_job_id=found, doubtful=not over)
+        elif state.get(DOUBTFUL):
+            patience, found = DOUBT_SECONDS, None
+            try:
+                found = self._submission().find(state)
+            except ProviderError:  # busy, or the key may not list
+                patience = UNLISTED_SECONDS
+            if found not in (None, state["provider_job_id"]):
+                self._journal.save(provider_job_id=found)
+            self._journal.save(**{DOUBTFUL: seconds_since(state) <= patience})
         return self._handle(str(state.get("run_key") or ""), str(state.get("fingerprint") or ""))
 
     def events(self, handle: JobHandle, most: int | None = None) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ alone for a while. What there is no time for comes first in the next tick.
     no answer, 429, 5xx                    asked again after 30 s, 1 min, 2 min … 30 min, or when the provider says
     404 of the job itself, three times     failed: the provider knows it no more
     in a row, and for an hour
+    ended, but a creation of it was not    open until a second job has been looked for long enough
+    answered
     past its deadline                      asked to stop, and asked for until it has: one that was cancelled has failed as stuck,
                                            one that ended well meanwhile is taken; a pause does not count
     that an hour ago, still not stopped,   failed: nobody can tell what became of it, and `adrift` looks for it before another
@@ -15,7 +17,8 @@ alone for a while. What there is no time for comes first in the next tick.
 
 The deadline is `remote.max_hours` from the submission, or what `trainers.open_hours` makes of it.
 
-Clocks: deadlines and months go by this machine's; a provider's times are shown, never compared with ours.
+Clocks: deadlines and months go by this machine's. A job is stopped at its deadline only where its provider's clock agrees,
+if that is told with the job (OpenAI's API does); AWS answers no machine whose clock is wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import SUBMITTED, LedgerJournal, RemoteJob, record
 from finetune_assets.registry.spending import settle
 from finetune_assets.registry.tables import OPEN_STATUSES, now
-from finetune_assets.training.remote import Connection, Journal, RemoteTrainer, without_secrets
+from finetune_assets.training.remote import DOUBTFUL, Connection, Journal, RemoteTrainer, without_secrets
 from finetune_assets.training.trainer import JobHandle, JobState
 from finetune_assets.training.wire_profiles import PROFILES
 
@@ -188,7 +191,10 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
         return _unsubmitted(ledger, remote, own)
     state, journal = own.poll(handle), LedgerJournal(ledger, remote.job.id)
     stop: dict[str, str] | None = remote.state.get(STOP)
-    if stop is None and state.status in OPEN_STATUSES and not state.progress.get("paused") and now() > _deadline(remote):
+    late = stop is None and state.status in OPEN_STATUSES and not state.progress.get("paused") and now() > _deadline(remote)
+    if late and (clock := _too_young(remote, state)):
+        return _Answer(remote, replace(state, progress={**state.progress, "warning": clock}))
+    if late:
         own.cancel(handle)
         stop = {"asked": now().isoformat(" ", "seconds"), "was": state.provider_status}
         journal.save(**{STOP: stop})
@@ -196,6 +202,8 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
     told, state = state, state if stop is None else _stopping(remote, state, stop)
     if told.status in OPEN_STATUSES and state.status == "failed":
         journal.save(**{ADRIFT: True})
+    if told.status not in OPEN_STATUSES and journal.load().get(DOUBTFUL):
+        return _Answer(remote, _doubted(remote, told))
     if state.status in OPEN_STATUSES:
         metrics = last_metrics(own.events(handle, EVENTS)) if state.status == "running" else {}
         if remote.state.get("missing"):
@@ -203,6 +211,27 @@ def _ask(ledger: Ledger, remote: RemoteJob, own: RemoteTrainer, tables: Path | N
         return _Answer(remote, replace(state, progress={**state.progress, **metrics}))
     usd = own.cost(told, remote.job.base_model, remote.job.status == "running", tables)
     return _Answer(remote, state, usd=usd, notes=tuple(own.clean_up(handle)))
+
+
+def _too_young(remote: RemoteJob, state: JobState) -> str | None:
+    """Why a job past its deadline is not stopped: by its provider's clock it is younger, and so ours has jumped."""
+    if state.age is None or remote.submitted_at is None:
+        return None
+    may = (_deadline(remote) - _naive(remote.submitted_at)).total_seconds()
+    if state.age > may:
+        return None
+    return (
+        f"this machine's clock is wrong: by it the job is {_hours(remote):.0f} hours old, by that of {remote.job.provider} "
+        f"{state.age / 3600:.1f}, which is below remote.max_hours, so it goes on; set the clock right"
+    )
+
+
+def _doubted(remote: RemoteJob, ended: JobState) -> JobState:
+    """Of a job that has ended while a second one may be there: open until `attach` has looked for that one long enough."""
+    said = f"{ended.provider_status} there ({ended.error})" if ended.error else f"{ended.provider_status} there"
+    warning = f"{said}; a creation of it was not answered, so a second job is looked for before that counts"
+    progress = {**ended.progress, "warning": " ".join([warning, *([w] if (w := ended.progress.get("warning")) else [])])}
+    return replace(ended, status=remote.job.status, error=None, progress=progress)
 
 
 def _stopping(remote: RemoteJob, state: JobState, stop: dict[str, str]) -> JobState:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,12 @@ RECIPE = "remote-1"
 REMOTE_FILE = "remote.json"
 CANCELLED = "cancelled"
 """Key of a journal: a person gave the job up before its creation was begun. Whoever uploads its files stops there."""
+DOUBTFUL = "doubtful"
+"""Key of a journal: a creation was not answered, so there may be a second job, which a list comes to show later."""
+GIVEN_UP = "given_up"
+"""Key of a journal: whoever cancelled wants no job of it to run, and no deployment to be waited for."""
+ADDRESS = "address"
+"""Key of a journal: `Connection.address`, saved before anything is there that costs money."""
 TOO_LATE = "The job was cancelled before it was submitted; nothing was created. Start the training again."
 MAY_BE_THERE = (
     "An earlier creation was not answered and may have created it, so the job stays open: the next tick, or run, looks for it."
@@ -47,12 +53,18 @@ class Connection:
     key_env: str | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """The assistant's other `remote` settings."""
+    address: str | None = None
+    """Where a job was sent: what a variable gave then in place of base_url, or of the region of AWS. No part of its hash."""
 
     @classmethod
     def of(cls, assistant: Assistant) -> Connection:
         """The connection of an assistant's settings."""
         options = assistant.remote.model_dump(mode="json", exclude={"base_url", "key_env", "allowed", "successor"})
         return cls(assistant.trainer, assistant.remote.base_url, assistant.remote.key_env, options)
+
+    def kept(self, state: Mapping[str, Any]) -> Connection:
+        """The connection of a job with this journal: where it was sent, whatever a variable says now."""
+        return replace(self, address=state.get(ADDRESS) or self.address)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the ledger."""

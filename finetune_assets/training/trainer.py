@@ -108,6 +108,8 @@ class JobState:
     """The last report: stage, step, total, loss, tokens_per_second, seconds_left."""
     trained: bool = False
     """The training has ended well and is to be paid; what a job that is still open waits for is its model's deployment."""
+    age: float | None = None
+    """Seconds since its creation by the provider's own clock, where its answer tells that."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from urllib.parse import urlsplit
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.environment import variable
+from finetune_assets.errors import SettingsError
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import open_remote
 from finetune_assets.training.lifecycle import Use
 from finetune_assets.training.remote import Connection, RemoteModel
-from finetune_assets.training.wire_profiles import PROFILES, URL_VARIABLES
+from finetune_assets.training.wire_profiles import PROFILES, URL_VARIABLES, address
 
+Place = tuple[str, str | None]
+"""A provider and its address; null where nothing says it, and at AWS."""
 HOSTS = {
     "api.openai.com": "openai",
     ".openai.azure.com": "azure",
@@ -29,18 +32,26 @@ class Uses:
     """The uses, and where to ask about their models."""
 
     uses: list[Use] = field(default_factory=list[Use])
-    places: dict[tuple[str, str | None, str | None], Connection] = field(
-        default_factory=dict[tuple[str, str | None, str | None], Connection]
-    )
+    places: dict[tuple[Place, str | None], Connection] = field(default_factory=dict[tuple[Place, str | None], Connection])
+    models: dict[Place, set[str]] = field(default_factory=dict[Place, set[str]])
+    """What an address is asked about: it is told no model of another one."""
 
     @property
     def connections(self) -> list[Connection]:
         """Each provider, address and key once."""
         return list(self.places.values())
 
-    def at(self, connection: Connection) -> None:
-        """Remembers where to ask."""
-        self.places.setdefault((connection.provider, connection.base_url, connection.key_env), connection)
+    def at(self, connection: Connection, model: str, *, known: bool = True) -> None:
+        """Remembers where a model is; `known`: this connection's key is one to ask with."""
+        place = _place(connection)
+        self.models.setdefault(place, set()).add(model)
+        if known:
+            self.places.setdefault((place, connection.key_env), connection)
+
+    def models_at(self, connection: Connection) -> list[str]:
+        """Models of these uses that a connection's address has."""
+        there = self.models.get(_place(connection), set())
+        return sorted(there & {use.model for use in self.uses if use.provider == connection.provider})
 
 
 def uses_of(assistants: Iterable[Assistant], ledger: Ledger) -> Uses:
@@ -53,7 +64,7 @@ def uses_of(assistants: Iterable[Assistant], ledger: Ledger) -> Uses:
         job = remote.job
         what, successor = f"base model of the open job {job.id}", _successor(known, job.assistant)
         found.uses.append(Use(job.assistant, job.provider, job.base_model, what, "job", successor))
-        found.at(Connection(**remote.connection))
+        found.at(Connection(**remote.connection), job.base_model)
     for name in sorted({version.assistant for version in ledger.versions()}):
         champion, successor = ledger.rollout(name).champion, _successor(known, name)
         for version in ledger.versions(name):
@@ -64,7 +75,7 @@ def uses_of(assistants: Iterable[Assistant], ledger: Ledger) -> Uses:
             if version.version == champion:
                 what, kind = f"champion {version.version}", "champion"
             found.uses.append(Use(name, model.provider, model.of or model.model, what, kind, successor))
-            found.at(Connection(model.provider, model.base_url, model.key_env))
+            found.at(Connection(model.provider, model.base_url, model.key_env), model.of or model.model)
     return found
 
 
@@ -74,7 +85,7 @@ def _of_settings(found: Uses, assistant: Assistant) -> None:
     if assistant.trainer != "local":
         what = "base model in the settings"
         found.uses.append(Use(assistant.name, assistant.trainer, assistant.base_model, what, "settings", successor))
-        found.at(Connection.of(assistant))
+        found.at(Connection.of(assistant), assistant.base_model)
     asked = [(one.url, one.model, one.api_key_env, f"benchmark endpoint {one.name}") for one in assistant.benchmark.endpoints]
     if (judge := assistant.benchmark.judge) is not None:
         asked.append((judge.url, judge.model, judge.api_key_env, "judge of the benchmark"))
@@ -86,8 +97,15 @@ def _of_settings(found: Uses, assistant: Assistant) -> None:
         if provider is None:
             continue
         found.uses.append(Use(assistant.name, provider, model, what, "asked", successor))
-        if key_env is not None and provider in PROFILES:
-            found.at(Connection(provider, url, key_env))
+        if provider in PROFILES:
+            found.at(Connection(provider, url, key_env), model, known=key_env is not None)
+
+
+def _place(connection: Connection) -> Place:
+    try:
+        return connection.provider, address(connection)[0].rstrip("/") if connection.provider in PROFILES else None
+    except SettingsError:
+        return connection.provider, None
 
 
 def _successor(known: dict[str, Assistant], name: str) -> str | None:

@@ -6,6 +6,7 @@ https://docs.studio.nebius.com/api-reference/models/create-a-custom-model (`POST
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -57,22 +58,33 @@ def fetch(client: OpenAI, checkpoint: Any, folder: Path) -> None:
             raise TrainingError(f"Checkpoint {checkpoint.id} is no model: of {' and '.join(MODEL_FILES)} it has none ({names}).")
 
 
-def serve(client: OpenAI, journal: Journal, job_id: str, base_model: str, name: str) -> tuple[str, str, str | None]:
-    """Makes the newest checkpoint answer, once: the name to ask it by, its status, and why it failed."""
-    state = journal.load()
-    if not state.get("served"):
-        source = f"{job_id}:{newest(client, job_id).id}"
-        listed: Any = client.get(_url(client), cast_to=object) if state.get("serve_started") else []
-        journal.save(serve_started=True)
-        models = listed.get("data", []) if isinstance(listed, dict) else listed
-        made: Any = next((one for one in models if one.get("source") == source), None)
-        if made is None:
-            asked = {"name": name, "base_model": base_model, "source": source}
-            made = client.with_options(max_retries=0).post(_url(client), body=asked, cast_to=object)
-        journal.save(served=made["name"])
-        state = {**state, "served": made["name"]}
-    told: Any = client.get(f"{_url(client)}/{quote(state['served'], safe='')}", cast_to=object)
-    return state["served"], str(told.get("status") or "missing"), told.get("status_reason")
+def serve(
+    client: OpenAI, journal: Journal, lock: AbstractContextManager[Any], job_id: str, base_model: str, name: str
+) -> tuple[str, str, str | None]:
+    """Makes the newest checkpoint answer, once: the name to ask it by, its status, and why it failed.
+
+    `lock`: of whoever may ask for the same job meanwhile.
+    """
+    served = journal.load().get("served")
+    if not served:
+        with lock:
+            served = journal.load().get("served") or _make(client, journal, job_id, base_model, name)
+    told: Any = client.get(f"{_url(client)}/{quote(served, safe='')}", cast_to=object)
+    return served, str(told.get("status") or "missing"), told.get("status_reason")
+
+
+def _make(client: OpenAI, journal: Journal, job_id: str, base_model: str, name: str) -> str:
+    """The custom model of the newest checkpoint, found where it was made before; its name, which the journal has then."""
+    source = f"{job_id}:{newest(client, job_id).id}"
+    listed: Any = client.get(_url(client), cast_to=object) if journal.load().get("serve_started") else []
+    journal.save(serve_started=True)
+    models = listed.get("data", []) if isinstance(listed, dict) else listed
+    made: Any = next((one for one in models if one.get("source") == source), None)
+    if made is None:
+        asked = {"name": name, "base_model": base_model, "source": source}
+        made = client.with_options(max_retries=0).post(_url(client), body=asked, cast_to=object)
+    journal.save(served=made["name"])
+    return made["name"]
 
 
 def _url(client: OpenAI) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from finetune_assets.environment import variable
 from finetune_assets.errors import SettingsError
@@ -67,9 +68,12 @@ URL_VARIABLES = {
 
 
 def address(connection: Connection) -> tuple[str, str]:
-    """Where a provider answers, and the variable that holds its key. Raises SettingsError where nothing says where."""
+    """Where a provider answers, and the variable that holds its key.
+
+    Raises SettingsError where nothing says where, or the address holds a secret.
+    """
     profile = PROFILES[connection.provider]
-    url = connection.base_url or profile.base_url
+    url = connection.base_url or connection.address or profile.base_url
     name = URL_VARIABLES.get(connection.provider, "")
     if url is None and name:
         url = variable(name)
@@ -80,6 +84,11 @@ def address(connection: Connection) -> tuple[str, str]:
         raise SettingsError(
             f"trainer: {connection.provider} needs an address: set {name} in the environment or .env, which a migration to it "
             f"reads, too, or remote.base_url in the assistant's YAML, e.g. {example}"
+        )
+    if "@" in urlsplit(url).netloc:
+        raise SettingsError(
+            f"The address of {connection.provider} holds a user or a password, which would be written down with each job. Leave "
+            f"them out; the key belongs into {connection.key_env or profile.key_env}."
         )
     return url, connection.key_env or profile.key_env
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from finetune_assets.errors import ProviderUnsettled
@@ -49,6 +50,16 @@ def state_of(job: FineTuningJob, asked: str, provider: str, key: str | None, *, 
     if status == "failed":
         why = f"{provider} ended the job: {why or 'no reason given'}{_advice(str(code or ''), str(text or ''))}"
     return JobState(status, word, why if status == "failed" else None, progress)
+
+
+def age(job: FineTuningJob, date: str | None) -> float | None:
+    """Seconds from a job's creation to the `Date` of the answer that tells it; null where the two make no sense."""
+    made = getattr(job, "created_at", None)
+    try:
+        seconds = parsedate_to_datetime(date or "").timestamp() - float(made or "")
+    except (ValueError, TypeError):
+        return None
+    return seconds if seconds >= 0 else None
 
 
 def metrics(event: Mapping[str, Any]) -> dict[str, Any] | None:

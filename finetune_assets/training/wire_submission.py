@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from finetune_assets.errors import DataError, ProviderError, ProviderUnsettled
 from finetune_assets.training import remote, wire_request
 from finetune_assets.training.provider_formats import Prepared
-from finetune_assets.training.remote import Connection, Journal, without_secrets
+from finetune_assets.training.remote import ADDRESS, DOUBTFUL, GIVEN_UP, Connection, Journal, without_secrets
 from finetune_assets.training.trainer import TrainingRequest
 from finetune_assets.training.wire_errors import refused, translated
-from finetune_assets.training.wire_profiles import MOST_PAGES, PAGE, PROFILES, bounded, is_mine
+from finetune_assets.training.wire_profiles import MOST_PAGES, PAGE, PROFILES, address, bounded, is_mine
 from finetune_assets.training.wire_states import STATUS
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ CREATE_TRIES = 3
 UPLOAD_TRIES = 3
 DOUBT_SECONDS = 600.0
 """How long after an unanswered creation a list may still come to show its job."""
+UNLISTED_SECONDS = 3600.0
+"""How long it is waited for a list that the provider does not give."""
 FILE_SECONDS = 300.0
 ROLES = ("training", "validation")
 
@@ -55,22 +57,23 @@ class Submission:
             first = {"suffix": suffix, "run_key": request.run_key, "fingerprint": request.fingerprint}
             self.journal.save(**first)
             state |= first
-        again = bool(state.get("create_started"))
+        again, here = bool(state.get("create_started")), {ADDRESS: address(self.connection)[0]}
         if again:
             found = self.find_settled(state)
             if found is not None:
                 self.journal.save(provider_job_id=found)
                 return
-            self.journal.save(doubtful=True)
+            self.journal.save(**{DOUBTFUL: True})
         else:
             for role, file in files().items():
                 if not state.get(f"{role}_file"):
                     state[f"{role}_file"] = self.upload(file, file_name(request.run_key, role))
-                    self.journal.save(**{f"{role}_file": state[f"{role}_file"]})
+                    self.journal.save(**{f"{role}_file": state[f"{role}_file"]}, **here)
             for role in ROLES:
                 self.await_file(state.get(f"{role}_file"))
         state["create_started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        remote.stop_if_cancelled(self.journal, self.journal.save(create_started=state["create_started"]), again)
+        begun = self.journal.save(create_started=state["create_started"], **here)
+        remote.stop_if_cancelled(self.journal, begun, again)
         self.journal.save(provider_job_id=self.create(wire_request.body(self.connection, request, state), state))
 
     def upload(self, file: Prepared, name: str) -> str:
@@ -146,7 +149,7 @@ class Submission:
                     raise self._not_created(error) from None
             except json.JSONDecodeError:  # an answer that is no JSON says nothing about the job
                 pass
-            self.journal.save(doubtful=True)
+            self.journal.save(**{DOUBTFUL: True})
             found = self.find_settled(state)
             if found is not None:
                 return found
@@ -157,7 +160,7 @@ class Submission:
 
     def _not_created(self, error: APIError) -> ProviderError:
         """A plain no: there is no job, and the journal says so before anybody is told. If it is `doubtful`, one may be."""
-        if self.journal.load().get("doubtful"):
+        if self.journal.load().get(DOUBTFUL):
             no = refused(error, self.provider, "a second try to create the job", self.key)
             return ProviderUnsettled(f"{no} {remote.MAY_BE_THERE}", no.status, no.code)
         self.journal.save(create_started=None)
@@ -178,16 +181,19 @@ class Submission:
             pause = min(pause * 2, 5.0)
 
     def find(self, state: Mapping[str, Any]) -> str | None:
-        """The oldest job of this run key, or of this file and suffix, that has not failed. Others that are open are cancelled."""
+        """Of this run key, or of this file and suffix: the job that succeeded, else the oldest that has not failed.
+
+        Others that are open are cancelled; where it was given up, all of them.
+        """
         query: dict[str, Any] = {"limit": PAGE}
         if self.provider == "openai":
             query["metadata"] = {"run_key": str(state["run_key"])}
         with translated(self.provider, "looking for the job", self.key):
             listed = bounded(self.client.fine_tuning.jobs.list(**query), PAGE * MOST_PAGES)
             mine = [job for job in listed if is_mine(job, state)]
-            lost = ("failed", "cancelled")
-            mine.sort(key=lambda job: (STATUS.get(str(job.status)) in lost, getattr(job, "created_at", 0) or 0, job.id))
-            for extra in mine[1:]:
+            last = {"succeeded": 0, "failed": 2, "cancelled": 2}
+            mine.sort(key=lambda job: (last.get(str(job.status), 1), getattr(job, "created_at", 0) or 0, job.id))
+            for extra in mine if state.get(GIVEN_UP) else mine[1:]:
                 if STATUS.get(str(extra.status), "running") in ("pending", "running"):
                     self.client.fine_tuning.jobs.cancel(extra.id)
         return mine[0].id if mine else None

@@ -15,6 +15,7 @@ from finetune_assets.assistants.settings import Assistant
 from finetune_assets.registry import Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, open_journal, open_remote, remote_job
 from finetune_assets.storage import Store
+from finetune_assets.training import openai_wire
 from finetune_assets.training.openai_wire import OpenAIWire
 from finetune_assets.training.polling import poll
 from finetune_assets.training.remote import Connection, Journal, RemoteTrainer
@@ -36,6 +37,7 @@ def settings_of(provider: str, base_url: str, base_model: str | None) -> Assista
 
 def main(home: Path, dataset: Path, provider: str, base_url: str, base_model: str | None = None) -> None:
     """From estimate to result; a second start goes on where the first was killed."""
+    openai_wire.DOUBT_SECONDS = 1.0
     store, ledger = Store(home), Ledger(f"sqlite:///{home / 'ledger.db'}")
     settings = settings_of(provider, base_url, base_model)
     connection = Connection.of(settings)

@@ -24,6 +24,7 @@ from finetune_assets.registry.tables import now, remote_jobs
 from finetune_assets.resources import AssistantsResource, LedgerResource, StoreResource, TrainerResource
 from finetune_assets.storage import write_json
 from finetune_assets.training.migration import retarget
+from finetune_assets.training.remote import RemoteModel
 from finetune_assets.training.trainer import Estimate
 from finetune_assets_tests.training.fake_provider import FakeProvider
 from finetune_assets_tests.training.remote_request import assistant, dataset, request
@@ -120,6 +121,28 @@ def test_a_creation_that_was_not_answered_and_that_a_list_shows_late(fake: FakeP
     fake.set(list_lag=0)
     with pytest.raises(TrainingError, match=rf"{job.id} of dental may still run at openai"):
         world.buy(**epochs(1))
+
+
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def test_a_job_is_asked_for_where_it_was_bought(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address came from a variable, which says another one now."""
+    job = world.buy()
+    monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+    job = world.finish(job)
+    keep_remote(world.trainer, world.store, world.book, job)
+    kept = RemoteModel.read(world.store.store.job(job.spec_hash) / "model")
+    assert (job.status, kept.base_url if kept else None) == ("succeeded", fake.url)
+    assert world.buy().id == job.id  # the hash has no address that a variable gives
+
+
+def test_a_creation_is_looked_for_where_it_was_begun(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = world.buy()
+    LedgerJournal(world.book, job.id).save(provider_job_id=None, create_started="2026-01-01T00:00:00+00:00")
+    monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+    assert world.buy().provider_job_id == fake.jobs[0]["id"]
+    assert len(fake.jobs) == 1
 
 
 def test_a_person_may_know_better_than_the_provider(fake: FakeProvider, world: World) -> None:

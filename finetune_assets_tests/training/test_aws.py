@@ -128,6 +128,22 @@ def test_bedrock_is_created_once(aws: Any, tmp_path: Path) -> None:
         trainer.pause(handle)
 
 
+def test_a_job_stays_in_the_region_where_it_was_bought(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, journal, asked = make("bedrock", tmp_path, NOVA, region=None)
+    asked = replace(asked, run_key="job-region-1")
+    handle = trainer.submit(asked)
+    before = trainer.spec_hash(asked)
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "eu-west-1")
+    later = AWS["bedrock"](trainer.connection.kept(journal.state), Store(tmp_path), journal)
+    assert (later.poll(handle).status, later.spec_hash(asked)) == ("running", before)
+    again = AWS["bedrock"](trainer.connection, Store(tmp_path), journal)
+    journal.state.pop("provider_job_id")  # a creation that was not answered
+    assert again.submit(asked) == handle
+    assert len(aws.client("bedrock").list_model_customization_jobs()["modelCustomizationJobSummaries"]) == 0
+    assert again.clean_up(handle) == []
+
+
 def test_a_job_that_is_cancelled_during_its_upload_is_not_created(
     aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,21 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     return Environment.read()
 
 
+def test_an_address_is_asked_about_its_own_models_only(environment: Environment) -> None:
+    book = Ledger(environment.database_url)
+    places = {"norte": ("https://norte.openai.azure.com/openai/v1/", "ft-norte"), "sur": ("https://sur.openai.azure.com", MINI)}
+    settings = [
+        Assistant.model_validate(
+            {"name": name, "select": {"vertical": "r"}, "trainer": "azure", "base_model": model, "remote": {"base_url": url}}
+        )
+        for name, (url, model) in places.items()
+    ]
+    uses = uses_of(settings, book)
+    book.close()
+    asked = {str(connection.base_url): uses.models_at(connection) for connection in uses.connections}
+    assert asked == {url: [model] for url, model in places.values()}
+
+
 def test_the_doctor_sees_every_rented_model_in_use(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RIVAL_KEY", "sk-0123456789")
     book = Ledger(environment.database_url)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,24 @@ def test_nebius_names_no_model_its_checkpoint_comes_home_or_is_served(
         trainer.keep(handle, tmp_path / "again", {"base_model": "open/small-7b"})
 
 
+def test_two_that_ask_at_once_make_one_custom_model(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:
+    class Slow(Notes):
+        def save(self, **values: Any) -> dict[str, Any]:
+            time.sleep(0.3 if "serve_started" in values else 0)
+            return super().save(**values)
+
+    (tmp_path / "made").mkdir()
+    fake.set(checkpoint=str(tmp_path / "made"), progress=["succeeded"])
+    settings, journal = assistant("nebius", remote={"base_url": fake.url, "deploy": True}), Slow()
+    first, second = (wire(settings, tmp_path, journal) for _ in range(2))
+    handle = first.submit(request(frozen, settings))
+    fake.set(jobs={handle.id: {"_rows": []}})
+    with ThreadPoolExecutor(2) as pool:
+        words = list(pool.map(lambda one: one.poll(handle).provider_status, (first, second)))
+    assert {word.partition(" ")[0] for word in words} <= {"Deploying", "succeeded"}
+    assert fake.state()["seen"].count("POST /v0/models") == 1
+
+
 @pytest.mark.parametrize("fault", ["drop_after", "drop_before", "error_after", "error", "garbage"])
 def test_a_creation_without_an_answer_is_one_job(fake: FakeProvider, frozen: Path, tmp_path: Path, fault: str) -> None:
     for provider in ("openai", "nebius"):  # found by metadata, and by file and suffix
@@ -240,6 +260,14 @@ def test_keys(fake: FakeProvider, frozen: Path, tmp_path: Path, monkeypatch: pyt
     assert "two words" not in str(odd.value)
     with pytest.raises(SettingsError, match=r"remote\.base_url"):
         wire(assistant("azure"), tmp_path).submit(request(frozen, assistant("azure")))
+
+
+def test_an_address_with_a_password_is_refused(frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://ana:s3cret@host/v1")
+    with pytest.raises(SettingsError, match="holds a user or a password") as told:
+        wire(assistant(), tmp_path).validate(request(frozen, assistant()))
+    assert "s3cret" not in str(told.value)
 
 
 def test_no_message_holds_a_secret(fake: FakeProvider, frozen: Path, tmp_path: Path) -> None:

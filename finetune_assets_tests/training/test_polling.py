@@ -13,7 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from finetune_assets.automation.rented import poll_due
+from finetune_assets.environment import Environment
 from finetune_assets.errors import BudgetExceeded, ProviderError, ProviderUnsettled, SettingsError
+from finetune_assets.overview import cancel_job
 from finetune_assets.registry import Job, Ledger
 from finetune_assets.registry.remote_jobs import LedgerJournal, due, open_journal, open_remote, remote_job
 from finetune_assets.registry.spending import Limits, Purchase, month, reserve, settle, spent
@@ -114,6 +116,17 @@ def test_clocks_that_disagree_decide_nothing(fake: FakeProvider, world: World) -
     assert ended.completed_at is not None
     assert abs((ended.completed_at - datetime.datetime.now(datetime.UTC)).total_seconds()) < 60
     assert month(world.ledger)[0]["reference"] == job.id
+
+
+def test_a_clock_that_jumps_stops_no_job(fake: FakeProvider, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.set(progress=["running"])
+    job = world.submit()
+    monkeypatch.setattr(polling, "now", lambda: now() + datetime.timedelta(hours=30))
+    assert "by that of openai 0.0, which is below remote.max_hours" in (world.poll()[0].note or "")
+    assert (world.ledger.job(job.id).status, fake.jobs[0]["status"]) == ("running", "running")
+    fake.set(jobs={fake.jobs[0]["id"]: {"created_at": int(time.time()) - 3 * 3600}})
+    world.poll()
+    assert fake.jobs[0]["status"] == "cancelled"
 
 
 def test_answers_out_of_order_never_lead_back(fake: FakeProvider, world: World) -> None:
@@ -366,6 +379,55 @@ def test_a_list_that_lags_hides_the_second_job_only_for_a_while(fake: FakeProvid
     before = fake.state()["seen"].count("GET /fine_tuning/jobs")
     world.poll()
     assert fake.state()["seen"].count("GET /fine_tuning/jobs") == before  # ten minutes later nothing is in doubt
+
+
+def doubtful(fake: FakeProvider, world: World) -> tuple[Job, list[str]]:
+    """A job whose first creation was not answered, which the list does not show yet; the ids of both."""
+    fake.set(list_lag=600.0, progress=["running"])
+    fake.fault("POST /fine_tuning/jobs", "error_after", status=500)
+    return world.submit(), [one["id"] for one in fake.jobs]
+
+
+def long_ago(world: World, job: Job) -> None:
+    LedgerJournal(world.ledger, job.id).save(create_started="2026-01-01T00:00:00+00:00")
+
+
+def test_a_cancelled_job_is_over_when_its_second_one_is_too(fake: FakeProvider, world: World) -> None:
+    job, _ = doubtful(fake, world)
+    place = {"FINETUNE_HOME": str(world.store.home), "FINETUNE_DATABASE_URL": str(world.ledger.engine.url)}
+    environment = Environment.read(place)
+    assert "look for a second job first, and stop it" in cancel_job(environment, job.id)
+    world.poll()
+    assert [one["status"] for one in fake.jobs] == ["running", "cancelled"]
+    fake.set(list_lag=0.0)
+    for _ in range(2):  # found and stopped, and still looked for
+        assert world.poll()[0].job.status == "pending"
+    assert [one["status"] for one in fake.jobs] == ["cancelled", "cancelled"]
+    long_ago(world, job)
+    assert [(one.ended, one.job.status) for one in world.poll()] == [(True, "cancelled")]
+
+
+@pytest.mark.parametrize("status", ["failed", "succeeded"])
+def test_a_job_that_ends_at_once_hides_no_second_one(fake: FakeProvider, world: World, status: str) -> None:
+    job, (first, second) = doubtful(fake, world)
+    fake.set(jobs={second: {"status": status, "fine_tuned_model": "ft:x", "error": {"code": "x", "message": "y", "param": None}}})
+    [polled] = world.poll()
+    assert (polled.ended, "a second job is looked for" in str(polled.note)) == (False, True)
+    fake.set(list_lag=0.0)
+    world.poll()
+    kept, states = (first, "running") if status == "failed" else (second, "cancelled"), fake.jobs
+    assert (world.ledger.job(job.id).provider_job_id, states[0]["status"]) == kept
+    long_ago(world, job)
+    assert world.poll()[0].ended == (status == "succeeded")
+
+
+def test_a_key_that_may_not_list_stops_no_question(fake: FakeProvider, world: World) -> None:
+    job, _ = doubtful(fake, world)
+    fake.fault("GET /fine_tuning/jobs", "error", status=403, times=3)
+    assert (world.poll()[0].provider_status, world.poll()[0].note) == ("running", None)
+    long_ago(world, job)
+    world.poll()
+    assert not LedgerJournal(world.ledger, job.id).load()["doubtful"]
 
 
 @pytest.fixture
