@@ -145,7 +145,7 @@ class Snapshot:
                 frames.append(mine if len(mine) == len(frame) else compact(mine))
             if found != len(group):
                 raise SourceError(f"{part.place} changed while it was read ({found} of {len(group)} rows are there). Run again.")
-        return pl.concat(frames)
+        return pl.concat(frames, rechunk=True)
 
 
 def _whole(part: Part, spool: Spool) -> Iterator[tuple[pl.DataFrame, list[str]]]:

@@ -238,7 +238,7 @@ _SIGNS = (
 def find_names(text: str) -> Iterator[Span]:
     """Names right after an introduction or the label of a form, title and article aside."""
     low = text.casefold()
-    if not any(sign in low for sign in _SIGNS):
+    if not any(map(low.__contains__, _SIGNS)):
         return
     for m in _INTRO.finditer(text):
         strong = m["strong"] is not None
@@ -250,7 +250,7 @@ def find_names(text: str) -> Iterator[Span]:
         if first.islower() and (first in _REPLIES or _ONLY_ARTICLE.fullmatch(text, m.start(), m.start("name"))):
             continue  # "mi nombre es correcto", "a nombre de mi jefe"
         yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
-    for m in _CALLER.finditer(text) if any(sign in low for sign in ("aqu", "this", "habla")) else ():
+    for m in _CALLER.finditer(text) if any(map(low.__contains__, ("aqu", "this", "habla"))) else ():
         parts = list(re.finditer(_WORD, m["name"]))
         words = _name_words(parts, strong=False, shouting=m["name"].isupper())
         named = len(words) == len(parts) and words[0][0].casefold() not in _REPLIES  # nothing else is said before the stop

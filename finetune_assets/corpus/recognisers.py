@@ -96,7 +96,7 @@ def find_secrets(text: str) -> Iterator[Span]:
     if _KEY_SIGN.search(text):
         yield from (m.span() for m in _KEYS.finditer(text))
     low = text.casefold()
-    if not any(sign in low for sign in SECRET_SIGNS):
+    if not any(map(low.__contains__, SECRET_SIGNS)):
         return
     yield from (m.span() for m in _PEM.finditer(text))
     yield from (m.span(1) for m in _BEARER.finditer(text) if any(c.isdigit() for c in m[1]))

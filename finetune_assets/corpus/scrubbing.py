@@ -124,7 +124,8 @@ def _scrub(texts: pl.DataFrame, allowed: Allowed, regions: Regions) -> tuple[pl.
     texts = texts.with_row_index("_at").sort(first, "_at")  # a conversation's stand together, in their order
     talks = texts.group_by("conversation_id", maintain_order=True).len()
     said, holds, asks = (texts[name].to_list() for name in ("text", "holds", "asks"))
-    places, after, kinds = list[int](), list[str](), list[list[str]]()
+    places, after = list[int](), list[str]()
+    counted, kinds = list[int](), list[str]()
     start = 0
     for talk, size in talks.iter_rows():
         own, start = slice(start, start + size), start + size
@@ -134,13 +135,12 @@ def _scrub(texts: pl.DataFrame, allowed: Allowed, regions: Regions) -> tuple[pl.
             if new != said[place]:
                 places.append(place)
                 after.append(new)
-                kinds.append(_added(said[place], new))
-    changed = texts[places].with_columns(pl.Series("text", after, dtype=pl.String), pl.Series("kind", kinds, dtype=_KINDS))
-    found = changed.explode("kind").drop_nulls("kind").group_by("table", "week", "kind").len("rows")
-    return changed.select("table", "column", "row", "text"), found
-
-
-_KINDS = pl.List(pl.String)
+                added = _added(said[place], new)
+                counted += [place] * len(added)
+                kinds += added
+    changed = texts[places].select("table", "column", "row", pl.Series("text", after, dtype=pl.String))
+    found = texts[counted].select("table", "week", pl.Series("kind", kinds, dtype=pl.String))
+    return changed, found.group_by("table", "week", "kind").len("rows")
 
 
 def _added(old: str, new: str) -> list[str]:
@@ -158,16 +158,9 @@ def _kinds(text: str) -> list[str]:
 
 def _replaced(table: str, frame: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
     for column in TEXTS[table]:
-        new = changed.filter((pl.col("table") == table) & (pl.col("column") == column)).select(
-            "row", pl.col("text").alias("_new")
-        )
+        new = changed.filter((pl.col("table") == table) & (pl.col("column") == column))
         if not new.is_empty():
-            frame = (
-                frame.with_row_index("row")
-                .join(new, on="row", how="left", maintain_order="left")
-                .with_columns(pl.coalesce("_new", column).alias(column))
-                .drop("row", "_new")
-            )
+            frame = frame.with_columns(frame[column].clone().scatter(new["row"], new["text"]))
     return frame
 
 

@@ -17,14 +17,12 @@ import numpy.typing as npt
 import polars as pl
 
 Rows = npt.NDArray[np.int64]
-CHUNK_ROWS = 1 << 14  # of the file: few rows of a part cost the reading of few chunks
+CHUNK_ROWS = 1 << 12  # of the file: few rows of a part cost the reading of few chunks
 
 
 def compact(frame: pl.DataFrame) -> pl.DataFrame:
     """The same rows with texts of their own: those that Polars picks keep all texts of the frame that they are from in memory."""
-    buffer = io.BytesIO()
-    frame.write_ipc(buffer)
-    return pl.read_ipc(buffer.getvalue())
+    return pl.DataFrame(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))  # whose texts lie side by side
 
 
 def size_of(frame: pl.DataFrame) -> int:
@@ -68,7 +66,7 @@ class Spool:
             return
         for some in frame.iter_slices(CHUNK_ROWS):
             buffer = io.BytesIO()
-            some.write_ipc(buffer, compression="lz4")
+            some.write_ipc_stream(buffer, compression="lz4")
             content = buffer.getvalue()
             written = 0
             while written < len(content):
@@ -105,7 +103,7 @@ class Spool:
         content, at = bytearray(chunk.length), 0
         while at < chunk.length:  # one call reads 2 GiB at most
             at += os.preadv(self._opened(), [memoryview(content)[at:]], chunk.offset + at)
-        return pl.read_ipc(io.BytesIO(content))
+        return pl.read_ipc_stream(io.BytesIO(content))
 
     def _opened(self) -> int:
         if self._file is None:
