@@ -151,7 +151,7 @@ def _filtered(
     rows = with_text(content(rows, assistant.filters), "reply")
     kept = frame.select("reason", "split", "text").filter(pl.col("reason").is_null())
     heldout = pl.concat([kept.filter(pl.col("split") != TRAIN)["text"], hidden])
-    trained = kept.filter(pl.col("split") == TRAIN)["text"]
+    trained = kept.filter((pl.col("split") == TRAIN) & pl.col("text").is_in(rows["text"].implode()))["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (
         ("personal_data_residual", holds_personal(rows, ["reply"], left)),

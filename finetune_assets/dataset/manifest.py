@@ -61,7 +61,8 @@ def counts(kept: pl.DataFrame) -> dict[str, Any]:
         "intent": tally(kept["intent"]),
         "tenant": tally(kept["tenant_id"]),
         "intent_by_split": {
-            str(intent): tally(part["split"]) for (intent,), part in sorted(kept.group_by("intent"), key=lambda g: str(g[0][0]))
+            str(intent): tally(part["split"])
+            for (intent,), part in sorted(kept.select("intent", "split").group_by("intent"), key=lambda g: str(g[0][0]))
         },
     }
 
