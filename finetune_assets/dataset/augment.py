@@ -90,7 +90,10 @@ def augment(
     """
     settings = assistant.augment
     train = pl.col("reason").is_null() & (pl.col("split") == TRAIN)
-    sizes = {str(intent): int(n) for intent, n in frame.filter(train)["intent"].value_counts().rows()}
+    sizes = {
+        str(intent): int(n)
+        for intent, n in frame.select("reason", "split", "intent").filter(train)["intent"].value_counts().rows()
+    }
     plan = wanted(sizes, settings.share, settings.below)
     each = settings.per_example if settings.llm else 1  # a request costs the same for several
     nothing = frame.clear()
