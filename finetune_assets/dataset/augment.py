@@ -90,7 +90,10 @@ def augment(
     """
     settings = assistant.augment
     train = pl.col("reason").is_null() & (pl.col("split") == TRAIN)
-    sizes = {str(intent): int(n) for intent, n in frame.filter(train)["intent"].value_counts().rows()}
+    sizes = {
+        str(intent): int(n)
+        for intent, n in frame.select("reason", "split", "intent").filter(train)["intent"].value_counts().rows()
+    }
     plan = wanted(sizes, settings.share, settings.below)
     each = settings.per_example if settings.llm else 1  # a request costs the same for several
     nothing = frame.clear()
@@ -151,7 +154,7 @@ def _filtered(
     rows = with_text(content(rows, assistant.filters), "reply")
     kept = frame.select("reason", "split", "text").filter(pl.col("reason").is_null())
     heldout = pl.concat([kept.filter(pl.col("split") != TRAIN)["text"], hidden])
-    trained = kept.filter(pl.col("split") == TRAIN)["text"]
+    trained = kept.filter((pl.col("split") == TRAIN) & pl.col("text").is_in(rows["text"].implode()))["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (
         ("personal_data_residual", holds_personal(rows, ["reply"], left)),

@@ -66,7 +66,7 @@ def diversity(texts: pl.Series) -> dict[str, float | int]:
 
 def vocabulary_notes(kept: pl.DataFrame) -> dict[str, Any]:
     """Diversity of the user turns and replies of a sample of the training rows."""
-    train = sample(kept.filter(pl.col("split") == TRAIN))
+    train = sample(_train(kept))
     return {"user": diversity(train["user_text"]), "reply": diversity(train["reply"])}
 
 
@@ -77,7 +77,7 @@ def coverage(intents: pl.Series, live: pl.DataFrame, kept: pl.DataFrame) -> dict
     `intent_divergence` and `word_divergence` of live user turns and those of train; `words_covered`: the share of live words
     (each as often as it occurs) that occur in train; `intents_missing`: those without a training row, with their live examples.
     """
-    train = kept.filter(pl.col("split") == TRAIN)
+    train = _train(kept)
     asked, learnt = tally(intents), tally(train["intent"])
     live_words = tally(words(sample(live)["user_text"])["word"])
     train_words = tally(words(sample(train)["user_text"])["word"])
@@ -89,6 +89,10 @@ def coverage(intents: pl.Series, live: pl.DataFrame, kept: pl.DataFrame) -> dict
         "word_divergence": round(divergence(live_words, train_words), 4),
         "words_covered": round(sum(n for word, n in live_words.items() if word in known) / max(total, 1), 4),
     }
+
+
+def _train(kept: pl.DataFrame) -> pl.DataFrame:
+    return kept.select("split", "intent", "text_key", "user_text", "reply").filter(pl.col("split") == TRAIN)
 
 
 def sample(rows: pl.DataFrame, most: int = SAMPLE) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from finetune_assets.dataset.ratings import REJECTED
 from finetune_assets.dataset.selection import CORRECTED, SOURCES, UNUSABLE
 from finetune_assets.dataset.splits import TEST, TRAIN, VALIDATION
 
-AT_ONCE = 200_000  # texts that are compared with others
+AT_ONCE = 100_000  # texts that are compared with others
 Indices = npt.NDArray[np.int64]
 Contexts = Callable[[pl.DataFrame], Iterable[pl.DataFrame]]
 """Gives some rows, in parts, with their contexts."""

@@ -115,9 +115,10 @@ def _rows(folder: Path) -> tuple[list[str], pl.DataFrame]:
     """The lineage of every target with its file, kind and normalised text, and where files and lineage disagree."""
     problems: list[str] = []
     parts = [pl.DataFrame(schema=_ROW)]
+    columns = [name for name in LINEAGE if name in _ROW or name == "turn"]
+    lineages = {name: pl.read_parquet(folder / name, columns=columns) for name in dict.fromkeys(spec.lineage for spec in FILES)}
     for spec in FILES:
-        lineage = pl.read_parquet(folder / spec.lineage, columns=[name for name in LINEAGE if name in _ROW or name == "turn"])
-        lineage = lineage.filter(pl.col("split").is_in(spec.splits)).sort("line", "turn")
+        lineage = lineages[spec.lineage].filter(pl.col("split").is_in(spec.splits)).sort("line", "turn")
         targets = pl.concat(with_text(part, "reply").drop("user_text", "reply") for part in target_parts(folder, spec))
         if not lineage.select("line", "turn").equals(targets.select("line", "turn")):
             lines, known = targets["line"].n_unique(), lineage["line"].n_unique()

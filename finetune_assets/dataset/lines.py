@@ -95,7 +95,10 @@ class Sorted:
         return pl.concat(self._marks)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        return (in_order(pl.concat(self._spool.frames(digit))) for digit in sorted(self._digits))
+        """Once: what was given is no longer held."""
+        for digit in sorted(self._digits):
+            yield in_order(pl.concat(self._spool.frames(digit)))
+            self._spool.drop(digit)
 
 
 def _calls() -> pl.Expr:

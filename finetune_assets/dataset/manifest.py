@@ -54,15 +54,14 @@ def fingerprint(settings: dict[str, Any], frames: dict[str, pl.DataFrame]) -> st
 
 def counts(kept: pl.DataFrame) -> dict[str, Any]:
     """Examples in total, and by split, source, intent and tenant."""
+    intents = kept.select("intent", "split").group_by("intent")
     return {
         "examples": kept.height,
         "split": tally(kept["split"]),
         "source": tally(kept["source"]),
         "intent": tally(kept["intent"]),
         "tenant": tally(kept["tenant_id"]),
-        "intent_by_split": {
-            str(intent): tally(part["split"]) for (intent,), part in sorted(kept.group_by("intent"), key=lambda g: str(g[0][0]))
-        },
+        "intent_by_split": {str(intent): tally(part["split"]) for (intent,), part in sorted(intents, key=lambda g: str(g[0][0]))},
     }
 
 

@@ -51,7 +51,8 @@ def mark_rejected(frame: pl.DataFrame, ratings: Ratings) -> pl.DataFrame:
 def rated_pairs(frame: pl.DataFrame, ratings: Ratings) -> pl.DataFrame:
     """The pairs as rows of `frame`, with chosen and rejected; those of messages that are not the assistant's are left out."""
     usable = ~pl.col("reason").is_in(UNUSABLE).fill_null(False)
-    rows = frame.filter(usable).drop("context").join(ratings.pairs, on="message_id", how="inner", maintain_order="left")
+    rated = pl.col("message_id").is_in(ratings.pairs["message_id"].unique().implode())
+    rows = frame.filter(usable & rated).drop("context").join(ratings.pairs, on="message_id", how="inner", maintain_order="left")
     return rows.with_columns(
         created_at="rated_at", source=pl.lit(RATED), replaced=pl.lit([], pl.List(pl.String)), reason=pl.lit(None, pl.String)
     ).select(*frame.columns, "chosen", "rejected")

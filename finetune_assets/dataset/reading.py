@@ -93,7 +93,7 @@ class Selected:
         parts = [none.with_columns(**told)]
         for part in read_more(self.files, self.starts, rows, tuple(types)):
             self._check()
-            parts.append(compact(part.with_columns(**told)))
+            parts.append(compact(part).with_columns(**told))
         return pl.concat(parts)
 
     def _check(self) -> None:

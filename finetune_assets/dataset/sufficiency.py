@@ -94,7 +94,7 @@ def warnings(assistant: Assistant, kept: pl.DataFrame, notes: dict[str, Any], re
             f"{blocked} replies nearly repeat one that was rated badly (`same_as_negative`), {kept.height} are kept: where such "
             "a reply was right and something else was not, withdraw its thumb or correct it; `finetune explain` names them."
         )
-    for intent, part in sorted(kept.group_by("intent"), key=lambda group: str(group[0])):
+    for intent, part in sorted(kept.select("intent", "split").group_by("intent"), key=lambda group: str(group[0])):
         sizes = tally(part["split"])
         missing = [name for name in SPLITS if not sizes.get(name)]
         if missing and part.height >= 20:

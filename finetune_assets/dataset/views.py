@@ -92,9 +92,10 @@ def by_week(kept: pl.DataFrame, column: str, most: int = 6) -> dict[str, dict[st
     """Examples by week of their conversation and value of a column; values after the `most` - 1 most frequent are `other`."""
     frequent = [value for value, _ in kept[column].value_counts().sort("count", column, descending=[True, False]).rows()]
     shown = frequent if len(frequent) <= most else frequent[: most - 1]
-    week = pl.col("started_at").dt.truncate("1w").dt.strftime("%Y-%m-%d")
+    week = pl.col("started_at").dt.truncate("1w")
     value = pl.when(pl.col(column).is_in(shown)).then(pl.col(column)).otherwise(pl.lit(OTHER))
     counted = kept.group_by(week.alias("week"), value.alias("value")).len().sort("week")
+    counted = counted.with_columns(pl.col("week").dt.strftime("%Y-%m-%d"))
     names = [*shown, *([OTHER] if len(frequent) > len(shown) else [])]
     weeks: dict[str, dict[str, int]] = {}
     for when, name, count in counted.rows():
