@@ -73,19 +73,38 @@ def _checked(version: Version, source: Path) -> Location:
             f"Version {version.version} of {version.assistant}: the files in {folder} are not those that were registered. It is "
             "not served; restore the folder from a backup, or train again and roll out the new version."
         )
-    if not (folder / ADAPTER).exists():
-        return Location(str(folder), None)
-    return Location(version.base_model, folder, _revision(version, folder))
+    if (folder / ADAPTER).exists():
+        return Location(version.base_model, folder, _revision(version, folder))
+    return _beside(version, folder) or Location(str(folder), None)
+
+
+def _beside(version: Version, folder: Path) -> Location | None:
+    """The adapter that a merged model was merged of, where the very base that it was trained on is on this machine: versions on
+    one base then need its memory once. None where it is not; merged weights need no base."""
+    adapter = folder / "adapter"
+    if not (adapter / ADAPTER).exists() or not _trained_on(folder):
+        return None
+    try:
+        revision = _revision(version, folder)
+        there = base_model.folder(version.base_model, revision)
+    except ModelUnavailable:
+        return None
+    return Location(version.base_model, adapter, revision) if there else None
+
+
+def _trained_on(folder: Path) -> dict[str, str]:
+    """The base model's identity as the training wrote it down; empty where it did not."""
+    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
+    return spec.get("base_model_identity") or {}
 
 
 def _revision(version: Version, folder: Path) -> str | None:
     """The commit of the base that an adapter was trained on, as its training wrote it down; null for a base in a folder, and
     where nothing is written down (an adapter that another trainer made). Raises ModelUnavailable where a folder holds another
     model."""
-    spec = read_json(folder / "spec.json") if (folder / "spec.json").exists() else {}
-    then = spec.get("base_model_identity") or {}
+    then = _trained_on(folder)
     if "revision" in then:
-        return str(then["revision"])
+        return then["revision"]
     if then and base_model.identity(version.base_model) != then:
         raise ModelUnavailable(
             f"Version {version.version} of {version.assistant}: the base model in {version.base_model} is not the one that its "

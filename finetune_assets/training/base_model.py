@@ -46,15 +46,18 @@ def resolve(base_model: str) -> str:
     return base_model
 
 
-def folder(base_model: str) -> Path | None:
-    """The folder that holds the model's files on this machine: its own, or the hub's cache; None where it is not downloaded."""
+def folder(base_model: str, commit: str | None = None) -> Path | None:
+    """The folder that holds the model's files on this machine: its own, or the hub's cache; None where it is not downloaded.
+
+    `commit`: of a hub model, in place of the newest. Raises ModelUnavailable for a name that is none.
+    """
     resolved = resolve(base_model)
     if Path(resolved).is_absolute():
         return Path(resolved)
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
     try:
-        found = try_to_load_from_cache(resolved, "config.json", revision=revision(resolved))
+        found = try_to_load_from_cache(resolved, "config.json", revision=commit or revision(resolved))
     except ModelUnavailable:
         return None
     return Path(found).parent if isinstance(found, str) else None

@@ -356,6 +356,57 @@ def test_an_adapter_is_served_on_the_base_that_it_was_trained_on_alone(
         assert torch.equal(lane.model.lm_head.weight, load_file(at / "model.safetensors")["model.embed_tokens.weight"])
 
 
+def test_merged_versions_share_the_base_that_their_adapters_were_trained_on(
+    tmp_path: Path, base: Path, adapters: list[Path]
+) -> None:
+    """As a training with `adapter: lora` leaves them: merged weights, and the adapter alone in `adapter/`."""
+    from peft import PeftModel
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    from finetune_assets.serving import engine as module
+    from finetune_assets.serving.batching import Chat, Lane
+
+    own = tmp_path / "base"
+    shutil.copytree(base, own)
+    shop = Shop(tmp_path / "shop", base=str(own))
+    environment = Environment.read(shop.environment)
+    folders: dict[str, Path] = {}
+    for letter, adapter in zip("ab", adapters, strict=False):
+        merged = tmp_path / letter
+        shutil.copytree(base, merged)
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload().save_pretrained(merged)
+        shutil.copytree(adapter, merged / "adapter")
+        version = shop.version(letter, model=merged)
+        folder = shop.home / "models" / "aurora" / version
+        write_json(folder / "spec.json", {"base_model_identity": base_model.identity(str(own))})
+        folders[model_name("aurora", version)] = folder
+
+    def said(lane: Lane, adapter: str) -> list[int]:
+        tokens = list[int]()
+        lane.add(Chat([5, 6, 7, 8], 6, lambda token, _: None if token is None else tokens.append(token), adapter=adapter))
+        while lane.busy:
+            lane.step()
+        return tokens
+
+    engine = module.Engine(environment)
+    try:
+        for name in ("aurora--base", *folders):
+            engine.load(name)
+        assert set(engine.lanes) == {str(own)}
+        replies = [said(engine.lanes[str(own)], name) for name in folders]
+        assert replies == [said(Lane(str(folder)), "") for folder in folders.values()]
+        assert replies[0] != replies[1]
+    finally:
+        engine.ended = True
+
+    weights = load_file(own / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    assert [locate(name, environment) for name in folders] == [Location(str(folder), None) for folder in folders.values()]
+    shutil.rmtree(own)
+    assert [locate(name, environment) for name in folders] == [Location(str(folder), None) for folder in folders.values()]
+
+
 def test_damaged_files_are_never_served(tmp_path: Path, base: Path) -> None:
     shop = Shop(tmp_path, base=str(base))
     version = shop.version("a", model=base)
