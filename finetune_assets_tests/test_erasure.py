@@ -41,6 +41,7 @@ from finetune_assets_tests.dataset.small_corpus import sentence
 KEY = exports.KEY
 GONE = "+59170123456"  # the user that is erased: three conversations in two weeks, with feedback and a rejected row
 ASSISTANT = Assistant(name="dental", select={"vertical": "dental"}, min_examples=5, system_prompt="Eres amable.")
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]  # some eighty erasures
 Crash = Callable[[], None]
 
 
@@ -343,7 +344,7 @@ def _timeless(name: str, text: str) -> str:
     return "\n".join(line for line in text.splitlines() if '"created_at"' not in line) if name.endswith("manifest.json") else text
 
 
-@pytest.mark.parametrize("writes", [range(5, 60, 18), pytest.param(range(200), marks=pytest.mark.slow)], ids=["some", "every"])
+@pytest.mark.parametrize("writes", [range(5, 60, 18), pytest.param(range(200), marks=SLOW)], ids=["some", "every"])
 def test_killed_between_any_two_writes(filled: tuple[Path, str], tmp_path: Path, writes: range) -> None:
     gone = needles(read_source([str(filled[0] / "source")]))
     whole, killed = _interrupted(filled[0], tmp_path / "whole", 10_000, gone)
