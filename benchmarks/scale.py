@@ -29,10 +29,11 @@ WEEKS = 12  # of the real export that the copies are made of
 BAR = "≤ 15 CPU-seconds on one core within 1,500 MB"
 
 
-def rows(_: int) -> list[Row]:
-    """The bar's 600,000 examples (conversations cut after 12 messages), then whole conversations; then the histories."""
+def rows(rounds: int) -> list[Row]:
+    """The bar's 600,000 examples (conversations cut after 12 messages), then whole conversations, once each; then the histories,
+    the median ratio of `rounds`."""
     made = [_hundred_thousand(12, BAR), _hundred_thousand(None, "")]
-    found = history()
+    found = sorted((history() for _ in range(rounds)), key=lambda one: one["ratio"]["cpu_seconds"])[rounds // 2]
     few, many = found["after_4"], found["after_52"]
     ratios = found["ratio"]
     note = f"{MADE}; after 4 weeks {few['cpu_seconds']} s and {few['peak_mb']} MB; "
