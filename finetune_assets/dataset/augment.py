@@ -13,15 +13,15 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.corpus.schema import EXAMPLES
 from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset.balance import best_first
-from finetune_assets.dataset.duplicates import Contexts, blocking_negatives, twins_in, with_text
+from finetune_assets.dataset.duplicates import Contexts, twins_in, with_text
 from finetune_assets.dataset.selection import CORRECTED, SYNTHETIC, Left, content, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 from finetune_assets.dataset.variations import vary
@@ -81,37 +81,41 @@ def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
 
 
 def augment(
-    frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, make: Variations, left: Left, contexts: Contexts
+    kept: pl.DataFrame,
+    hidden: tuple[pl.Series, pl.Series],
+    assistant: Assistant,
+    make: Variations,
+    left: Left,
+    contexts: Contexts,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Synthetic rows with the columns of `frame`, and notes: rows by intent, what was left out by reason, who made them.
+    """Synthetic rows with the columns of `kept` and their context, and notes: rows by intent, what was left out by reason, who
+    made them.
 
-    `frame` is that of `make_pairs`, and `contexts` gives its rows' contexts; `hidden` are the normalised texts of the held-out
-    preferences and KTO rows, which no training row may resemble either; `left`: what scrubbing left in the texts on purpose.
+    `kept` holds the examples that are kept, and `contexts` gives their contexts; `hidden` are the normalised texts of the
+    held-out preferences and KTO rows, and of the negatively rated ones, which no training row may resemble either; `left`: what
+    scrubbing left in the texts on purpose.
     """
     settings = assistant.augment
-    train = pl.col("reason").is_null() & (pl.col("split") == TRAIN)
-    sizes = {
-        str(intent): int(n)
-        for intent, n in frame.select("reason", "split", "intent").filter(train)["intent"].value_counts().rows()
-    }
+    train = pl.col("split") == TRAIN
+    sizes = {str(intent): int(n) for intent, n in kept.select("split", "intent").filter(train)["intent"].value_counts().rows()}
     plan = wanted(sizes, settings.share, settings.below)
     each = settings.per_example if settings.llm else 1  # a request costs the same for several
-    nothing = frame.clear()
-    own = ((frame.filter(train & (pl.col("intent") == intent)), _parents(need, each)) for intent, need in plan.items())
+    nothing = kept.clear()
+    own = ((kept.filter(train & (pl.col("intent") == intent)), _parents(need, each)) for intent, need in plan.items())
     chosen = pl.concat([nothing, *(best_first(rows).head(most) for rows, most in own)])
-    chosen = chosen.drop("context")
-    known = pl.concat([compact(part.select("message_id", "context")) for part in chain([nothing], contexts(chosen))])
-    chosen = chosen.join(known, on="message_id", how="left", maintain_order="left").select(frame.columns)
+    none = nothing.select("place", context=pl.lit(None, EXAMPLES["context"]))
+    known = pl.concat([none, *(compact(part.select("place", "context")) for part in contexts(chosen.select("place")))])
+    chosen = chosen.join(known, on="place", how="left", maintain_order="left")
     made: list[pl.DataFrame] = []
     for intent, need in plan.items():
         candidates = math.ceil(SPARE * need)
         parents = chosen.filter(pl.col("intent") == intent)
         count = min(settings.per_example, math.ceil(candidates / max(parents.height, 1)))
         made.append(_candidates(parents, make(parents, count)))
-    rows = pl.concat([frame.head(0), *made])
+    rows = pl.concat([chosen.clear(), *made])
     left_out: dict[str, int] = {}
     if not rows.is_empty():
-        rows, left_out = _filtered(rows, frame, hidden, assistant, left)
+        rows, left_out = _filtered(rows, kept, hidden, assistant, left)
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
     filled = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
@@ -143,27 +147,26 @@ def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
         error_reply=pl.col("error_reply") & (pl.col("source") != CORRECTED),  # says what the original was
         source=pl.lit(SYNTHETIC),
         replaced=pl.lit([], pl.List(pl.String)),
-        kept_message_id=pl.lit(None, pl.String),
     ).drop("_said", "_parent", "_round")
 
 
 def _filtered(
-    rows: pl.DataFrame, frame: pl.DataFrame, hidden: pl.Series, assistant: Assistant, left: Left
+    rows: pl.DataFrame, kept: pl.DataFrame, hidden: tuple[pl.Series, pl.Series], assistant: Assistant, left: Left
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     threshold = assistant.filters.near_duplicate
-    rows = with_text(content(rows, assistant.filters), "reply")
-    kept = frame.select("reason", "split", "text").filter(pl.col("reason").is_null())
-    heldout = pl.concat([kept.filter(pl.col("split") != TRAIN)["text"], hidden])
-    trained = kept.filter((pl.col("split") == TRAIN) & pl.col("text").is_in(rows["text"].implode()))["text"]
+    rows = with_text(content(rows.with_columns(reason=pl.lit(None, pl.String)), assistant.filters), "reply")
+    texts, (unseen, negative) = kept.select("split", "text"), hidden
+    heldout = pl.concat([texts.filter(pl.col("split") != TRAIN)["text"], unseen])
+    trained = texts.filter((pl.col("split") == TRAIN) & pl.col("text").is_in(rows["text"].implode()))["text"]
     equal = pl.col("text").is_in(trained.implode()) | ~pl.col("text").is_first_distinct()
     rules = (
         ("personal_data_residual", holds_personal(rows, ["reply"], left)),
         ("twin_held_out", pl.Series(twins_in(rows["text"], heldout, threshold) >= 0)),
-        ("same_as_negative", pl.Series(twins_in(rows["text"], blocking_negatives(frame)["text"], threshold) >= 0)),
+        ("same_as_negative", pl.Series(twins_in(rows["text"], negative, threshold) >= 0)),
         ("exact_duplicate", rows.select(equal).to_series()),
     )
     reason = pl.coalesce("reason", *[pl.when(pl.lit(found)).then(pl.lit(name)) for name, found in rules])
     rows = rows.with_columns(reason=reason)
     counted = rows["reason"].drop_nulls().value_counts().rows()
     left_out = {str(name): int(n) for name, n in sorted(counted)}
-    return rows.filter(pl.col("reason").is_null()).drop("text"), left_out
+    return rows.filter(pl.col("reason").is_null()).drop("text", "reason"), left_out

@@ -84,16 +84,16 @@ def even_out(frame: pl.DataFrame, balance: Balance, whole: Whole) -> pl.DataFram
         others = int((~negative).sum())
         most = math.floor(balance.negative_share / (1 - balance.negative_share) * others + 1e-9)
         rows = _drop(rows, left.filter(negative)[most:], "negative_share")
-    decided = rows.drop_nulls("why").select("message_id", "why")
+    decided = rows.drop_nulls("why").select("place", pl.col("why").cast(frame.schema["reason"]))
     return (
-        frame.join(decided, on="message_id", how="left", maintain_order="left")
+        frame.join(decided, on="place", how="left", maintain_order="left")
         .with_columns(reason=pl.coalesce("reason", "why"))
         .drop("why")
     )
 
 
 def _drop(rows: pl.DataFrame, out: pl.DataFrame, reason: str) -> pl.DataFrame:
-    gone = pl.col("message_id").is_in(out["message_id"].implode())
+    gone = pl.col("place").is_in(out["place"].implode())
     return rows.with_columns(why=pl.when(gone).then(pl.lit(reason)).otherwise("why"))
 
 

@@ -37,6 +37,7 @@ from finetune_assets.dataset.preferences import Pairs, label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
 from finetune_assets.dataset.reading import Selected, read_more, select_examples
 from finetune_assets.dataset.selection import (
+    SOURCES,
     Judged,
     Left,
     judge,
@@ -46,7 +47,7 @@ from finetune_assets.dataset.selection import (
     verdicts,
 )
 from finetune_assets.dataset.semantic import Embed, drop_same_meaning
-from finetune_assets.dataset.splits import assign, testers
+from finetune_assets.dataset.splits import SPLITS, assign, testers
 from finetune_assets.dataset.sufficiency import check_enough, check_objectives, warnings
 from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, some_dropped, twin_rows
 from finetune_assets.dataset.wording import check_permission
@@ -82,9 +83,19 @@ _ROW = (
 
 
 SPOOL_SHARE = 0.1  # of the memory setting, for lines held before they are written
-_OUT = ("message_id", "reason", "intent", "started_at")
-_HELD = ("place", *_OUT, "created_at", "verdict", "expected", "source", "split", "text")
+_LABELS = {
+    "source": pl.Enum(SOURCES),
+    "split": pl.Enum(SPLITS),
+    "verdict": pl.Enum(["positive", "negative"]),
+    "reason": pl.Enum(REASONS),
+    "intent": pl.Categorical(),
+}
+"""Columns of few values, of which numbers are held: a text takes 16 bytes a row."""
+_OUT = ("place", "reason", "intent", "started_at")
+_HELD = (*_OUT, "message_id", "created_at", "verdict", "expected", "source", "split", "text", "judged")
 """Columns that are held of all examples that may be kept; the others are read again for those that are."""
+_KEPT = ("conversation_id", "tenant_id", "vertical", "user", "satisfaction_score", "text_key", "user_text", "reply")
+_VARIED = ("user_chars", "error_reply")  # what the rules ask of a variation beside its texts
 
 
 @dataclass(frozen=True)
@@ -130,44 +141,38 @@ def choose(
     frame, seen = _decided(selected, assistant, judged, rated, contexts, left)
     frame = _without_twins(frame, seen.negatives, filters, embed, selected.whole, contexts)
     frame = even_out(frame, assistant.balance, selected.whole)
-
-    outcomes = pl.concat([seen.out, frame.select(seen.out.columns)])
-    rejected = tally(outcomes["reason"].drop_nulls())
-    few = selected.whole(some_dropped(frame)).select(seen.few.columns)
-    told = {
-        "twins": twin_rows(frame, selected.whole),
-        "outcomes": outcomes_by_week(outcomes),
-        "dropped_sample": dropped_rows(pl.concat([seen.few, few])),
-    }
-    frame = _with_contexts(selected.whole(frame.filter(_is_used(rated))), contexts, _is_judged(rated))
-    columns = (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
-    kept = frame.filter(pl.col("reason").is_null()).select(columns)
-    check_enough(assistant, outcomes.height, kept, rejected)
-    pairs = make_pairs(frame, filters.near_duplicate, left, rated)
+    outcomes, told = _accounted(frame, seen, selected.whole)
+    gone = frame.filter(pl.col("reason").is_not_null()).select("place", "reason", "kept_message_id")
+    some = _with_contexts(selected.whole(_spelled(frame.filter("judged"))), contexts)
+    kept = _spelled(frame.filter(pl.col("reason").is_null()).drop("reason", "verdict", "judged", "kept_message_id"))
+    del frame
+    kept = selected.whole(kept, (*_KEPT, *_VARIED)).drop("expected")
+    check_enough(assistant, outcomes.height, kept, told["rejected"])
+    pairs = make_pairs(some, kept, filters.near_duplicate, left, rated)
     made = _counted(pairs)
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
-    synthetic, augmented = augment(frame, pairs.hidden, assistant, variations_of(store, assistant), left, contexts)
+    hidden = (pairs.hidden, seen.negatives["text"])
+    synthetic, augmented = augment(kept, hidden, assistant, variations_of(store, assistant), left, contexts)
     synthetic = synthetic.with_columns(place=(selected.starts[-1] + pl.int_range(pl.len())).cast(pl.UInt32))
-    said = synthetic.select("place", "context")
+    said, columns = synthetic.select("place", "context"), (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
+    kept = kept.select(columns)
     whole = pl.concat([kept, synthetic.select(columns)])
     notes: dict[str, Any] = {
+        **told,
         "weeks": selected.weeks,
-        "read": outcomes.height,
         "counts": counts(whole),
-        "rejected": rejected,
-        "funnel": _funnel(outcomes.height, rejected, synthetic.height),
+        "funnel": _funnel(outcomes.height, told["rejected"], synthetic.height),
         "feedback": {"read": judged.read, "ignored": judged.ignored, "conflicts": judged.conflicts},
         "pairs": made,
         "negatives": negatives_note(kept, assistant.balance),
         "augmented": augmented,
         "vocabulary": vocabulary_notes(whole),
         "coverage": coverage(outcomes["intent"], seen.live, whole),
-        **told,
     }
     notes["warnings"] = warnings(assistant, kept, notes, len(selected.outdated))
     return Choice(
         kept=whole,
-        dropped=outcomes.select("message_id", "reason", "kept_message_id").drop_nulls("reason").sort("message_id"),
+        dropped=_dropped(seen.out, gone, selected),
         preferences=pairs.preferences.select(*_ROW, "replaced", "context", "chosen", "rejected"),
         kto=pairs.kto.select(*_ROW, "replaced", "context", "completion", "label"),
         feedback_seen=feedback.filter(pl.col("tenant_id").is_in(tenants)).select("feedback_id"),
@@ -198,16 +203,46 @@ def _decided(
 
     tested = pl.concat([testers(part, assistant.split) for part in decided()]) if assistant.split.mode == "time" else None
     for part in decided():
-        frame = assign(part, assistant.split, tested)
-        used = frame.select(_is_used(rated)).to_series()
+        frame = assign(part, assistant.split, tested).with_columns(judged=_is_judged(rated))
+        used = frame.select(pl.col("reason").is_null() | pl.col("judged")).to_series()
         own, rest = frame.filter(used), frame.filter(~used)
         own = with_text(mark_personal(own, contexts(own.filter(pl.col("reason").is_null())), left), "reply")
         negatives.append(compact(blocking_negatives(own)))
-        parts.append(compact(own.select(_HELD)))
-        out.append(compact(rest.select(*_OUT, kept_message_id=pl.lit(None, pl.String))))
+        parts.append(_labelled(compact(own.select(_HELD))))
+        out.append(_labelled(rest.select(_OUT)))
         few.append(compact(some_dropped(rest).select("reason", "user_text", "reply", "message_id")))
         live = [compact(sample(pl.concat([*live, frame.select("text_key", "user_text", "reply")])))]
     return pl.concat(parts), _Seen(pl.concat(out), pl.concat(few), live[0], pl.concat(negatives))
+
+
+def _labelled(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(pl.col(name).cast(dtype) for name, dtype in _LABELS.items() if name in rows.columns)
+
+
+def _spelled(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(pl.col(name).cast(pl.String) for name in _LABELS if name in rows.columns)
+
+
+def _accounted(frame: pl.DataFrame, seen: _Seen, whole: Whole) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Every example's `_OUT`, null reasons for kept ones; and what the notes say of them."""
+    few = whole(some_dropped(frame)).select(pl.col("reason").cast(pl.String), *seen.few.columns[1:])
+    outcomes = pl.concat([seen.out, frame.select(_OUT)])
+    return outcomes, {
+        "read": outcomes.height,
+        "rejected": tally(outcomes["reason"].drop_nulls()),
+        "twins": twin_rows(frame, whole),
+        "outcomes": outcomes_by_week(outcomes),
+        "dropped_sample": dropped_rows(pl.concat([seen.few, few])),
+    }
+
+
+def _dropped(out: pl.DataFrame, gone: pl.DataFrame, selected: Selected) -> pl.DataFrame:
+    """message_id, reason and kept_message_id of both, in order of the ids, which are read again."""
+    rows = pl.concat([out.select("place", "reason"), gone.select("place", "reason")]).sort("place")
+    none = rows.clear().with_columns(message_id=pl.lit(None, pl.String))
+    parts = (compact(part) for part in read_more(selected.files, selected.starts, rows, ("message_id",)))
+    named = pl.concat([none, *parts]).join(gone.select("place", "kept_message_id"), on="place", how="left")
+    return named.select("message_id", pl.col("reason").cast(pl.String), "kept_message_id").sort("message_id")
 
 
 def _counted(pairs: Pairs) -> dict[str, Any]:
@@ -220,20 +255,16 @@ def _counted(pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _is_used(rated: Ratings) -> pl.Expr:
-    """Rows that some later step needs: kept ones, and those that somebody judged."""
-    return pl.col("reason").is_null() | _is_judged(rated)
-
-
 def _is_judged(rated: Ratings) -> pl.Expr:
+    """Rows of which somebody said something: preferences and KTO are made of them, kept or not."""
     judged = pl.col("verdict").is_not_null() | pl.col("expected").is_not_null() | (pl.col("reason") == REJECTED).fill_null(False)
     return judged | pl.col("message_id").is_in(rated.pairs["message_id"].unique().implode())
 
 
-def _with_contexts(rows: pl.DataFrame, contexts: Contexts, which: pl.Expr) -> pl.DataFrame:
-    """The rows, in their order, with the `context` of some of them; null for the others."""
+def _with_contexts(rows: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
+    """The rows, in their order, with their `context`."""
     none = rows.select("place", context=pl.lit(None, EXAMPLES["context"])).clear()
-    known = (compact(part.select("place", "context")) for part in contexts(rows.filter(which).select("place")))
+    known = (compact(part.select("place", "context")) for part in contexts(rows.select("place")))
     return rows.join(pl.concat([none, *known]), on="place", how="left", maintain_order="left")
 
 
@@ -241,7 +272,8 @@ def _without_twins(
     frame: pl.DataFrame, negatives: pl.DataFrame, filters: Filters, embed: Embed | None, whole: Whole, contexts: Contexts
 ) -> pl.DataFrame:
     """Adds `kept_message_id` and `replaced`, and the reasons of twins."""
-    candidates = frame.filter(pl.col("reason").is_null()).drop("reason", "verdict", "intent", "started_at")
+    columns = ("place", "message_id", "created_at", "expected", "source", "split", "text")
+    candidates = frame.filter(pl.col("reason").is_null()).select(columns)
     decided = remove_twins(candidates, negatives, filters.near_duplicate, whole, contexts)
     if filters.semantic_duplicate is not None:
         if embed is None:
@@ -250,11 +282,12 @@ def _without_twins(
         decided = decided.join(said, on="place", how="left", maintain_order="left")
         decided = drop_same_meaning(decided, embed, filters.semantic_duplicate)
     replaced = replaced_by(decided)
-    decided = decided.select("place", "kept_message_id", twin="reason")
+    decided = decided.select("place", "kept_message_id", twin=pl.col("reason").cast(_LABELS["reason"]))
+    none = pl.lit([], pl.List(pl.String))
     return (
         frame.join(decided, on="place", how="left", maintain_order="left")
         .join(replaced, on="message_id", how="left", maintain_order="left")
-        .with_columns(reason=pl.coalesce("reason", "twin"), replaced=pl.col("replaced").fill_null(pl.lit([], pl.List(pl.String))))
+        .with_columns(reason=pl.coalesce("reason", "twin"), replaced=pl.col("replaced").fill_null(none))
         .drop("twin")
     )
 

@@ -36,10 +36,12 @@ class Pairs:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
-def make_pairs(frame: pl.DataFrame, threshold: float, left: Left = NOTHING, ratings: Ratings | None = None) -> Pairs:
-    """`frame` holds the kept examples of the assistant and those that somebody judged, with their final `reason` (null: kept),
-    `split`, `source`, both replies, `text` (of kept ones, see `with_text`) and `context`; `ratings` adds the pairs of which
-    raters chose one."""
+def make_pairs(
+    frame: pl.DataFrame, kept: pl.DataFrame, threshold: float, left: Left = NOTHING, ratings: Ratings | None = None
+) -> Pairs:
+    """`frame` holds the examples of the assistant that somebody judged, with their final `reason` (null: kept), `split`,
+    `source`, both replies and `context`; `kept` split and `text` (see `with_text`) of all that are kept; `ratings` adds the pairs
+    of which raters chose one."""
     counts: dict[str, dict[str, int]] = {}
     heldout, train = pl.col("split") != TRAIN, pl.col("split") == TRAIN
     rows = {"preferences": _preferences(frame, ratings or Ratings()), "kto": _thumbs(frame)}
@@ -51,7 +53,7 @@ def make_pairs(frame: pl.DataFrame, threshold: float, left: Left = NOTHING, rati
         equal = ~made.select(pl.struct("context", texts[kind], "split", *_says(kind)).is_first_distinct()).to_series()
         made = _without(made, equal, "equal_row", counts[kind])  # noqa: PLW2901
         rows[kind] = _without(made, _contradicted(kind, made), "contradicted", counts[kind])
-    examples = frame.select("reason", "split", "text").filter(pl.col("reason").is_null())
+    examples = kept.select("split", "text")
     rows = _apart(rows, heldout, examples.filter(train)["text"], "twin_in_training", threshold, counts)
     hidden = pl.concat([examples.filter(heldout)["text"], *[made.filter(heldout)["text"] for made in rows.values()]])
     rows = _apart(rows, train, hidden, "twin_held_out", threshold, counts)

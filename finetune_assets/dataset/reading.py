@@ -44,6 +44,10 @@ def selected(assistant: Assistant) -> pl.Expr:
     return pl.col("vertical") == assistant.select.vertical
 
 
+WHOLE = (*(name for name in EXAMPLES if name not in ("context", "channel", "kind", "bucket", "training_consent")), "original")
+"""What a step may need of a row that is decided; contexts are asked for."""
+
+
 @dataclass(frozen=True)
 class Selected:
     """This assistant's examples. A row's `place` is its number in `files`, counted over all of them."""
@@ -82,13 +86,15 @@ class Selected:
             self._check()
             yield trim_context(part, turns, chars)
 
-    def whole(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Some of the rows, which hold `expected`, in the order of their places, with what `parts` and `verdicts` gave them.
+    def whole(self, rows: pl.DataFrame, columns: Sequence[str] = WHOLE) -> pl.DataFrame:
+        """Some of the rows, which hold `expected`, in the order of their places, with columns that `parts` and `verdicts` gave
+        them: all that a later step may need, or those that are named.
 
         Raises DataError where a week was built again since the rows were read.
         """
-        types = {name: dtype for name, dtype in EXAMPLES.items() if name not in (*rows.columns, *UNREAD)}
-        told: dict[str, pl.Expr] = {"original": pl.col("reply"), "reply": pl.coalesce("expected", "reply")}
+        types = {name: EXAMPLES[name] for name in columns if name in EXAMPLES and name not in rows.columns}
+        replies = {"original": pl.col("reply"), "reply": pl.coalesce("expected", "reply")}
+        told = {name: said for name, said in replies.items() if name in columns}
         none = rows.clear().with_columns(pl.lit(None, dtype).alias(name) for name, dtype in types.items())
         parts = [none.with_columns(**told)]
         for part in read_more(self.files, self.starts, rows, tuple(types)):
@@ -102,10 +108,6 @@ class Selected:
                 raise DataError(
                     f"{file} was written again while a data set was chosen from it. Materialise training_examples again."
                 )
-
-
-UNREAD = ("context", "channel", "kind", "bucket", "training_consent")
-"""Columns that no step needs of a row that is decided; contexts are asked for."""
 
 
 def read_more(

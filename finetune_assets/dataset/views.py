@@ -40,7 +40,7 @@ def some_dropped(frame: pl.DataFrame, each: int = 2) -> pl.DataFrame:
 
 def outcomes_by_week(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
     """Every example by the week of its conversation: `kept`, or the reason why it was dropped."""
-    return by_week(frame.with_columns(outcome=pl.coalesce("reason", pl.lit("kept"))), "outcome", most=7)
+    return by_week(frame.with_columns(outcome=pl.coalesce(pl.col("reason").cast(pl.String), pl.lit("kept"))), "outcome", most=7)
 
 
 def twin_rows(frame: pl.DataFrame, whole: Whole, n: int = 8) -> list[dict[str, Any]]:
