@@ -64,6 +64,7 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
         raise ModelUnavailable(
             f"{source} has no tokenizer: no tokenizer.json and no vocabulary. Put the model's tokenizer files there."
         )
+    tokenizer.init_kwargs["local_files_only"] = False  # saved with it, but HF_HUB_OFFLINE is no property of the model
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:

@@ -47,6 +47,17 @@ def test_light_rendering_is_that_of_the_worker(qwen: Path, plain: Path, turns: l
         assert len(encode_prompt(light, chat[:-1], length)[0]) <= length
 
 
+def test_a_saved_tokenizer_is_the_same_online_and_offline(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        models.load_tokenizer(qwen).save_pretrained(tmp_path / str(offline))
+    names = sorted(file.name for file in (tmp_path / "True").iterdir())
+    assert "tokenizer_config.json" in names
+    assert [(tmp_path / "True" / name).read_bytes() for name in names] == [
+        (tmp_path / "False" / name).read_bytes() for name in names
+    ]
+
+
 def test_example_is_the_prompt_then_the_reply_and_its_end_token(qwen: Path):
     tokenizer = models.load_tokenizer(qwen)
     chat = dialogues(1, turns=3)[0]
