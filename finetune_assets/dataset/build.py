@@ -1,7 +1,6 @@
-"""From corpus to frozen data set: `choose` decides, `stage` keeps the choice, `freeze` writes the files.
+"""From corpus to frozen data set: `choose` decides, `freeze` writes the files. Between them the choice is staged (`staging`).
 
     choice = choose(store, assistant)            raises NothingSelected, TooFewExamples
-    stage(store, assistant, choice)              <home>/datasets/<assistant>/staged/*.parquet
     manifest = freeze(store, assistant, choice)  <home>/datasets/<assistant>/<fingerprint>/, and `latest`; raises LeakError
 
 Splits are assigned before twins are removed, so that a row's split never depends on other rows.
@@ -9,13 +8,10 @@ Splits are assigned before twins are removed, so that a row's split never depend
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -32,7 +28,7 @@ from finetune_assets.dataset.duplicates import Contexts, Whole, blocking_negativ
 from finetune_assets.dataset.formats import write_files
 from finetune_assets.dataset.leaks import examine
 from finetune_assets.dataset.lines import LayoutNote, Sorted, lines_made, lines_of
-from finetune_assets.dataset.manifest import CODE_VERSION, Manifest, counts, data_settings, tally
+from finetune_assets.dataset.manifest import Manifest, counts, data_settings, tally
 from finetune_assets.dataset.preferences import Pairs, label_counts, make_pairs
 from finetune_assets.dataset.ratings import REJECTED, Ratings, mark_rejected
 from finetune_assets.dataset.reading import Selected, read_more, select_examples
@@ -53,7 +49,7 @@ from finetune_assets.dataset.views import dropped_rows, outcomes_by_week, some_d
 from finetune_assets.dataset.wording import check_permission
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, LeakError
-from finetune_assets.storage import Store, point, read_json, replacing_folder, write_json, write_parquet
+from finetune_assets.storage import Store, point, replacing_folder, write_json, write_parquet
 
 REASONS: tuple[str, ...] = (
     *("tenant_excluded", "no_consent", "simulated", "negative_feedback", "not_satisfied", "reply_empty", "reply_too_long"),
@@ -300,62 +296,6 @@ def _funnel(read: int, rejected: dict[str, int], synthetic: int) -> list[dict[st
     if synthetic:
         steps.append({"step": "synthetic added", "dropped": -synthetic, "left": steps[-1]["left"] + synthetic})
     return steps
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-# --- staged
-
-
-_FRAMES = ("dropped", "preferences", "kto", "feedback_seen")
-
-
-def _settings_key(assistant: Assistant) -> str:
-    settings = {
-        "code_version": CODE_VERSION,
-        "min_examples": assistant.min_examples,
-        "minimum": assistant.minimum.model_dump(mode="json"),
-        **data_settings(assistant),
-    }
-    return _hash(json.dumps(settings, sort_keys=True))
-
-
-def stage(store: Store, assistant: Assistant, choice: Choice) -> Path:
-    """Keeps the choice until it is frozen; one that was staged before is replaced."""
-    folder = store.datasets(assistant.name) / "staged"
-    with replacing_folder(folder) as draft:
-        for number, rows in enumerate(choice.contexts(choice.kept)):
-            write_parquet(draft / f"kept-{number:05}.parquet", rows)
-        for name in _FRAMES:
-            write_parquet(draft / f"{name}.parquet", getattr(choice, name))
-        write_json(draft / "notes.json", {"settings_key": _settings_key(assistant), "notes": choice.notes})
-    return folder
-
-
-def load_staged(store: Store, assistant: Assistant) -> Choice:
-    """The staged choice. Raises DataError where there is none, or one of other settings."""
-    folder = store.datasets(assistant.name) / "staged"
-    if not (folder / "notes.json").exists():
-        raise DataError(
-            f"Assistant {assistant.name!r} has no staged examples in {folder}. Materialise the asset training_examples."
-        )
-    stored = read_json(folder / "notes.json")
-    files = sorted(folder.glob("kept-*.parquet"))
-    if stored["settings_key"] != _settings_key(assistant) or not files:
-        raise DataError(
-            f"The staged examples of assistant {assistant.name!r} in {folder} were chosen with other settings or by older code. "
-            "Materialise the asset training_examples again."
-        )
-    parts = [pl.scan_parquet(file).drop("context", "place").collect() for file in files]
-    starts = [0, *accumulate(part.height for part in parts)]
-    return Choice(
-        kept=pl.concat(parts).with_row_index("place"),
-        **{name: pl.read_parquet(folder / f"{name}.parquet") for name in _FRAMES},
-        notes=stored["notes"],
-        contexts=partial(read_more, files, starts),
-    )
 
 
 # --- frozen
