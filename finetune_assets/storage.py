@@ -129,9 +129,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Writes a Parquet file so that it is whole or absent. zstd's first level: a quarter faster than its third, 6 % larger."""
+    """Writes a Parquet file so that it is whole or absent. zstd's first level: a quarter faster than its third, 6 % larger (lz4:
+    a tenth faster still, 60 % larger). Without statistics, an eighth of the cost: a week's file is read whole."""
     with replacing(path) as draft:
-        frame.write_parquet(draft, compression="zstd", compression_level=1)
+        frame.write_parquet(draft, compression="zstd", compression_level=1, statistics=False)
 
 
 @contextmanager

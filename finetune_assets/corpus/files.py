@@ -75,7 +75,7 @@ def _parquet(path: Path, wanted: list[str], seen: set[str]) -> Iterator[pl.DataF
         with pq.ParquetFile(path, memory_map=True) as file:
             nothing = pa.Table.from_batches([], schema=file.schema_arrow)  # `empty_table` imports pandas, which takes 0.4 s
             yield pl.DataFrame(pl.from_arrow(nothing.select(kept)))
-            for batch in file.iter_batches(BATCH_ROWS, columns=kept):
+            for batch in file.iter_batches(BATCH_ROWS, columns=kept, use_threads=False):
                 yield pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])))
     except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from None

@@ -16,12 +16,13 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from filelock import FileLock
 
@@ -55,7 +56,6 @@ class Snapshot:
     generation: int
     spool: Spool
     seed: int
-    _twins: dict[str, pl.Series] = field(default_factory=dict[str, pl.Series])  # rows whose id occurs more than once, by table
 
     def weeks(self) -> list[str]:
         """Every week in which a row happened, sorted; without `unknown`."""
@@ -98,27 +98,34 @@ class Snapshot:
         else:
             timeless = f["week"].is_null() & _in(f["conversation"], c.filter(in_c)["id"])  # in its conversation's week
             messages, judged, conversations = _in(m["id"], m["id"].clear()), in_f | timeless, _in(c["id"], c["id"].clear())
-            whole = pl.concat(
-                [f.filter(judged)["conversation"], m.filter(_in(m["id"], f.filter(judged)["message"]))["conversation"]]
-            )
+            its_messages = _sharing(m["id"], self._judged, f["message"].filter(judged))
+            whole = pl.concat([f["conversation"].filter(judged), m["conversation"].gather(its_messages)])
         said = _in(m["conversation"], whole)
-        judged |= _in(f["conversation"], whole) | _in(f["message"], m.filter(said)["id"])
+        about = self._judged.filter(said.gather(self._judged))
+        judged |= _in(f["conversation"], whole) | _in(f["message"], m["id"].gather(about))
         judged = self._with_twins("feedback", judged)
-        messages |= said | _in(m["id"], f.filter(judged)["message"])
+        messages = (messages | said).scatter(_sharing(m["id"], self._judged, f["message"].filter(judged)), True)
         messages = self._with_twins("messages", messages)
-        concerned = pl.concat([whole, m.filter(messages)["conversation"], f.filter(judged)["conversation"]])
+        concerned = pl.concat([whole, m["conversation"].filter(messages), f["conversation"].filter(judged)])
         conversations |= _in(c["id"], concerned)
         chosen = zip(TABLES, (conversations, messages, judged), strict=True)
-        return {name: self.rows[name].filter(mask).select("part", "row", "digest") for name, mask in chosen}
+        return {name: self.rows[name].select("part", "row", "digest").filter(mask) for name, mask in chosen}
+
+    @cached_property
+    def _judged(self) -> pl.Series:
+        """Where the messages stand that feedback names."""
+        return _in(self.rows["messages"]["id"], self.rows["feedback"]["message"]).arg_true()
+
+    @cached_property
+    def _twins(self) -> dict[str, pl.Series]:
+        """Where rows stand whose id occurs more than once."""
+        ids = {table: self.rows[table]["id"] for table in ("messages", "feedback")}
+        return {table: _in(own, _repeated(own)).arg_true() for table, own in ids.items()}
 
     def _with_twins(self, table: str, mask: pl.Series) -> pl.Series:
         """The mask's rows, and those that share an id with one of them."""
-        ids = self.rows[table]["id"]
-        if table not in self._twins:
-            self._twins[table] = (ids.is_duplicated() & ids.is_not_null()).arg_true()
-        at = self._twins[table]
-        twins = ids.gather(at)
-        return mask.clone().scatter(at.filter(_in(twins, twins.filter(mask.gather(at)))), True)
+        ids, at = self.rows[table]["id"], self._twins[table]
+        return mask.clone().scatter(_sharing(ids, at, ids.gather(at.filter(mask.gather(at)))), True)
 
     def load(self, wanted: dict[str, pl.DataFrame]) -> Tables:
         """The typed rows. Raises SourceError where the source no longer holds them."""
@@ -163,6 +170,17 @@ def _whole(part: Part, spool: Spool) -> Iterator[tuple[pl.DataFrame, list[str]]]
 def _any_of(frame: pl.DataFrame, **column: pl.Series) -> pl.DataFrame:
     name, values = next(iter(column.items()))
     return frame.join(values.drop_nulls().unique().alias(name).to_frame(), on=name, how="semi")
+
+
+def _sharing(ids: pl.Series, at: pl.Series, some: pl.Series) -> pl.Series:
+    """Those of the places that hold one of some ids."""
+    return at.filter(_in(ids.gather(at), some))
+
+
+def _repeated(ids: pl.Series) -> pl.Series:
+    """The values that occur more than once; to sort numbers takes a fifth of the time that grouping them does."""
+    ordered = np.sort(ids.drop_nulls().to_numpy())
+    return pl.Series(ordered[1:][ordered[1:] == ordered[:-1]], dtype=pl.UInt64)
 
 
 def _in(values: pl.Series, some: pl.Series) -> pl.Series:
