@@ -21,6 +21,7 @@ import polars as pl
 from finetune_assets.corpus import presidio
 from finetune_assets.corpus.names import (
     ASK_NAME,
+    ASK_SIGN,
     LABEL,
     STRONG_INTRO,
     WEAK_INTRO,
@@ -95,7 +96,9 @@ def may_hold(series: pl.Series) -> pl.Series:
 
 def may_ask(series: pl.Series) -> pl.Series:
     """True where a name is asked for, so that the next text may be one."""
-    return series.str.contains(_ASK_LOOK).fill_null(False)
+    asks = series.str.contains(f"(?i){ASK_SIGN}").fill_null(False)
+    signed = asks.arg_true()  # few, and the long pattern is slow
+    return asks.scatter(signed, series.gather(signed).str.contains(_ASK_LOOK))
 
 
 def needs_look(series: pl.Series) -> pl.Series:
