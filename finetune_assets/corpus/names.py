@@ -56,6 +56,8 @@ ASK_NAME = (
     r"your (?:full |first |last )?name(?:\?|,? please)|(?:whose|under what|under which) name|"
     r"name for the (?:reservation|booking|appointment)"
 )
+ASK_SIGN = "nom(?:br)?e|name|llam|chama"
+"""Whatever asks for a name holds one of these."""
 _ASK_NAME = re.compile(ASK_NAME, _I)
 
 _WORD = r"[^\W\d_][^\W\d_'’-]{0,30}(?:['’-][^\W\d_]{1,30}){0,2}"

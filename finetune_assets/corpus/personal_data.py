@@ -13,14 +13,16 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import compress
+from typing import NamedTuple
 
 import polars as pl
 
 from finetune_assets.corpus import presidio
 from finetune_assets.corpus.names import (
     ASK_NAME,
+    ASK_SIGN,
     LABEL,
     STRONG_INTRO,
     WEAK_INTRO,
@@ -55,8 +57,7 @@ MAX_SPREAD = 300  # patterns carried to the other texts of one conversation; lat
 MAX_PASSES = 20  # a replaced value may bring a context word nearer to another number: scan again until nothing is found
 
 
-@dataclass(frozen=True)
-class Find:
+class Find(NamedTuple):
     """One value that a recogniser knows, with its place in the text."""
 
     kind: str
@@ -95,7 +96,9 @@ def may_hold(series: pl.Series) -> pl.Series:
 
 def may_ask(series: pl.Series) -> pl.Series:
     """True where a name is asked for, so that the next text may be one."""
-    return series.str.contains(_ASK_LOOK).fill_null(False)
+    asks = series.str.contains(f"(?i){ASK_SIGN}").fill_null(False)
+    signed = asks.arg_true()  # few, and the long pattern is slow
+    return asks.scatter(signed, series.gather(signed).str.contains(_ASK_LOOK))
 
 
 def needs_look(series: pl.Series) -> pl.Series:
@@ -158,7 +161,7 @@ def residual(texts: Iterable[str], regions: Sequence[str] = DEFAULT_REGIONS, all
 def _norm(kind: str, value: str) -> str:
     """The same for all writings of one value."""
     if kind in ("phone", "credit_card"):
-        return re.sub(r"\D", "", value)
+        return "".join(filter(str.isdecimal, value))
     return re.sub(r"[\W_]", "", value).upper() if kind in ("iban", "national_id") else re.sub(r"\s+", " ", value).casefold()
 
 
@@ -174,36 +177,49 @@ def _is_allowed(found: Find, allow: frozenset[str]) -> bool:
     return any(value == _norm(found.kind, entry) for entry in allow)
 
 
-def _patterns(kind: str, value: str) -> list[tuple[str, str]]:
+def _patterns(kind: str, value: str, norm: str) -> list[tuple[str, str]]:
     """What stands for a found value in the conversation's other texts, each with a sign: what such a text holds when folded."""
     if kind == "name":
         return name_patterns(value)
-    if kind in ("phone", "credit_card", "iban", "national_id"):
-        value = _norm(kind, value)
-        return [(START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(value) + ")" + END, fold(value))]
+    if kind in _NUMBERS:
+        sign = norm if norm.isdecimal() else fold(norm)
+        return [(START + r"\+?\(?(?i:" + r"[ \t\u00a0()./-]{0,3}".join(norm) + ")" + END, sign)]
     return [(rf"{START}(?i:{re.escape(value)}){END}" if kind == "email" else rf"(?<!\w){re.escape(value)}(?!\w)", fold(value))]
 
 
-@dataclass
 class _Book:
     """Which value has which placeholder in one conversation."""
 
-    last: Counter[str]
-    known: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
-    patterns: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # pattern: placeholder, sign
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.last: dict[str, int] = {}  # kind: number of its last placeholder
+        self.known: dict[tuple[str, str], str] = {}
+        self.patterns: dict[str, tuple[str, str]] = {}  # pattern: placeholder, sign
+        for m in (m for text in texts if "[" in text for m in _PLACEHOLDER.finditer(text)):
+            self.last[m[1].lower()] = max(self.last.get(m[1].lower(), 0), int(m[2] or 1))
 
     def placeholder(self, kind: str, value: str) -> str:
-        key = (kind, _norm(kind, value))
-        if key not in self.known:
-            self.known[key] = self._kin(*key) or self._next(kind)
+        norm = _norm(kind, value)
+        known = self.known.get((kind, norm))
+        if known is None:
+            known = self.known[kind, norm] = self._kin(kind, norm) or self._next(kind)
             if len(self.patterns) < MAX_SPREAD:
-                found = {p: (self.known[key], sign) for p, sign in _patterns(kind, value) if p not in self.patterns}
-                self.patterns |= found
-        return self.known[key]
+                for pattern, sign in _patterns(kind, value, norm):
+                    self.patterns.setdefault(pattern, (known, sign))
+        return known
+
+    def replaced(self, text: str, found: Iterable[Find], counts: Counter[str]) -> str:
+        """The text with placeholders for what was found."""
+        pieces: list[str] = []
+        end = 0
+        for f in found:
+            pieces += (text[end : f.start], self.placeholder(f.kind, f.value))
+            counts[f.kind] += 1
+            end = f.end
+        return "".join(pieces) + text[end:]
 
     def _next(self, kind: str) -> str:
-        self.last[kind] += 1
-        return f"[{kind.upper()}]" if self.last[kind] == 1 else f"[{kind.upper()}_{self.last[kind]}]"
+        number = self.last[kind] = self.last.get(kind, 0) + 1
+        return f"[{kind.upper()}]" if number == 1 else f"[{kind.upper()}_{number}]"
 
     def _kin(self, kind: str, value: str) -> str | None:
         """The same phone with a prefix; the same person by a part of the name."""
@@ -217,8 +233,10 @@ class _Book:
 
     def anywhere(self, texts: Iterable[str]) -> bool:
         """Whether any text may hold a known value."""
-        folded = fold("\0".join(texts))
-        return any(sign in folded for _, sign in self.patterns.values())
+        said = "\0".join(texts)
+        signs = [sign for _, sign in self.patterns.values() if all(c in said for c in sign if c.isdecimal())]
+        folded = fold(said) if signs else ""  # which changes no digit
+        return any(sign in folded for sign in signs)
 
     def spread(self, text: str, counts: Counter[str]) -> str:
         """Replace the known values where no recogniser sees them."""
@@ -228,7 +246,8 @@ class _Book:
             pieces = _PLACEHOLDER_SPLIT.split(text)
             for i in range(0, len(pieces), 2):  # odd pieces are placeholders
                 pieces[i], n = re.subn(pattern, placeholder, pieces[i])
-                counts[placeholder.strip("[]").rstrip("_0123456789").lower()] += n
+                if n:
+                    counts[placeholder.strip("[]").rstrip("_0123456789").lower()] += n
             text = "".join(pieces)
         return text
 
@@ -250,31 +269,27 @@ def scrub_conversation(
 
     `looked` is what `may_hold` and `may_ask` say of the texts, where somebody asked them for a whole column.
     """
-    scrubbed, counts = list(texts), Counter[str]()
-    book = _Book(Counter())
-    for m in (m for text in texts if "[" in text for m in _PLACEHOLDER.finditer(text)):
-        book.last[m[1].lower()] = max(book.last[m[1].lower()], int(m[2] or 1))
+    scrubbed, regions, book = list(texts), tuple(regions), _Book(texts)
+    counts: Counter[str] = Counter()
     holds, asks = looked or ([True] * len(texts), [asks_name(text) for text in texts])
-    asked = {i + 1 for i, ask in enumerate(asks) if ask}
-    todo = [i for i in range(len(scrubbed)) if holds[i] or i in asked]
+    asked = set(compress(range(1, len(texts)), asks))
+    todo = sorted(asked.union(compress(range(len(texts)), holds)))
     for _ in range(MAX_PASSES):
-        finds = {i: find(scrubbed[i], regions) or (_answer(scrubbed[i]) if i in asked else []) for i in todo}
-        finds = {i: [f for f in found if not _is_allowed(f, allow)] for i, found in finds.items()}
-        todo = [i for i in todo if finds[i]]
-        if not todo:
-            break
+        replaced: list[int] = []
         for i in todo:
-            pieces, end = list[str](), 0
-            for f in finds[i]:
-                pieces += [scrubbed[i][end : f.start], book.placeholder(f.kind, f.value)]
-                counts[f.kind] += 1
-                end = f.end
-            scrubbed[i] = "".join(pieces) + scrubbed[i][end:]
-        before = scrubbed
+            found = found_in(scrubbed[i], regions) or (_answer(scrubbed[i]) if i in asked else ())
+            if allow:
+                found = [f for f in found if not _is_allowed(f, allow)]
+            if found:
+                scrubbed[i] = book.replaced(scrubbed[i], found, counts)
+                replaced.append(i)
+        if not replaced:
+            break
+        todo = replaced
         if book.anywhere(scrubbed):
-            scrubbed = [book.spread(text, counts) for text in scrubbed]
-        todo = sorted({*todo, *(i for i, text in enumerate(scrubbed) if text != before[i])})
-    return scrubbed, +counts
+            before, scrubbed = scrubbed, [book.spread(text, counts) for text in scrubbed]
+            todo = sorted({*replaced, *(i for i, text in enumerate(scrubbed) if text != before[i])})
+    return scrubbed, counts
 
 
 # --- ids

@@ -32,6 +32,7 @@ _TIMES = re.compile(  # hours and days in a row: "9.30-13.30 / 16.30-20.30", "10
     rf"(?<![\d.+(/{_DASH}]){_HOUR}(?:{GAP}?[/aày,;{_DASH}]?{GAP}?{_HOUR})*(?![\d.]\d|[/-]\d)|"
     rf"(?<![\d.+(/{_DASH}]){_DAY}\.?(?:[./-](?:20)?\d\d)?{GAP}?[a{_DASH}]{GAP}?{_DAY}(?:\.?(?:[./-]?(?:20)?\d\d)|\.)?(?![\d.]\d|[/-]\d)"
 )
+_TIME_SIGN = re.compile(rf"\d(?<!\d\d)\d?[.:h/{_DASH}]\d")  # every such row; a digit first, which is found fast
 _MONEY = re.compile(
     rf"{GAP}?(?:pesos|bs|bolivianos|euros?|eur|usd|d[oó]lares|dollars|clp|mxn|ars|mil|millones|km|kg|mg|ml|puntos|points)\b", _I
 )
@@ -53,6 +54,10 @@ _PHONE_WORD = re.compile(
     r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ring|dial|ligue|telefone)\b[^\d\n]{0,20}$",
     _I,
 )
+
+_CARD_SHAPE = re.compile(r"\d{4}(?:[ -]\d{4}){3}")
+_GLUED = re.compile(r"\d[.,:/-]$")
+_DIGITS, _GROUP, _BRACKETED = re.compile(r"\d+"), re.compile(r"\+?\d+"), re.compile(r"(?:\(?\+)?\(?\d+\)?")
 
 
 @cache
@@ -89,14 +94,14 @@ def _counts(groups: list[str]) -> bool:
 
 def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bool:
     shape = text[slice(*span)].strip()
-    digits = re.sub(r"\D", "", shape)
+    digits = "".join(filter(str.isdecimal, shape))
     if len(digits) < 7 or len(set(digits)) == 1 or ("+" not in shape and _NOT_PHONE.fullmatch(shape.lstrip("("))):
         return False
     if digits.startswith("521") and len(digits) == 13:  # Mexican mobiles lost their 1 in 2019, people still write it
         digits = "52" + digits[3:]
     if shape.startswith(("+", "(+")) or (digits.startswith("00") and not digits.startswith("000")):
         return _valid_phone("+" + digits.removeprefix("00"), None)
-    groups = re.findall(r"\d+", shape)
+    groups = _DIGITS.findall(shape)
     sizes = [len(g) for g in groups]
     spelt = worded and set(sizes) == {1} and 8 <= len(sizes) <= 11
     counted = not worded and max(sizes) <= 2 and _counts(groups)
@@ -109,17 +114,19 @@ def _is_phone(text: str, span: Span, worded: bool, regions: Sequence[str]) -> bo
 
 def find_phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
     """Valid numbers of the regions or with a country code; after a word such as "llámame" any number of a phone's size."""
-    if not SEVEN_DIGITS.search(text):
+    digits = SEVEN_DIGITS.search(text)
+    if not digits:
         return
-    text = _TIMES.sub(lambda m: "\n" * len(m[0]), text)
-    for seen, m in enumerate(_PHONE.finditer(text)):
+    if _TIME_SIGN.search(text):
+        text = _TIMES.sub(lambda m: "\n" * len(m[0]), text)
+    for seen, m in enumerate(_PHONE.finditer(text, max(0, digits.start() - 3))):  # up to three signs stand before
         before = text[max(0, m.start() - 40) : m.start()]
         international = "+" in m[0][:2]
-        if re.fullmatch(r"\d{4}(?:[ -]\d{4}){3}", m[0]):  # a card's shape with a wrong check digit
+        if _CARD_SHAPE.fullmatch(m[0]):  # a card's shape with a wrong check digit
             continue
-        if not international and (re.search(r"\d[.,:/-]$", before) or _MONEY.match(text, m.end()) or _ORDER_WORD.search(before)):
+        if not international and (_GLUED.search(before) or _MONEY.match(text, m.end()) or _ORDER_WORD.search(before)):
             continue
-        groups = groups_of(r"(?:\(?\+)?\(?\d+\)?" if "(" in m[0] else r"\+?\d+", text, m.span())
+        groups = groups_of(_BRACKETED if "(" in m[0] else _GROUP, text, m.span())
         worded = _PHONE_WORD.search(before) is not None
         if seen >= MAX_PHONE_LOOKS:
             yield m.span()

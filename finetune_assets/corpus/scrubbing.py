@@ -153,7 +153,7 @@ def _added(old: str, new: str) -> list[str]:
 
 
 def _kinds(text: str) -> list[str]:
-    return [match[1].lower() for match in _PLACEHOLDER.finditer(text)]
+    return [match[1].lower() for match in _PLACEHOLDER.finditer(text)] if "[" in text else []
 
 
 def _replaced(table: str, frame: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
