@@ -146,4 +146,4 @@ def _any_error() -> str:
 def _text_keys(frame: pl.DataFrame) -> pl.Series:
     """64 bits of the normalised user text and reply."""
     both = normalise(frame["user_text"]) + "\n" + normalise(frame["reply"])
-    return pl.Series("text_key", exact_keys(both.to_list()), dtype=pl.UInt64)
+    return pl.Series("text_key", exact_keys(both), dtype=pl.UInt64)

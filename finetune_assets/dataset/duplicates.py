@@ -107,16 +107,20 @@ def remove_twins(
     free = np.flatnonzero(blocker < 0)
     kept_by = drop_near_duplicates(frame["text"].gather(free), np.arange(len(free), dtype=np.int64), threshold)
 
-    texts, ids, negative_ids = frame["text"], frame["message_id"], newest["message_id"]
-    reasons: list[str | None] = [None] * frame.height
-    kept: list[str | None] = [None] * frame.height
-    for row in np.flatnonzero(blocker >= 0).tolist():
-        reasons[row], kept[row] = "same_as_negative", negative_ids[int(blocker[row])]
-    for place in np.flatnonzero(kept_by >= 0).tolist():
-        row, survivor = int(free[place]), int(free[kept_by[place]])
-        reasons[row] = "exact_duplicate" if texts[row] == texts[survivor] else "near_duplicate"
-        kept[row] = ids[survivor]
-    return frame.with_columns(pl.Series("reason", reasons, dtype=pl.String), pl.Series("kept_message_id", kept, dtype=pl.String))
+    kept = np.full(frame.height, -1, dtype=np.int64)  # the row that stays for it
+    kept[free] = np.where(kept_by >= 0, free[kept_by], -1)
+    survivor, blocking = pl.Series(kept).replace(-1, None), pl.Series(blocker).replace(-1, None)
+    blocked, dropped = blocking.is_not_null(), survivor.is_not_null()
+    equal = frame["text"] == frame["text"].gather(survivor)
+    return frame.with_columns(
+        reason=pl.when(blocked)
+        .then(pl.lit("same_as_negative"))
+        .when(dropped & equal)
+        .then(pl.lit("exact_duplicate"))
+        .when(dropped)
+        .then(pl.lit("near_duplicate")),
+        kept_message_id=pl.coalesce(newest["message_id"].gather(blocking), frame["message_id"].gather(survivor)),
+    )
 
 
 def replaced_by(decided: pl.DataFrame) -> pl.DataFrame:
