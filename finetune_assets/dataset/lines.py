@@ -74,30 +74,31 @@ def lines_made(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "pe
 
 class Sorted:
     """Lines that are made in parts, in the order of the files: by the first digit of their digests in memory up to a limit of
-    bytes, the rest in a temporary file without a name."""
+    bytes, the rest in a temporary file without a name. All else of a row is held."""
 
     def __init__(self, limit: int) -> None:
-        self._spool, self._digits = Spool(limit), set[str]()
-        self._marks: list[pl.DataFrame] = []
+        self._spool = Spool(limit)
+        self._rows: dict[str, list[pl.DataFrame]] = {}
 
     def add(self, made: pl.DataFrame) -> None:
         """Some rows of `lines_made`."""
-        self._marks.append(made.select("split", "source", "digest"))
         for (digit,), rows in made.group_by(pl.col("digest").str.head(1)):
-            if digit not in self._digits:
-                self._digits.add(digit)
+            if digit not in self._rows:
+                self._rows[digit] = []
                 self._spool.start(digit)
-            self._spool.add(digit, rows)
+            self._rows[digit].append(rows.drop("jsonl"))
+            self._spool.add(digit, rows.select("jsonl"))
 
     @property
     def marks(self) -> pl.DataFrame:
         """split, source and digest of all rows."""
-        return pl.concat(self._marks)
+        return pl.concat(rows.select("split", "source", "digest") for parts in self._rows.values() for rows in parts)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Once: what was given is no longer held."""
-        for digit in sorted(self._digits):
-            yield in_order(pl.concat(self._spool.frames(digit)))
+        for digit in sorted(self._rows):
+            lines = pl.concat(self._spool.frames(digit))
+            yield in_order(pl.concat(self._rows.pop(digit)).hstack(lines))
             self._spool.drop(digit)
 
 
