@@ -27,7 +27,7 @@ from finetune_assets.assistants.settings.data import Layout
 from finetune_assets.corpus.forms import CALLS
 from finetune_assets.corpus.spool import Spool
 from finetune_assets.dataset import tool_calls
-from finetune_assets.dataset.formats import digest
+from finetune_assets.dataset.formats import digests
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.splits import TEST, TRAIN
 
@@ -128,9 +128,8 @@ def _single(kind: str, frame: pl.DataFrame, system: str, tools: Tools) -> pl.Dat
         made = made.with_columns(jsonl=pl.coalesce("line", "jsonl"), turn=pl.coalesce("at", "turn")).drop("row", "line", "at")
     if tools:
         made = made.with_columns(jsonl=_with_tools(pl.col("jsonl"), tools))
-    digests = pl.Series("digest", [digest(line) for line in made["jsonl"]], dtype=pl.String)
     order = [name for name in frame.columns if name not in _HELD]
-    return made.with_columns(digests).select(*order, "jsonl", "digest", "turn", "group")
+    return made.with_columns(digest=digests(made["jsonl"])).select(*order, "jsonl", "digest", "turn", "group")
 
 
 def _calling(kind: str, row: dict[str, Any], system: str) -> tuple[str, int]:
@@ -256,8 +255,7 @@ def _per_conversation(frame: pl.DataFrame, system: str, tools: Tools) -> pl.Data
     start = f'{{"messages":[{_system(system)}'
     written = pl.concat_str(pl.lit(start), "piece", pl.lit("]}"))
     texts = whole.select(jsonl=_with_tools(written, tools) if tools else written).to_series()
-    digests = pl.Series([digest(text) for text in texts], dtype=pl.String)
-    lines = whole.select("line", "group", texts, digests.alias("digest"))
+    lines = whole.select("line", "group", texts, digests(texts).alias("digest"))
     return rows.join(lines, on="line", how="left", maintain_order="left").select(
         *[name for name in frame.columns if name not in _HELD],
         jsonl=pl.when(~pl.col("goes_on")).then("jsonl"),
