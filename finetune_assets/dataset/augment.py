@@ -136,8 +136,9 @@ def _parents(need: int, each: int) -> int:
 
 def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
     """Each parent's first variation, then each one's second, and so on."""
-    many = parents.with_columns(pl.Series("_said", texts, dtype=pl.List(pl.String))).with_row_index("_parent").explode("_said")
-    many = many.drop_nulls("_said").with_columns(_round=pl.int_range(pl.len()).over("_parent")).sort("_round", "_parent")
+    rounds = sorted((turn, parent) for parent, own in enumerate(texts) for turn in range(len(own)))
+    said = pl.Series("_said", [texts[parent][turn] for turn, parent in rounds], dtype=pl.String)
+    many = parents[[parent for _, parent in rounds]].with_columns(said)
     last = pl.struct(role=pl.lit("user"), content="_said")
     context = pl.concat_list(pl.col("context").list.head(pl.col("context").list.len() - 1), last)
     return many.with_columns(
@@ -147,7 +148,7 @@ def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
         error_reply=pl.col("error_reply") & (pl.col("source") != CORRECTED),  # says what the original was
         source=pl.lit(SYNTHETIC),
         replaced=pl.lit([], pl.List(pl.String)),
-    ).drop("_said", "_parent", "_round")
+    ).drop("_said")
 
 
 def _filtered(

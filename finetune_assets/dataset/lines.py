@@ -27,7 +27,7 @@ from finetune_assets.assistants.settings.data import Layout
 from finetune_assets.corpus.forms import CALLS
 from finetune_assets.corpus.spool import Spool
 from finetune_assets.dataset import tool_calls
-from finetune_assets.dataset.formats import digest
+from finetune_assets.dataset.formats import digests
 from finetune_assets.dataset.selection import SYNTHETIC
 from finetune_assets.dataset.splits import TEST, TRAIN
 
@@ -74,30 +74,31 @@ def lines_made(kind: str, frame: pl.DataFrame, system: str, layout: Layout = "pe
 
 class Sorted:
     """Lines that are made in parts, in the order of the files: by the first digit of their digests in memory up to a limit of
-    bytes, the rest in a temporary file without a name."""
+    bytes, the rest in a temporary file without a name. All else of a row is held."""
 
     def __init__(self, limit: int) -> None:
-        self._spool, self._digits = Spool(limit), set[str]()
-        self._marks: list[pl.DataFrame] = []
+        self._spool = Spool(limit)
+        self._rows: dict[str, list[pl.DataFrame]] = {}
 
     def add(self, made: pl.DataFrame) -> None:
         """Some rows of `lines_made`."""
-        self._marks.append(made.select("split", "source", "digest"))
         for (digit,), rows in made.group_by(pl.col("digest").str.head(1)):
-            if digit not in self._digits:
-                self._digits.add(digit)
+            if digit not in self._rows:
+                self._rows[digit] = []
                 self._spool.start(digit)
-            self._spool.add(digit, rows)
+            self._rows[digit].append(rows.drop("jsonl"))
+            self._spool.add(digit, rows.select("jsonl"))
 
     @property
     def marks(self) -> pl.DataFrame:
         """split, source and digest of all rows."""
-        return pl.concat(self._marks)
+        return pl.concat(rows.select("split", "source", "digest") for parts in self._rows.values() for rows in parts)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Once: what was given is no longer held."""
-        for digit in sorted(self._digits):
-            yield in_order(pl.concat(self._spool.frames(digit)))
+        for digit in sorted(self._rows):
+            lines = pl.concat(self._spool.frames(digit))
+            yield in_order(pl.concat(self._rows.pop(digit)).hstack(lines))
             self._spool.drop(digit)
 
 
@@ -127,9 +128,8 @@ def _single(kind: str, frame: pl.DataFrame, system: str, tools: Tools) -> pl.Dat
         made = made.with_columns(jsonl=pl.coalesce("line", "jsonl"), turn=pl.coalesce("at", "turn")).drop("row", "line", "at")
     if tools:
         made = made.with_columns(jsonl=_with_tools(pl.col("jsonl"), tools))
-    digests = pl.Series("digest", [digest(line) for line in made["jsonl"]], dtype=pl.String)
     order = [name for name in frame.columns if name not in _HELD]
-    return made.with_columns(digests).select(*order, "jsonl", "digest", "turn", "group")
+    return made.with_columns(digest=digests(made["jsonl"])).select(*order, "jsonl", "digest", "turn", "group")
 
 
 def _calling(kind: str, row: dict[str, Any], system: str) -> tuple[str, int]:
@@ -255,8 +255,7 @@ def _per_conversation(frame: pl.DataFrame, system: str, tools: Tools) -> pl.Data
     start = f'{{"messages":[{_system(system)}'
     written = pl.concat_str(pl.lit(start), "piece", pl.lit("]}"))
     texts = whole.select(jsonl=_with_tools(written, tools) if tools else written).to_series()
-    digests = pl.Series([digest(text) for text in texts], dtype=pl.String)
-    lines = whole.select("line", "group", texts, digests.alias("digest"))
+    lines = whole.select("line", "group", texts, digests(texts).alias("digest"))
     return rows.join(lines, on="line", how="left", maintain_order="left").select(
         *[name for name in frame.columns if name not in _HELD],
         jsonl=pl.when(~pl.col("goes_on")).then("jsonl"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ def fingerprint(settings: dict[str, Any], frames: dict[str, pl.DataFrame]) -> st
     head = {"code_version": CODE_VERSION, "settings": settings}
     state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
     for spec in FILES:
-        rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits)).select("split", "source", "digest").sort(pl.all())
-        line = pl.concat_str(pl.lit(f"{spec.name}\t"), pl.concat_str(pl.all(), separator="\t"), pl.lit("\n"))
-        for part in rows.iter_slices(50_000):
-            state.update("".join(part.select(line).to_series()).encode())
+        rows = frames[spec.kind].filter(pl.col("split").is_in(spec.splits))
+        for (split, source), own in sorted(rows.group_by("split", "source"), key=itemgetter(0)):
+            line = pl.concat_str(pl.lit(f"{spec.name}\t{split}\t{source}\t"), "digest", pl.lit("\n"))
+            for part in own.select(pl.col("digest").sort()).iter_slices(50_000):
+                state.update(part.select(line.str.join()).item().encode())
     return state.hexdigest()
 
 

@@ -244,7 +244,7 @@ def _line(target: Target, row: Row) -> Row:
     text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
     for raw, escaped in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
         text = text.replace(raw, escaped)
-    return {**target.lineage, "source": row["source"], "turn": len(target.prompt), "jsonl": text, "digest": digest(text)}
+    return {**target.lineage, "source": row["source"], "turn": len(target.prompt), "jsonl": text, "digest": digest(text.encode())}
 
 
 def _about(teacher: Teacher, frame: pl.DataFrame) -> Row:
