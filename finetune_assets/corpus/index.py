@@ -1,7 +1,8 @@
 """What the source held when it was last looked at: for each row hashes of its ids and content, and its week. No text, no id.
 
     <home>/corpus/index/parts.json      each part's state, rows, and the file with its rows
-    <home>/corpus/index/<hash>.parquet  rows of a part: id, conversation, message (hashes), week, digest (of the whole row)
+    <home>/corpus/index/<hash>.parquet  rows of a part: id, conversation, message (hashes), week, digest (of the whole row); of
+                                        feedback also whether it has a text
     <home>/corpus/index/touched.json    weeks that changed rows may concern, until they are rebuilt or found equal
     <home>/corpus/index/salt            what the hashes are keyed with
 
@@ -34,7 +35,7 @@ from finetune_assets.corpus.spool import Spool, compact
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
-VERSION = f"2 polars {pl.__version__}"  # Polars promises equal hashes within one version
+VERSION = f"3 polars {pl.__version__}"  # Polars promises equal hashes within one version
 KEYS = {"conversations": {"id": "conversation_id"}, "messages": {"id": "message_id", "conversation": "conversation_id"}}
 KEYS["feedback"] = {"id": "feedback_id", "conversation": "conversation_id", "message": "message_id"}
 SPOOL_SHARE = 0.1  # of the memory setting, for rows held between reading and writing
@@ -63,13 +64,14 @@ class Snapshot:
         return [day.isoformat() for day in found]
 
     def groups(self, table: str, weeks: Iterable[str], memory: int) -> Iterator[list[str]]:
-        """The weeks in runs for which rows of about `memory` bytes are loaded; a week is never cut. For feedback these are those
-        of its conversations."""
+        """The weeks in runs for which rows of about `memory` bytes are loaded; a week is never cut. For feedback these are,
+        beside its own, what it is about, and the conversations of texts."""
         c, m, f = (self.rows[name] for name in TABLES)
         counted = pl.concat([frame.select("week") for frame in (c, m, f)])
         if table == "feedback":
             talks = pl.concat([c.select(conversation="id"), m.select("conversation"), f.select("conversation")])
-            counted = talks.join(f.select("conversation", "week").unique(), on="conversation").select("week")
+            texts = f.filter("text").select("conversation", "week").unique()
+            counted = pl.concat([talks.join(texts, on="conversation").select("week"), *[f.select("week")] * 3])
         rows = {day.isoformat(): n for day, n in counted.group_by("week").len().iter_rows() if day is not None}
         group: list[str] = []
         held = 0.0
@@ -86,8 +88,9 @@ class Snapshot:
     def closure(self, table: str, weeks: Sequence[str]) -> dict[str, pl.DataFrame]:
         """The rows (part, row, digest) that decide about the weeks of `conversations` or `feedback`.
 
-        All of the conversations concerned; rows of the weeks that may belong to none; rows elsewhere that share an id with one
-        of these, and what decides whether those are valid.
+        All of the conversations concerned (for feedback: of those of which a text says something, since their texts are scrubbed
+        together; of the others what is judged); rows of the weeks that may belong to none; rows elsewhere that share an id with
+        one of these, and what decides whether those are valid.
         """
         c, m, f = (self.rows[name] for name in TABLES)
         days = pl.Series([date.fromisoformat(week) for week in weeks], dtype=pl.Date)
@@ -98,8 +101,9 @@ class Snapshot:
         else:
             timeless = f["week"].is_null() & _in(f["conversation"], c.filter(in_c)["id"])  # in its conversation's week
             messages, judged, conversations = _in(m["id"], m["id"].clear()), in_f | timeless, _in(c["id"], c["id"].clear())
-            its_messages = _sharing(m["id"], self._judged, f["message"].filter(judged))
-            whole = pl.concat([f["conversation"].filter(judged), m["conversation"].gather(its_messages)])
+            texts = judged & f["text"]
+            its_messages = _sharing(m["id"], self._judged, f["message"].filter(texts))
+            whole = pl.concat([f["conversation"].filter(texts), m["conversation"].gather(its_messages)])
         said = _in(m["conversation"], whole)
         about = self._judged.filter(said.gather(self._judged))
         judged |= _in(f["conversation"], whole) | _in(f["message"], m["id"].gather(about))
@@ -196,9 +200,13 @@ def hashed(frame: pl.DataFrame, table: str, seed: int) -> pl.DataFrame:
     ids = {name: frame[column].str.strip_chars().replace("", None) for name, column in KEYS[table].items()}
     hashes = {name: pl.select(pl.when(own.is_not_null()).then(own.hash(seed)).alias(name))[name] for name, own in ids.items()}
     week = frame[TIMES[table]].dt.truncate("1w").dt.date()
-    return pl.DataFrame(
+    rows = pl.DataFrame(
         [*(own.alias(name) for name, own in hashes.items()), week.alias("week"), _digests(frame, seed).alias("digest")]
     )
+    if table != "feedback":
+        return rows
+    has_text = frame.select(pl.any_horizontal(pl.col("expected_response", "comment").is_not_null()).alias("text"))
+    return rows.with_columns(has_text.to_series())
 
 
 @cache
