@@ -191,7 +191,8 @@ PATTERNS: list[re.Pattern[str]] = [
     ),
     *(recognisers._EMAIL, recognisers._IBAN, recognisers._CARD, recognisers._ES_ID, recognisers._CURP, recognisers._RUT),
     *(recognisers._CPF, recognisers._CNPJ, recognisers._RFC, recognisers._WORDED_ID, recognisers._IPV4, recognisers._IPV6),
-    *(phones._TIMES, phones._PHONE, names._INTRO, names._CALLER),
+    *(phones._TIMES, phones._PHONE),
+    *(re.compile(words.pattern, re.IGNORECASE) for words in (names._INTRO, names._CALLER)),
 ]
 
 

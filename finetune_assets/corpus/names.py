@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from finetune_assets.corpus.recognisers import END, GAP, START, Span
+from finetune_assets.corpus.recognisers import END, GAP, START, Span, small
 
 MAX_ANSWER = 100  # characters of a text that may be a name and nothing else
 
@@ -67,15 +67,14 @@ _TITLE_WORD = (
 )
 _TITLE = rf"(?:(?:el|la|mi){GAP}(?=\w))?(?:{_TITLE_WORD}{GAP})?"
 _ONLY_ARTICLE = re.compile(rf".*(?:{GAP}|:)(?:el|la|mi){GAP}", _I | re.DOTALL)
-_INTRO = re.compile(
-    rf"{START}(?:(?P<strong>{STRONG_INTRO})|(?P<weak>{WEAK_INTRO})|(?P<label>{LABEL}){GAP}?(?=:))(?:{GAP}|:){{1,3}}"
-    rf"{_TITLE}(?!{_TITLE_WORD}{GAP}\n)(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})",  # no name: title, placeholder
-    _I,
+_NAME_WORD = re.compile(_WORD)
+_INTRO = re.compile(  # of `small` texts, as the next one
+    rf"{START}(?P<intro>(?P<strong>{STRONG_INTRO})|{WEAK_INTRO}|(?:{LABEL}){GAP}?(?=:))(?:{GAP}|:){{1,3}}"
+    rf"{_TITLE}(?!{_TITLE_WORD}{GAP}\n)(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,7}})"  # no name: title, placeholder
 )
 _CALLER = re.compile(
     rf"(?:^|[.,;!¡\n]|hola|hello|hi){GAP}*(?:(?P<here>aqu[ií])|this{GAP}is|habla){GAP}{{1,3}}"
-    rf"(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,4}}){GAP}*(?P<end>[,.;!?¿¡:\n]|$|speaking|calling|from)",
-    _I,
+    rf"(?P<name>{_WORD}(?:{GAP}{{1,2}}{_WORD}){{0,4}}){GAP}*(?P<end>[,.;!?¿¡:\n]|$|speaking|calling|from)"
 )
 """Who says at the beginning who is there: "Hola, aquí Laura, …", "This is Sarah Connor."."""
 _ANSWER = re.compile(
@@ -239,22 +238,23 @@ _SIGNS = (
 
 def find_names(text: str) -> Iterator[Span]:
     """Names right after an introduction or the label of a form, title and article aside."""
-    low = text.casefold()
+    low = small(text)
     if not any(map(low.__contains__, _SIGNS)):
         return
-    for m in _INTRO.finditer(text):
-        strong = m["strong"] is not None
-        first = m["name"].split()[0]
-        shouting = (m["strong"] or m["weak"] or m["label"]).isupper() and first.isupper() and len(first) > 1
-        words = _name_words(list(re.finditer(_WORD, m["name"])), strong, shouting)
+    for m in _INTRO.finditer(low):
+        strong, name = m["strong"] is not None, text[slice(*m.span("name"))]
+        first = name.split()[0]
+        shouting = text[slice(*m.span("intro"))].isupper() and first.isupper() and len(first) > 1
+        words = _name_words(list(_NAME_WORD.finditer(name)), strong, shouting)
         if not words or (len(words) == 1 and len(words[0][0]) < 2):
             continue
         if first.islower() and (first in _REPLIES or _ONLY_ARTICLE.fullmatch(text, m.start(), m.start("name"))):
             continue  # "mi nombre es correcto", "a nombre de mi jefe"
         yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
-    for m in _CALLER.finditer(text) if any(map(low.__contains__, ("aqu", "this", "habla"))) else ():
-        parts = list(re.finditer(_WORD, m["name"]))
-        words = _name_words(parts, strong=False, shouting=m["name"].isupper())
+    for m in _CALLER.finditer(low) if any(map(low.__contains__, ("aqu", "this", "habla"))) else ():
+        name = text[slice(*m.span("name"))]
+        parts = list(_NAME_WORD.finditer(name))
+        words = _name_words(parts, strong=False, shouting=name.isupper())
         named = len(words) == len(parts) and words[0][0].casefold() not in _REPLIES  # nothing else is said before the stop
         if words and named and (m["here"] or len(words) > 1 or m["end"].isalpha()):
             yield m.start("name") + words[0].start(), m.start("name") + words[-1].end()
@@ -272,7 +272,7 @@ def answered_name(text: str) -> Span | None:
     m = _ANSWER.match(text)
     if m is None:
         return None
-    parts = list(re.finditer(_WORD, m["name"]))
+    parts = list(_NAME_WORD.finditer(m["name"]))
     first = parts[0][0]
     given = _bare(first) in _GIVEN
     words = _name_words(parts, strong=given and first.islower(), shouting=False)

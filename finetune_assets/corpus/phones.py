@@ -9,11 +9,9 @@ from itertools import pairwise
 
 import phonenumbers
 
-from finetune_assets.corpus.recognisers import GAP, SEVEN_DIGITS, Span, accepted, groups_of
+from finetune_assets.corpus.recognisers import GAP, SEVEN_DIGITS, Span, accepted, groups_of, small
 
 MAX_PHONE_LOOKS = 2_000  # phone shapes checked per text (about 0.1 ms each); beyond it every shape counts as a phone
-_I = re.IGNORECASE
-
 _DASH = r"\u2010-\u2013-"
 _PHONE = re.compile(
     rf"(?<![^\W_])(?<![$€£#])\(?\+?\(?\d(?:[ \t\u00a0().\/{_DASH}]{{0,3}}\d){{6,18}}(?![^\W_])(?![:,]\d|{GAP}?[%€£$])", re.ASCII
@@ -33,8 +31,9 @@ _TIMES = re.compile(  # hours and days in a row: "9.30-13.30 / 16.30-20.30", "10
     rf"(?<![\d.+(/{_DASH}]){_DAY}\.?(?:[./-](?:20)?\d\d)?{GAP}?[a{_DASH}]{GAP}?{_DAY}(?:\.?(?:[./-]?(?:20)?\d\d)|\.)?(?![\d.]\d|[/-]\d)"
 )
 _TIME_SIGN = re.compile(rf"\d(?<!\d\d)\d?[.:h/{_DASH}]\d")  # every such row; a digit first, which is found fast
+# Of `small` texts, as all patterns with words here.
 _MONEY = re.compile(
-    rf"{GAP}?(?:pesos|bs|bolivianos|euros?|eur|usd|d[oó]lares|dollars|clp|mxn|ars|mil|millones|km|kg|mg|ml|puntos|points)\b", _I
+    rf"{GAP}?(?:pesos|bs|bolivianos|euros?|eur|usd|d[oó]lares|dollars|clp|mxn|ars|mil|millones|km|kg|mg|ml|puntos|points)\b"
 )
 _MARK = r"(?:n[uú]mero|number|nro\.?|n[º°.]|no\.|num\.?|#|c[oó]digo|code|id)"
 _BOOKING = r"(?:reserva(?:ci[oó]n)?|cita|turno|reservation|appointment|booking|client[e]?|paciente|mesa|solicitud|agendamento)"
@@ -46,13 +45,11 @@ _ORDER_WORD = re.compile(
     r"comprobante|operaci[oó]n|transacci[oó]n|transferencia|localizador|protocolo)\b|"
     rf"{_MARK}\W{{0,2}}(?:d[aeo] |of )?(?:la |tu |mi |su |your |the |a |o )?{_BOOKING}\b|"
     rf"\b{_BOOKING}\W{{0,2}}{_MARK})\W{{0,3}}"
-    r"(?:(?:n[uú]mero|number|nro|no|num|id|es|is|de|n[º°]|was|fue|[ée])\b\W{0,3}){0,3}$",
-    _I,
+    r"(?:(?:n[uú]mero|number|nro|no|num|id|es|is|de|n[º°]|was|fue|[ée])\b\W{0,3}){0,3}$"
 )
 _PHONE_WORD = re.compile(
     r"\b(?:tel|tel[eé]fono|cel|celular|m[oó]vil|fono|fone|whats?app|wasap|wsp|contacto|"
-    r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ring|dial|ligue|telefone)\b[^\d\n]{0,20}$",
-    _I,
+    r"n[uú]mero|(?:ll[aá]m|m[aá]rc|escr[ií]b)\w{1,6}|phone|number|mobile|cell|call|text|reach|ring|dial|ligue|telefone)\b[^\d\n]{0,20}$"
 )
 
 _CARD_SHAPE = re.compile(r"\d{4}(?:[ -]\d{4}){3}")
@@ -119,12 +116,13 @@ def find_phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
         return
     if _TIME_SIGN.search(text):
         text = _TIMES.sub(lambda m: "\n" * len(m[0]), text)
+    low = small(text)
     for seen, m in enumerate(_PHONE.finditer(text, max(0, digits.start() - 3))):  # up to three signs stand before
-        before = text[max(0, m.start() - 40) : m.start()]
+        before = low[max(0, m.start() - 40) : m.start()]
         international = "+" in m[0][:2]
         if _CARD_SHAPE.fullmatch(m[0]):  # a card's shape with a wrong check digit
             continue
-        if not international and (_GLUED.search(before) or _MONEY.match(text, m.end()) or _ORDER_WORD.search(before)):
+        if not international and (_GLUED.search(before) or _MONEY.match(low, m.end()) or _ORDER_WORD.search(before)):
             continue
         groups = groups_of(_BRACKETED if "(" in m[0] else _GROUP, text, m.span())
         worded = _PHONE_WORD.search(before) is not None

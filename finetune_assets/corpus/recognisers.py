@@ -23,6 +23,16 @@ START, END = r"(?<![^\W_])", r"(?![^\W_])"  # no letter or digit before, after (
 GAP = r"[ \t\u00a0]"  # placeholders are masked as newlines, so no pattern may bridge one
 _I = re.IGNORECASE
 
+
+def small(text: str) -> str:
+    """The text in small letters, each in its place, so that a pattern in small letters matches as it would with IGNORECASE:
+    two to four times faster, since Python's engine skips alternatives by their first character only where no case is folded."""
+    low = text.lower()
+    if len(low) != len(text):
+        low = "".join("i" if letter == "İ" else letter.lower() for letter in text)
+    return low.replace("ı", "i").replace("ſ", "s")
+
+
 # Plain alternatives, for the pre-filter too: no look-around.
 SECRET_WORD = (
     r"api[ _-]?key|access[ _-]?key|token|secret|clave(?: api)?|contraseña|contrasena|password|passwd|passcode|pwd|pass|senha|pin"

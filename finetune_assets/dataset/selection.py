@@ -21,7 +21,7 @@ import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
 from finetune_assets.assistants.settings.data import Filters
-from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, needs_look, residual
+from finetune_assets.corpus.personal_data import DEFAULT_REGIONS, may_hold, residual
 from finetune_assets.corpus.schema import FEEDBACK, SIMULATED
 from finetune_assets.corpus.scrubbing import USUAL, Regions, regions_of
 from finetune_assets.dataset.reading import scan
@@ -266,6 +266,6 @@ def _holding(rows: pl.DataFrame, columns: list[str], allow: frozenset[str], regi
     turns = rows.select("row", text=pl.col("context").list.eval(pl.element().struct.field("content"))).explode("text")
     texts = pl.concat([turns, *[rows.select("row", text=column) for column in columns]])
     suspects = texts["text"].unique()
-    suspects = suspects.filter(needs_look(suspects))
+    suspects = suspects.filter(may_hold(suspects))
     bad = suspects.filter(pl.Series([bool(residual([text], regions, allow)) for text in suspects], dtype=pl.Boolean))
     return texts.filter(pl.col("text").is_in(bad.implode()))["row"].unique()

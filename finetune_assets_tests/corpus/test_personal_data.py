@@ -1,6 +1,7 @@
 """What the recognisers find and leave alone, placeholders of a conversation, ids, speed, and recall on the planted values."""
 
 import random
+import re
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from benchmarks import privacy
 from finetune_assets.corpus import personal_data as pd
-from finetune_assets.corpus.phones import has_phone
+from finetune_assets.corpus.names import _CALLER, _INTRO
+from finetune_assets.corpus.phones import _MONEY, _ORDER_WORD, _PHONE_WORD, has_phone
+from finetune_assets.corpus.recognisers import small
 
 SGD = Path(__file__).parents[3] / "shared" / "data" / "sgd"
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
@@ -228,6 +231,21 @@ def test_the_prefilter_and_the_places(text: str) -> None:
     assert all(a.end <= b.start for a, b in pairwise(found))
     if found and "\ud800" not in text and text.isprintable():
         assert pd.needs_look(pl.Series([text])).all()
+
+
+def test_small_letters_are_those_that_ignorecase_takes_for_equal() -> None:
+    for texts in ("".join(map(chr, range(0x110000))), "".join(map(chr, range(0x130))), "aßKſıσΣ \ud800"):
+        low = small(texts)
+        assert len(low) == len(texts)
+        for one in [*"abcdefghijklmnopqrstuvwxyzñáéíóúàâãçêôõü", r"\w", r"\d", r"\s"]:
+            equal = [m.start() for m in re.finditer(one, texts, re.IGNORECASE)]
+            assert [m.start() for m in re.finditer(one, low)] == equal
+
+
+@pytest.mark.parametrize("pattern", [_INTRO, _CALLER, _MONEY, _ORDER_WORD, _PHONE_WORD])
+def test_what_is_looked_for_in_small_letters_is_written_in_small_letters(pattern: re.Pattern[str]) -> None:
+    letters = re.sub(r"\\.|\(\?P", "", pattern.pattern)
+    assert letters == small(letters)
 
 
 def test_ids() -> None:
