@@ -46,9 +46,9 @@ class Spool:
     """Parts by key, each a list of chunks; `limit` in bytes of memory."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held, self._end = limit, 0, 0
+        self._limit, self._held = limit, 0
         self._parts: dict[str, list[_Chunk]] = {}
-        self._file: int | None = None
+        self._file: io.FileIO | None = None
 
     def __contains__(self, key: str) -> bool:
         return key in self._parts
@@ -66,15 +66,11 @@ class Spool:
             self._held += size
             self._parts[key].append(_Chunk(frame.height, frame))
             return
+        file = self._opened()
         for some in frame.iter_slices(CHUNK_ROWS):
-            buffer = io.BytesIO()
-            some.write_ipc_stream(buffer, compression="uncompressed", compat_level=_COMPACT)  # lz4: half the size, twice the time
-            content = buffer.getbuffer()
-            written = 0
-            while written < len(content):
-                written += os.pwrite(self._opened(), content[written:], self._end + written)
-            self._parts[key].append(_Chunk(some.height, None, self._end, len(content)))
-            self._end += len(content)
+            start = file.tell()
+            some.write_ipc_stream(file, compression="uncompressed", compat_level=_COMPACT)  # lz4: half the size, twice the time
+            self._parts[key].append(_Chunk(some.height, None, start, file.tell() - start))
 
     def drop(self, key: str) -> None:
         """Forgets a part that was not read to its end."""
@@ -106,12 +102,13 @@ class Spool:
             return chunk.frame
         content = b""
         while len(content) < chunk.length:  # one call reads 2 GiB at most
-            content += os.pread(self._opened(), chunk.length - len(content), chunk.offset + len(content))
+            content += os.pread(self._opened().fileno(), chunk.length - len(content), chunk.offset + len(content))
         return pl.read_ipc_stream(content)
 
-    def _opened(self) -> int:
+    def _opened(self) -> io.FileIO:
         if self._file is None:
-            self._file, name = tempfile.mkstemp(prefix="finetune-")
+            descriptor, name = tempfile.mkstemp(prefix="finetune-")
             Path(name).unlink()
-            weakref.finalize(self, os.close, self._file)
+            self._file = io.FileIO(descriptor, "r+")
+            weakref.finalize(self, self._file.close)
         return self._file
