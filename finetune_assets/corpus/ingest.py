@@ -201,8 +201,8 @@ class _Tally:
     def __init__(self, valid: Validated, members: Sequence[str]) -> None:
         self.members = members
         frames = {"conversations": valid.conversations, "messages": valid.messages, "feedback": valid.feedback}
-        kept = pl.concat(frames[name].select(pl.lit(name).alias("table"), "week") for name in members)
-        self.kept = _numbers(kept.group_by("table", "week").len())
+        kept = (frames[name].group_by("week").len().select(pl.lit(name).alias("table"), "week", "len") for name in members)
+        self.kept = _numbers(pl.concat(kept))
         self.read = _numbers(valid.read.select("table", "week", "rows"))
         by_action = valid.rejected.group_by("table", "week", "action").len()
         self.dropped = _numbers(by_action.filter(pl.col("action") == "dropped").drop("action"))

@@ -68,11 +68,8 @@ def validate(tables: HasTables) -> Validated:
     known = _known(conversations)
     messages = _messages(tables.messages, known)
     with_message = known["conversation_id"].gather(messages["talk"].filter(messages["reason"].is_null()).unique())
-    conversations = _mark(
-        conversations,
-        pl.col("reason").is_null() & ~pl.col("conversation_id").is_in(with_message.implode()),
-        ("conversation_empty", "no valid message belongs to it"),
-    )
+    empty = conversations["reason"].is_null() & ~conversations["conversation_id"].is_in(with_message.implode())
+    conversations = _marked(conversations, empty.arg_true(), "conversation_empty", "no valid message belongs to it")
     feedback = _feedback(tables.feedback, messages, known)
     judged = {"conversations": conversations, "messages": messages, "feedback": feedback}
     kept: dict[str, pl.DataFrame] = {}
@@ -145,12 +142,9 @@ def _judge(frame: pl.DataFrame, rules: Sequence[_Rule]) -> pl.DataFrame:
     return frame.with_columns(text.gather(broken).alias(name) for text, name in zip(texts, ("reason", "detail"), strict=True))
 
 
-def _mark(frame: pl.DataFrame, when: pl.Expr, reason_detail: tuple[str, str]) -> pl.DataFrame:
-    reason, detail = reason_detail
-    return frame.with_columns(
-        pl.when(when).then(pl.lit(reason)).otherwise("reason").alias("reason"),
-        pl.when(when).then(pl.lit(detail)).otherwise("detail").alias("detail"),
-    )
+def _marked(frame: pl.DataFrame, at: pl.Series, reason: str, detail: str) -> pl.DataFrame:
+    """Sets `reason` and `detail` of some rows."""
+    return frame.with_columns(frame["reason"].clone().scatter(at, reason), frame["detail"].clone().scatter(at, detail))
 
 
 def _mark_repeated(frame: pl.DataFrame, column: str, time: str) -> pl.DataFrame:
@@ -167,7 +161,7 @@ def _mark_repeated(frame: pl.DataFrame, column: str, time: str) -> pl.DataFrame:
     ordered = twins.with_columns(content).sort(column, time, "_content")
     losers = ordered.filter(~pl.col(column).is_first_distinct())["row"]
     detail = f"another row with this {column} is earlier, or equal"
-    return _mark(frame, pl.col("row").is_in(losers.implode()), (f"{column}_repeated", detail))
+    return _marked(frame, losers, f"{column}_repeated", detail)
 
 
 def _rejected(table: str, rows: pl.DataFrame, action: str) -> pl.DataFrame:
@@ -220,8 +214,11 @@ def _known(conversations: pl.DataFrame) -> pl.DataFrame:
 
 def _messages(raw: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     frame = _ids(raw, ["message_id", "conversation_id", "intent"])
-    frame = frame.with_columns(pl.col("role").str.strip_chars().str.to_lowercase())
-    frame = frame.join(known, on="conversation_id", how="left", maintain_order="left")
+    odd = (~frame["role"].is_in(ROLES)).arg_true()
+    frame = frame.with_columns(frame["role"].scatter(odd, frame["role"].gather(odd).str.strip_chars().str.to_lowercase()))
+    run = frame["conversation_id"].rle_id()  # a conversation's messages mostly stand together: its id is looked up once
+    few = frame.select("conversation_id").filter(run.is_first_distinct())
+    frame = frame.hstack(few.join(known, on="conversation_id", how="left", maintain_order="left").drop("conversation_id")[run])
     rules = [
         _missing("message_id", "id_null"),
         *_too_long(("message_id", "conversation_id"), "id_too_long", MAX_ID),
