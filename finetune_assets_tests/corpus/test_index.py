@@ -260,13 +260,32 @@ def test_weeks_are_written_in_groups_that_fit_the_memory(tmp_path: Path, monkeyp
     assert made(small.home) == made(large.home)
 
 
-def test_the_spool_gives_back_what_it_took_from_memory_and_from_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [0, 2.5, 9])
+def test_the_spool_gives_back_what_it_took_from_memory_and_from_its_file(held: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_assets.corpus.spool.CHUNK_ROWS", 2)
+    monkeypatch.setattr("finetune_assets.corpus.spool.CHUNKS", 3)
     frames = [typed(pl.DataFrame({"message_id": [f"{a}-{n}" for n in range(5)]}), "messages") for a in range(4)]
-    spool = Spool(int(size_of(frames[0]) * 2.5))
+    spool = Spool(int(size_of(frames[0]) * held))
     spool.start("part")
     for frame in frames:
         spool.add("part", frame)
-    taken = pl.concat(spool.take("part", pl.Series([0, 4, 5, 13, 19], dtype=pl.Int64).to_numpy()))
-    assert taken["message_id"].to_list() == ["0-0", "0-4", "1-0", "2-3", "3-4"]
+    whole = pl.concat(frames)
+    for rows in ([0, 4, 5, 13, 19], list(range(20)), [7], list(range(3, 17)), list(range(0, 20, 3))):
+        taken = pl.concat(spool.take("part", pl.Series(rows, dtype=pl.Int64).to_numpy()))
+        assert taken.equals(whole[rows])
+    assert pl.concat(spool.frames("part")).equals(whole)
     spool.drop("part")
     assert "part" not in spool
+
+
+def test_a_judgement_without_a_text_needs_its_message_only(tmp_path: Path) -> None:
+    tables: Tables = {
+        "conversations": [conversation(n) for n in range(2)],
+        "messages": [message(n, n // 4) for n in range(8)],
+        "feedback": [judgement(0, 1, 0, expected_response=None), judgement(1, 5, 1, expected_response="Sí.")],
+    }
+    write_week(tmp_path / "source", 0, tables)
+    snapshot = index.look(Store(tmp_path / "home"), read_source([str(tmp_path / "source")]), 2**30)
+    found = snapshot.load(snapshot.closure("feedback", snapshot.weeks()))
+    assert found.messages["message_id"].to_list() == [message(n, 0)["message_id"] for n in (1, 4, 5, 6, 7)]
+    assert len(found.conversations) == len(found.feedback) == 2
