@@ -210,37 +210,9 @@ def _name_words(words: list[re.Match[str]], strong: bool, shouting: bool) -> lis
     return kept
 
 
-_SIGNS = (
-    *(
-        "llamo",
-        "i am",
-        "nombre",
-        "name",
-        "nome",
-        "chamo",
-        "soy",
-        "habla",
-        "saluda",
-        "escribe",
-        " am ",
-        "\u00a0am",
-        "i'm",
-        "i’m",
-        "sou",
-        "mi ",
-        "my ",
-    ),
-    *("apellido", "under", "aqui", "aquí", "saludo", "atentamente", "atte", "firma", "titular", "paciente", "client", "huésped"),
-    *("guest", "patient", "this", "mr", "ms", "miss", "niñ", "fala", "meu", "minha"),
-)
-"""Without one of them nobody introduces himself."""
-
-
 def find_names(text: str) -> Iterator[Span]:
     """Names right after an introduction or the label of a form, title and article aside."""
     low = small(text)
-    if not any(map(low.__contains__, _SIGNS)):
-        return
     for m in _INTRO.finditer(low):
         strong, name = m["strong"] is not None, text[slice(*m.span("name"))]
         first = name.split()[0]

@@ -99,7 +99,7 @@ SECRET_SIGNS = ("key", "token", "secret", "clave", "contrase", "pass", "pwd", "s
 _KEY_SIGN = re.compile(KEY_PREFIX)
 FIVE_DIGITS = re.compile(r"\d(?:[()./ \t\u00a0\u2010-\u2013-]{0,3}\d){4}", re.ASCII)
 SEVEN_DIGITS = re.compile(r"\d(?:[ \t\u00a0().\/\u2010-\u2013-]{0,3}\d){6}", re.ASCII)
-_THIRTEEN_DIGITS = re.compile(r"\d(?:[ .-]?\d){12}", re.ASCII)  # every card
+_THIRTEEN_DIGITS = re.compile(r"\d(?<!\d\d)(?:[ .-]?\d){12}", re.ASCII)  # every card
 _TWO_LETTERS_TWO_DIGITS = re.compile(r"\d(?<=[A-Za-z]{2}\d)\d", re.ASCII)  # every IBAN; a digit first, which is found fast
 _CHECKED = re.compile(r"\d(?:\d{5}|\.\d{3}\.\d{3})")  # every id with check digits: six digits together, or groups with points
 

@@ -120,14 +120,13 @@ def _long(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 def _scrub(texts: pl.DataFrame, allowed: Allowed, regions: Regions) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The texts that change (table, column, row, text), and how many values were replaced (table, week, kind, rows)."""
-    first = pl.col("_at").first().over("conversation_id")
-    texts = texts.with_row_index("_at").sort(first, "_at")  # a conversation's stand together, in their order
-    talks = texts.group_by("conversation_id", maintain_order=True).len()
+    talks = texts.with_row_index("_at").group_by("conversation_id", maintain_order=True).agg("_at")
+    texts = texts[talks["_at"].explode()]  # a conversation's stand together, in their order
     said, holds, asks = (texts[name].to_list() for name in ("text", "holds", "asks"))
     places, after = list[int](), list[str]()
     counted, kinds = list[int](), list[str]()
     start = 0
-    for talk, size in talks.iter_rows():
+    for talk, size in talks.select("conversation_id", pl.col("_at").list.len()).iter_rows():
         own, start = slice(start, start + size), start + size
         where, own_contacts = regions.get(talk, DEFAULT_REGIONS), allowed.get(talk, frozenset())
         scrubbed, _ = scrub_conversation(said[own], regions=where, allow=own_contacts, looked=(holds[own], asks[own]))
