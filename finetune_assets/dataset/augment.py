@@ -18,10 +18,8 @@ from typing import Any
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
-from finetune_assets.corpus.schema import EXAMPLES
-from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset.balance import best_first
-from finetune_assets.dataset.duplicates import Contexts, twins_in, with_text
+from finetune_assets.dataset.duplicates import twins_in, with_text
 from finetune_assets.dataset.selection import CORRECTED, SYNTHETIC, Left, content, holds_personal
 from finetune_assets.dataset.splits import TRAIN
 from finetune_assets.dataset.variations import vary
@@ -80,46 +78,42 @@ def wanted(sizes: dict[str, int], share: float, below: float) -> dict[str, int]:
     return found
 
 
+def parents_of(kept: pl.DataFrame, assistant: Assistant) -> pl.DataFrame:
+    """The kept examples that are to be varied, those of each intent best first."""
+    each = assistant.augment.per_example if assistant.augment.llm else 1  # a request costs the same for several
+    train, plan = pl.col("split") == TRAIN, _plan(kept, assistant)
+    own = ((kept.filter(train & (pl.col("intent") == intent)), math.ceil(_candidates(n) / each)) for intent, n in plan.items())
+    return pl.concat([kept.clear(), *(best_first(rows).head(most) for rows, most in own)])
+
+
 def augment(
     kept: pl.DataFrame,
+    parents: pl.DataFrame,
     hidden: tuple[pl.Series, pl.Series],
     assistant: Assistant,
     make: Variations,
     left: Left,
-    contexts: Contexts,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Synthetic rows with the columns of `kept` and their context, and notes: rows by intent, what was left out by reason, who
-    made them.
+    """Synthetic rows with the columns of `parents`, and notes: rows by intent, what was left out by reason, who made them.
 
-    `kept` holds the examples that are kept, and `contexts` gives their contexts; `hidden` are the normalised texts of the
-    held-out preferences and KTO rows, and of the negatively rated ones, which no training row may resemble either; `left`: what
-    scrubbing left in the texts on purpose.
+    `kept` holds the examples that are kept, `parents` those of `parents_of` with their contexts; `hidden` are the normalised
+    texts of the held-out preferences and KTO rows, and of the negatively rated ones, which no training row may resemble either;
+    `left`: what scrubbing left in the texts on purpose.
     """
-    settings = assistant.augment
-    train = pl.col("split") == TRAIN
-    sizes = {str(intent): int(n) for intent, n in kept.select("split", "intent").filter(train)["intent"].value_counts().rows()}
-    plan = wanted(sizes, settings.share, settings.below)
-    each = settings.per_example if settings.llm else 1  # a request costs the same for several
-    nothing = kept.clear()
-    own = ((kept.filter(train & (pl.col("intent") == intent)), _parents(need, each)) for intent, need in plan.items())
-    chosen = pl.concat([nothing, *(best_first(rows).head(most) for rows, most in own)])
-    none = nothing.select("place", context=pl.lit(None, EXAMPLES["context"]))
-    known = pl.concat([none, *(compact(part.select("place", "context")) for part in contexts(chosen.select("place")))])
-    chosen = chosen.join(known, on="place", how="left", maintain_order="left")
+    settings, plan = assistant.augment, _plan(kept, assistant)
     made: list[pl.DataFrame] = []
     for intent, need in plan.items():
-        candidates = math.ceil(SPARE * need)
-        parents = chosen.filter(pl.col("intent") == intent)
-        count = min(settings.per_example, math.ceil(candidates / max(parents.height, 1)))
-        made.append(_candidates(parents, make(parents, count)))
-    rows = pl.concat([chosen.clear(), *made])
+        own = parents.filter(pl.col("intent") == intent)
+        count = min(settings.per_example, math.ceil(_candidates(need) / max(own.height, 1)))
+        made.append(_varied_rows(own, make(own, count)))
+    rows = pl.concat([parents.clear(), *made])
     left_out: dict[str, int] = {}
     if not rows.is_empty():
         rows, left_out = _filtered(rows, kept, hidden, assistant, left)
     place = pl.int_range(pl.len()).over("intent")
     rows = rows.filter(place < pl.col("intent").replace_strict(plan, default=0, return_dtype=pl.Int64))
     filled = {intent: int(n) for intent, n in sorted(rows["intent"].value_counts().rows())}
-    total = sum(sizes.values()) + rows.height
+    total = int((kept["split"] == TRAIN).sum()) + rows.height
     notes: dict[str, Any] = {
         "rows": rows.height,
         "share": round(rows.height / max(total, 1), 4),
@@ -130,11 +124,16 @@ def augment(
     return rows, notes
 
 
-def _parents(need: int, each: int) -> int:
-    return math.ceil(math.ceil(SPARE * need) / each)
+def _plan(kept: pl.DataFrame, assistant: Assistant) -> dict[str, int]:
+    sizes = kept.select("split", "intent").filter(pl.col("split") == TRAIN)["intent"].value_counts().rows()
+    return wanted({str(intent): int(n) for intent, n in sizes}, assistant.augment.share, assistant.augment.below)
 
 
-def _candidates(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
+def _candidates(need: int) -> int:
+    return math.ceil(SPARE * need)
+
+
+def _varied_rows(parents: pl.DataFrame, texts: list[list[str]]) -> pl.DataFrame:
     """Each parent's first variation, then each one's second, and so on."""
     rounds = sorted((turn, parent) for parent, own in enumerate(texts) for turn in range(len(own)))
     said = pl.Series("_said", [texts[parent][turn] for turn, parent in rounds], dtype=pl.String)

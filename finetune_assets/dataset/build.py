@@ -21,7 +21,7 @@ from finetune_assets.assistants.settings.data import Filters
 from finetune_assets.corpus.schema import EXAMPLES
 from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset import manifest as manifests
-from finetune_assets.dataset.augment import augment, variations_of
+from finetune_assets.dataset.augment import augment, parents_of, variations_of
 from finetune_assets.dataset.balance import even_out, negatives_note
 from finetune_assets.dataset.coverage import coverage, drift, sample, vocabulary_notes
 from finetune_assets.dataset.duplicates import Contexts, Whole, blocking_negatives, remove_twins, replaced_by, with_text
@@ -139,16 +139,17 @@ def choose(
     frame = even_out(frame, assistant.balance, selected.whole)
     outcomes, told = _accounted(frame, seen, selected.whole)
     gone = frame.filter(pl.col("reason").is_not_null()).select("place", "reason", "kept_message_id")
-    some = _with_contexts(selected.whole(_spelled(frame.filter("judged"))), contexts)
+    some = selected.whole(_spelled(frame.filter("judged")))
     kept = _spelled(frame.filter(pl.col("reason").is_null()).drop("reason", "verdict", "judged", "kept_message_id"))
     del frame
     kept = selected.whole(kept, (*_KEPT, *_VARIED)).drop("expected")
     check_enough(assistant, outcomes.height, kept, told["rejected"])
+    some, parents = _with_contexts([some, parents_of(kept, assistant)], contexts)
     pairs = make_pairs(some, kept, filters.near_duplicate, left, rated)
     made = _counted(pairs)
     check_objectives(assistant.name, assistant.objective, made, assistant.minimum)
     hidden = (pairs.hidden, seen.negatives["text"])
-    synthetic, augmented = augment(kept, hidden, assistant, variations_of(store, assistant), left, contexts)
+    synthetic, augmented = augment(kept, parents, hidden, assistant, variations_of(store, assistant), left)
     synthetic = synthetic.with_columns(place=(selected.starts[-1] + pl.int_range(pl.len())).cast(pl.UInt32))
     said, columns = synthetic.select("place", "context"), (*_ROW, "text_key", "replaced", "user_text", "reply", "place")
     kept = kept.select(columns)
@@ -257,11 +258,12 @@ def _is_judged(rated: Ratings) -> pl.Expr:
     return judged | pl.col("message_id").is_in(rated.pairs["message_id"].unique().implode())
 
 
-def _with_contexts(rows: pl.DataFrame, contexts: Contexts) -> pl.DataFrame:
-    """The rows, in their order, with their `context`."""
-    none = rows.select("place", context=pl.lit(None, EXAMPLES["context"])).clear()
-    known = (compact(part.select("place", "context")) for part in contexts(rows.select("place")))
-    return rows.join(pl.concat([none, *known]), on="place", how="left", maintain_order="left")
+def _with_contexts(frames: list[pl.DataFrame], contexts: Contexts) -> list[pl.DataFrame]:
+    """The rows of each frame, in their order, with their `context`, which is read once for all of them."""
+    places = pl.concat([rows.select("place") for rows in frames]).unique()
+    none = places.clear().with_columns(context=pl.lit(None, EXAMPLES["context"]))
+    known = pl.concat([none, *(compact(part.select("place", "context")) for part in contexts(places))])
+    return [rows.join(known, on="place", how="left", maintain_order="left") for rows in frames]
 
 
 def _without_twins(
