@@ -235,7 +235,7 @@ def find_names(text: str) -> Iterator[Span]:
 def asks_name(text: str) -> bool:
     """Whether the next text may be a bare name: "¿A nombre de quién?", "Your name, please"."""
     low = text.casefold()
-    return any(sign in low for sign in ("nombre", "name", "nome", "llama", "chama")) and _ASK_NAME.search(text) is not None
+    return any(sign in low for sign in ("nombre", "name", "nome", "llam", "chama")) and _ASK_NAME.search(text) is not None
 
 
 def answered_name(text: str) -> Span | None:

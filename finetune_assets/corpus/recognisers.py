@@ -174,8 +174,8 @@ _WORDED_ID = re.compile(
     rf"{START}({ID_WORD})\.?(?:{GAP}(?:nacional|de{GAP}(?:identidad|identificaci[oó]n|ciudadan[ií]a)))?{GAP}{{0,2}}"
     rf"(?:(?:es|is|é|el|n[uú]mero|number|nro\.?|no\.?|n[º°])?{GAP}{{0,2}}[:#=]?{GAP}{{0,2}}){{1,3}}"
     rf"(\d{{1,3}}(?:{GAP}\d{{3}}){{2}}(?!\d|{GAP}\d)|"
-    rf"[A-Z]{{0,3}}\d(?:[./-]?\d){{4,13}}(?:[ -]?[A-Z](?![A-Z0-9]))?(?:[ -](?:LP|SC|CB|OR|PT|TJ|CH|BE|PD|BN)\b)?){END}",
-    _I | re.ASCII,
+    rf"[a-z]{{0,3}}\d(?:[./-]?\d){{4,13}}(?:[ -]?[a-z](?![a-z0-9]))?(?:[ -](?:lp|sc|cb|or|pt|tj|ch|be|pd|bn)\b)?){END}",
+    re.ASCII,
 )
 
 
@@ -229,8 +229,8 @@ def find_national_ids(text: str) -> Iterator[Span]:
     """DNI, NIE, CURP, RFC, RUT, CPF and CNPJ by their check digits; other numbers only after a word such as "cédula"."""
     if _CHECKED.search(text):
         yield from _checked_ids(text)
-    for m in _WORDED_ID.finditer(text):
-        if not re.match(r"(?i)cui[tl]", m[1]) or cuit.is_valid(m[2]):
+    for m in _WORDED_ID.finditer(small(text)):
+        if not re.match(r"cui[tl]", m[1]) or cuit.is_valid(m[2]):
             yield m.span(2)
 
 
