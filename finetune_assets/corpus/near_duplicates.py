@@ -34,7 +34,7 @@ __all__ = [
 
 ENOUGH = 20  # candidate pairs a text from which `drop_near_duplicates` goes on in blocks
 FIRST_BLOCK = 500  # texts of the first block; each next block is as large as all before it
-VERIFY_AT_ONCE = 50_000  # candidate pairs per call of rapidfuzz: bounds its texts to about 20 MB
+VERIFY_AT_ONCE = 2**17  # candidate pairs per call of rapidfuzz: bounds its texts to about 30 MB
 POSTINGS_AT_ONCE = 2**24  # keys of 8 bytes that are sorted and joined at a time
 
 
@@ -339,16 +339,22 @@ def _verified(left_texts: pl.Series, right_texts: pl.Series, candidates: Keys, t
     good, scores = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.float32)]
     for first in range(0, len(candidates), VERIFY_AT_ONCE):
         part = candidates[first : first + VERIFY_AT_ONCE]
-        queries, choices = left_texts.gather(part >> np.uint64(32)), right_texts.gather(part & np.uint64(2**32 - 1))
-        score = process.cpdist(
-            queries.to_list(), choices.to_list(), scorer=fuzz.ratio, score_cutoff=100 * threshold, dtype=np.float32
-        )
+        queries, choices = _strings(left_texts, part >> np.uint64(32)), _strings(right_texts, part & np.uint64(2**32 - 1))
+        score = process.cpdist(queries, choices, scorer=fuzz.ratio, score_cutoff=100 * threshold, dtype=np.float32)
         good.append(part[score > 0])
         scores.append(score[score > 0])
     pairs, score = np.concatenate(good), np.concatenate(scores)
     order = np.argsort(pairs)
     left, right = (pairs >> np.uint64(32)).astype(np.int32), (pairs & np.uint64(2**32 - 1)).astype(np.int32)
     return Pairs(left[order], right[order], score[order] / np.float32(100))
+
+
+def _strings(texts: pl.Series, rows: Keys) -> list[str]:
+    """The texts of some rows, each made once."""
+    wanted = np.zeros(len(texts), dtype=np.bool_)
+    wanted[rows] = True
+    made = np.array(texts.filter(pl.Series(wanted)).to_list(), dtype=np.object_)
+    return made[np.cumsum(wanted)[rows] - 1].tolist()
 
 
 def pairs_between(old: Signatures, old_texts: Texts, new: Signatures, new_texts: Texts) -> Pairs:
