@@ -32,7 +32,7 @@ __all__ = [
     "signatures",
 ]
 
-ENOUGH = 20  # candidate pairs a text from which `drop_near_duplicates` goes on in blocks
+ENOUGH = 10  # candidate pairs a text from which `drop_near_duplicates` goes on in blocks
 FIRST_BLOCK = 500  # texts of the first block; each next block is as large as all before it
 VERIFY_AT_ONCE = 2**17  # candidate pairs per call of rapidfuzz: bounds its texts to about 30 MB
 POSTINGS_AT_ONCE = 2**24  # keys of 8 bytes that are sorted and joined at a time
