@@ -386,15 +386,18 @@ def _of_table(new: dict[str, pl.DataFrame], entries: dict[str, dict[str, Any]], 
 
 
 def _touched(before: dict[str, pl.DataFrame], after: dict[str, pl.DataFrame], rows: dict[str, pl.DataFrame]) -> set[str]:
-    """Weeks that rows which came or went may concern: their own, their conversations', those of rows that share an id."""
+    """Weeks that rows which came or went may concern: their own, their conversations', those of rows that share an id,
+    and of messages whose conversation came or went."""
     changed = {table: _difference(before[table], after[table]) for table in TABLES}
     c, m, f = (pl.concat([rows[table].drop("part", "row"), changed[table]]) for table in TABLES)
     twins_m, twins_f = _any_of(m, id=changed["messages"]["id"]), _any_of(f, id=changed["feedback"]["id"])
     judged_m = _any_of(m, id=pl.concat([changed["feedback"]["message"], twins_f["message"]]))
     frames = (changed["messages"], changed["feedback"], twins_m, twins_f, judged_m)
     whole = pl.concat([changed["conversations"]["id"], *(frame["conversation"] for frame in frames)]).unique()
-    about = _any_of(f, message=pl.concat([twins_m["id"], _any_of(m, conversation=whole)["id"]]).unique())
-    concerned = [_any_of(c, id=whole), _any_of(f, conversation=whole), about, twins_m, twins_f, *changed.values()]
+    said = _any_of(m, conversation=whole)
+    about = _any_of(f, message=pl.concat([twins_m["id"], said["id"]]).unique())
+    freed = _any_of(said, conversation=changed["conversations"]["id"])  # set aside in weeks of their own, or no longer
+    concerned = [_any_of(c, id=whole), _any_of(f, conversation=whole), about, freed, twins_m, twins_f, *changed.values()]
     return _weeks(*concerned)
 
 

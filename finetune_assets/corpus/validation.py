@@ -3,7 +3,8 @@
 Rules, the first that holds counts:
 - every table: `id_null`, `id_too_long`, `text_broken` (NUL or U+FFFD), `time_naive`, `time_absurd` (before 2000, after 2099),
   `<column>_invalid`, `<column>_null`
-- conversations: `tenant_null`, `label_too_long`, `conversation_id_repeated`, `conversation_empty` (no valid message)
+- conversations: `tenant_null`, `label_too_long`, `conversation_ambiguous` (valid rows of several tenants: all are dropped),
+  `conversation_id_repeated`, `conversation_empty` (no valid message)
 - messages: `role_unknown`, `content_null`, `content_empty`, `conversation_missing`, `conversation_rejected`,
   `message_id_repeated`, and what is wrong with a row of an imported file (`forms.REASONS`)
 - feedback: `feedback_type_unknown`, `message_missing`, `message_rejected`, `conversation_mismatch`, `tenant_mismatch`,
@@ -147,21 +148,35 @@ def _marked(frame: pl.DataFrame, at: pl.Series, reason: str, detail: str) -> pl.
     return frame.with_columns(frame["reason"].clone().scatter(at, reason), frame["detail"].clone().scatter(at, detail))
 
 
-def _mark_repeated(frame: pl.DataFrame, column: str, time: str) -> pl.DataFrame:
-    """Drops all but the earliest of the valid rows that share an id."""
+def _twins(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The valid rows that share an id."""
     ids = frame[column].filter(frame["reason"].is_null())
     hashes = ids.hash()
     ordered = hashes.sort()  # a third of the time of grouping the ids
     some = ids.filter(hashes.is_in(ordered.filter(ordered == ordered.shift(1)).unique().implode()))
     repeated = some.filter(some.is_duplicated())
     if repeated.is_empty():
+        return frame.clear()
+    return frame.filter(pl.col("reason").is_null() & pl.col(column).is_in(repeated.unique().implode()))
+
+
+def _mark_repeated(frame: pl.DataFrame, twins: pl.DataFrame, column: str, time: str) -> pl.DataFrame:
+    """Drops all but the earliest of the rows that share an id."""
+    if twins.is_empty():
         return frame
-    twins = frame.filter(pl.col("reason").is_null() & pl.col(column).is_in(repeated.unique().implode()))
     content = pl.struct(pl.exclude("row", "talk")).struct.json_encode().alias("_content")
     ordered = twins.with_columns(content).sort(column, time, "_content")
     losers = ordered.filter(~pl.col(column).is_first_distinct())["row"]
     detail = f"another row with this {column} is earlier, or equal"
     return _marked(frame, losers, f"{column}_repeated", detail)
+
+
+def _mark_ambiguous(frame: pl.DataFrame, twins: pl.DataFrame) -> pl.DataFrame:
+    """Drops every row of an id that stands for several tenants: nobody knows whose its messages are."""
+    if twins.is_empty():
+        return frame
+    detail = "its id stands for conversations of several tenants; give each source ids of its own"
+    return _marked(frame, twins["row"], "conversation_ambiguous", detail)
 
 
 def _rejected(table: str, rows: pl.DataFrame, action: str) -> pl.DataFrame:
@@ -194,7 +209,11 @@ def _conversations(raw: pl.DataFrame) -> pl.DataFrame:
         _missing("started_at"),
     ]
     frame = frame.with_columns(mondays(frame["started_at"]).fill_null(UNKNOWN_WEEK).alias("week"))
-    return _mark_repeated(_judge(frame, rules), "conversation_id", "started_at")
+    frame = _judge(frame, rules)
+    twins = _twins(frame, "conversation_id")
+    several = pl.col("tenant_id").n_unique().over("conversation_id") > 1
+    frame = _mark_ambiguous(frame, twins.filter(several))
+    return _mark_repeated(frame, twins.filter(~several), "conversation_id", "started_at")
 
 
 def _known(conversations: pl.DataFrame) -> pl.DataFrame:
@@ -237,7 +256,7 @@ def _messages(raw: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     judged = _judge(frame, rules).with_columns(
         *(pl.coalesce(told.field(name), name).alias(name) for name in ("reason", "detail"))
     )
-    frame = _mark_repeated(judged, "message_id", "created_at")
+    frame = _mark_repeated(judged, _twins(judged, "message_id"), "message_id", "created_at")
     own = mondays(frame["created_at"])
     week = pl.when(pl.col("reason").is_null()).then("its_week").otherwise(pl.coalesce(own, "its_week", pl.lit(UNKNOWN_WEEK)))
     return frame.with_columns(week.alias("week"))
@@ -279,7 +298,8 @@ def _feedback(raw: pl.DataFrame, messages: pl.DataFrame, known: pl.DataFrame) ->
         _Rule("tenant_mismatch", "its message belongs to another tenant", pl.col("tenant_id") != pl.col("its_tenant")),
         _Rule("feedback_on_user_message", "its message is the user's", pl.col("its_role") == "user"),
     ]
-    frame = _mark_repeated(_judge(frame, rules), "feedback_id", "created_at")
+    judged = _judge(frame, rules)
+    frame = _mark_repeated(judged, _twins(judged, "feedback_id"), "feedback_id", "created_at")
     weeks = known.select("conversation_id", "its_week", pl.col("user_id").alias("its_user"))
     frame = frame.join(weeks, on="conversation_id", how="left", maintain_order="left")
     return frame.with_columns(

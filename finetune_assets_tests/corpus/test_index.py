@@ -58,7 +58,11 @@ def export(folder: Path, weeks: int) -> Path:
 
 
 def update(store: Store, folder: Path) -> list[str]:
-    source = read_source([str(folder)])
+    return update_all(store, [folder])
+
+
+def update_all(store: Store, folders: list[Path]) -> list[str]:
+    source = read_source([str(folder) for folder in folders])
     weeks = stale_weeks(store, source).stale
     ingest_conversations(store, source, weeks, KEY)
     ingest_feedback(store, source, weeks, KEY)
@@ -181,6 +185,33 @@ def test_a_row_that_comes_late_and_repeats_an_id_of_another_week_is_seen(tmp_pat
     whole = Store(tmp_path / "whole")
     update(whole, folder)
     assert made(store.home) == made(whole.home)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_conversations_of_two_tenants_with_one_id_are_dropped_in_both_weeks_until_one_vanishes(
+    tmp_path: Path, first: str
+) -> None:
+    others = [tmp_path / "others"]
+    export(others[0], 6)
+    for name, number in (("a", 0), ("b", 3)):
+        own = conversation(70, tenant_id=f"clinic_{name}", started_at=at(weeks=number), ended_at=None)
+        said = [message(n, 70, message_id=f"{name}{n}", content=f"de {name}", created_at=at(weeks=number + n)) for n in range(3)]
+        write_week(tmp_path / name, number, {"conversations": [own], "messages": said, "feedback": []})
+    store = Store(tmp_path / "home")
+
+    def settled(*names: str) -> set[str]:
+        """Whose messages are stored, the same as if all had come at once."""
+        folders = [tmp_path / name for name in names] + others
+        update_all(store, folders)
+        whole = Store(tmp_path / f"whole{len(names)}{len(list(tmp_path.iterdir()))}")
+        update_all(whole, folders)
+        assert made(store.home) == made(whole.home)
+        stored = "".join(str(pl.read_parquet(file).to_dicts()) for file in store.home.glob("corpus/conversations/*/part.parquet"))
+        return {name for name in ("a", "b") if f"de {name}" in stored}
+
+    assert settled(first) == {first}
+    assert settled("a", "b") == set()
+    assert settled(first) == {first}
 
 
 def test_the_index_holds_no_text_and_no_id(tmp_path: Path) -> None:

@@ -173,6 +173,26 @@ def test_of_repeated_ids_the_earliest_valid_row_stays(tmp_path: Path) -> None:
     adds_up(valid)
 
 
+def test_an_id_of_conversations_of_several_tenants_is_nobodys(tmp_path: Path) -> None:
+    tables = export(3)
+    twin = conversation(0, tenant_id=" clinic_b ", started_at=at(weeks=1))
+    broken = conversation(1, tenant_id="clinic_b", started_at=None)  # no row by itself, so it says nothing of the id
+    tables["conversations"] += [twin, conversation(0, channel="app"), broken]
+    tables["messages"] += [message(90, 0, created_at=at(weeks=1)), message(91, 0, created_at=at(weeks=1))]
+    valid = validated(tables, tmp_path)
+    assert valid.conversations.select("conversation_id", "tenant_id").rows() == [
+        ("conv_0001", "clinic_a"),
+        ("conv_0002", "clinic_a"),
+    ]
+    ambiguous, started = ("conv_0000", "conversation_ambiguous", "dropped"), ("conv_0001", "started_at_null", "dropped")
+    assert sorted(rejected(valid, "conversations")) == [*[ambiguous] * 3, started]
+    assert [r[1] for r in rejected(valid, "messages")] == ["conversation_rejected"] * 6
+    assert [r[1] for r in rejected(valid, "feedback")] == ["message_rejected"]
+    details = valid.rejected.filter(pl.col("reason") == "conversation_ambiguous")["detail"].unique().to_list()
+    assert details == ["its id stands for conversations of several tenants; give each source ids of its own"]
+    adds_up(valid)
+
+
 def test_a_conversation_without_a_valid_message_is_dropped_and_its_bad_score_still_listed(tmp_path: Path) -> None:
     tables = export(1)
     tables["conversations"].append(conversation(1, satisfaction_score=7))
@@ -257,7 +277,7 @@ TABLES: SearchStrategy[dict[str, list[Row]]] = st.fixed_dictionaries(
         "conversations": rows(
             {
                 "conversation_id": IDS,
-                "tenant_id": st.just("t"),
+                "tenant_id": st.sampled_from(["t", "t", "s"]),
                 "user_id": st.sampled_from(["u", None]),
                 "vertical": LABELS,
                 "channel": LABELS,
