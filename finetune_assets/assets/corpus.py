@@ -8,13 +8,15 @@ from typing import Any
 import dagster as dg
 
 from finetune_assets import corpus
-from finetune_assets.assets.metadata import rejected_table, sample_table, week_numbers
+from finetune_assets.assets.metadata import records_table, rejected_table, sample_table, week_numbers
 from finetune_assets.assets.partitions import OWNERS, weeks
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, write_tenants
+from finetune_assets.corpus.losses import losses
 from finetune_assets.corpus.parallel import Reading, in_workers
 from finetune_assets.resources import LauncherResource, LedgerResource, SourceResource, StoreResource
 from finetune_assets.resources.project import let_go
+from finetune_assets.resources.tags import RANGE_END, RANGE_START
 from finetune_assets.storage import read_json
 
 RANGE = dg.BackfillPolicy.single_run()
@@ -155,5 +157,37 @@ def every_reply_accounted(store: StoreResource) -> dg.AssetCheckResult:
     return _adds_up(store, "examples")
 
 
+def _mostly_kept(context: dg.AssetCheckExecutionContext, store: StoreResource, table: str) -> dg.AssetCheckResult:
+    """Of the run's weeks; of all that are stored where the check runs by itself."""
+    tags = context.run.tags
+    first, last = (tags.get(tag, tags.get("dagster/partition", "")) for tag in (RANGE_START, RANGE_END))
+    found = losses(store.store, [table], first, last)
+    large = [loss.sentence for loss in found if loss.large]
+    return dg.AssetCheckResult(
+        passed=not large,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="\n".join(large) or "No table lost a large share of its rows.",
+        metadata={"losses": records_table([loss.record() for loss in found], ["table", "read", "dropped", "share", "reasons"])},
+    )
+
+
+@dg.asset_check(asset=raw_conversations)
+def conversations_mostly_kept(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """At most a twentieth of the conversations and of the messages that the run read was dropped."""
+    return _mostly_kept(context, store, "conversations")
+
+
+@dg.asset_check(asset=rlhf_feedback)
+def feedback_mostly_kept(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """At most a twentieth of the feedback that the run read was dropped."""
+    return _mostly_kept(context, store, "feedback")
+
+
 ASSETS = [raw_conversations, rlhf_feedback, clean_examples]
-CHECKS = [every_conversation_row_accounted, every_feedback_row_accounted, every_reply_accounted]
+CHECKS = [
+    every_conversation_row_accounted,
+    every_feedback_row_accounted,
+    every_reply_accounted,
+    conversations_mostly_kept,
+    feedback_mostly_kept,
+]

@@ -26,7 +26,8 @@ from finetune_assets.automation.failures import step_errors, stopped_by_gate
 from finetune_assets.automation.jobs import CORPUS, DISTILLATION, MIGRATION, PHASE_ONE, PHASE_TWO
 from finetune_assets.automation.rented import distilled_in, poll_due
 from finetune_assets.automation.retrain import ACTIVE, enrolled
-from finetune_assets.corpus.ingest import stale_weeks
+from finetune_assets.corpus.ingest import ingest_undated, stale_weeks
+from finetune_assets.corpus.losses import losses
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError, LedgerError, ModelUnavailable, SettingsError, UnknownAssistant
@@ -233,6 +234,11 @@ class LocalRun:
         erased = LedgerResource().erased(StoreResource().key, source.requests())
         tables = source.read(erased)
         stale = stale_weeks(self.store, tables, self.request.full)
+        if not stale.all_weeks:
+            for table in ("conversations", "feedback"):
+                ingest_undated(self.store, tables, table, StoreResource().key)
+            told = "\n".join(loss.sentence for loss in losses(self.store))
+            raise DataError(f"No row of the source has a usable time, so there is no week to read.\n{told}")
         first = self.environment.first_week.isoformat()
         early = [week for week in stale.all_weeks if week < first]
         if early:
@@ -253,6 +259,9 @@ class LocalRun:
             self._execute("prepare_corpus", CORPUS, None, {RANGE_START: min(weeks), RANGE_END: max(weeks)})
         finally:
             let_go()
+        for loss in losses(self.store, first=min(weeks), last=max(weeks)):
+            if loss.large:
+                self.say(loss.sentence)
 
     def _phase_two(self) -> Outcome:
         with self._ledger() as ledger:

@@ -38,7 +38,7 @@ from finetune_assets.corpus.validation import Validated, validate
 from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, write_json, write_parquet
 
-__all__ = ["Staleness", "ingest_conversations", "ingest_feedback", "stale_weeks", "write_tenants"]
+__all__ = ["Staleness", "ingest_conversations", "ingest_feedback", "ingest_undated", "stale_weeks", "write_tenants"]
 
 Counts = dict[str, dict[str, Any]]
 
@@ -58,7 +58,8 @@ def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str
         )
         parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
         counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
-    _write_undated(store, source, "conversations", weeks, key)
+    if weeks:
+        ingest_undated(store, source, "conversations", key)
     write_tenants(store, source)
     return counts
 
@@ -82,7 +83,8 @@ def ingest_feedback(store: Store, source: SourceTables, weeks: Sequence[str], ke
         scrubbed = scrub_texts(said, judged, allowed_in(own, source.contacts), regions_in(own, source.regions))
         parts = _split(_stored_feedback(scrubbed.feedback.filter(wanted), key), group, FEEDBACK)
         counts |= _write(store, "feedback", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
-    _write_undated(store, source, "feedback", weeks, key)
+    if weeks:
+        ingest_undated(store, source, "feedback", key)
     return counts
 
 
@@ -183,9 +185,8 @@ def _write(store: Store, table: str, judged: _Judged, key: bytes) -> Counts:
     return counts
 
 
-def _write_undated(store: Store, source: SourceTables, table: str, weeks: Sequence[str], key: bytes) -> None:
-    if not weeks:
-        return
+def ingest_undated(store: Store, source: SourceTables, table: str, key: bytes) -> None:
+    """Sets aside the rows without a usable time of `conversations` or `feedback`, and writes their numbers."""
     rejected = write_undated(store, table, look(store, source, Environment.read().memory), key)
     counted = rejected.group_by("table", "reason").len().sort("reason")
     by_reason = {name: dict(counted.filter(pl.col("table") == name).drop("table").iter_rows()) for name in MEMBERS[table]}

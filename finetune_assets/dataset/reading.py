@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from finetune_assets.assistants.settings import Assistant
+from finetune_assets.corpus.losses import losses
 from finetune_assets.corpus.schema import EXAMPLES
 from finetune_assets.corpus.spool import compact
 from finetune_assets.dataset.formats import trim_context
@@ -142,19 +143,24 @@ def select_examples(store: Store, assistant: Assistant) -> Selected:
         tenants |= set(own["tenant_id"].unique())
         starts.append(starts[-1] + rows.height)
     if not any(frame.height for frame in keys):
-        raise NothingSelected(_nothing(assistant, lazy, weeks))
+        raise NothingSelected(_nothing(store, assistant, lazy, weeks))
     found = pl.concat(keys)
     outdated = found.filter(~pl.col("key").is_last_distinct())["place"]
     return Selected(assistant, weeks, files, starts, tenants, outdated, written)
 
 
-def _nothing(assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:
+def _nothing(store: Store, assistant: Assistant, lazy: pl.LazyFrame, weeks: list[str]) -> str:
     pairs = lazy.select("vertical", "tenant_id").unique().sort("vertical", "tenant_id").collect()
+    lost = [loss for loss in losses(store) if loss.large or pairs.is_empty()]
+    told = "".join(f"\n{loss.sentence}" for loss in lost)
+    mend = f"Correct `select` in the assistant's file, or add a source with such rows.{told}"
+    if pairs.is_empty() and lost:
+        return f"Assistant {assistant.name!r}: the corpus has no example, since what it is made from was dropped.{told}"
     groups = pairs.group_by("vertical", maintain_order=True).agg("tenant_id").rows()
     there = "; ".join(f"{vertical} ({', '.join(tenants)})" for vertical, tenants in groups) or "nothing"
     chosen = {k: v for k, v in assistant.select.model_dump().items() if v is not None}
     text = ", ".join(f"{k}: {v}" for k, v in chosen.items())
     return (
         f"Assistant {assistant.name!r} selects {{{text}}}, but no example of {len(weeks)} weeks is of it. "
-        f"Verticals (tenants) in the corpus: {there}. Correct `select` in the assistant's file, or add a source with such rows."
+        f"Verticals (tenants) in the corpus: {there}. {mend}"
     )
