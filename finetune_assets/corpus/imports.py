@@ -135,7 +135,7 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
             found[name], places[name] = record, place
             continue
         found[name], places[name], repeated = _first((found[name], places[name]), (record, place))
-        problems.append(Problem(repeated, "row_repeated", "another row has the same turns"))
+        problems.append(Problem(repeated, "row_repeated", "another row has the same turns, and counts"))
     for name in _continued(found):
         del found[name]
         problems.append(Problem(places[name], "row_continued", "another row begins with all of its turns, and goes on"))
@@ -159,13 +159,20 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
 
 
 def _first(one: tuple[Record, str], other: tuple[Record, str]) -> tuple[Record, str, str]:
-    """Of two rows with the same turns the earlier one and its place, and the other's place, whatever their order."""
-    keys = [
-        (record.seconds or 0.0, *(text or "" for text in (record.correction, record.user_id, record.intent)), record.good is None)
-        for record, _ in (one, other)
-    ]
-    (kept, place), (_, repeated) = (one, other) if keys[0] <= keys[1] else (other, one)
+    """Of two rows with the same turns the one that counts and its place, and the other's place, whatever their order."""
+    (kept, place), (_, repeated) = sorted((one, other), key=lambda each: _rank(each[0]))
     return kept, place, repeated
+
+
+def _rank(record: Record) -> tuple[Any, ...]:
+    """Feedback counts as that of one message does: a correction, else a thumb, of several the newest, at the same instant the bad
+    one. Of rows without feedback the earliest counts; a row without a `timestamp` is the oldest."""
+    corrected = record.correction is not None
+    judged = corrected or record.good is not None
+    seconds = record.seconds or 0.0
+    texts = (text or "" for text in (record.correction, record.user_id, record.intent))
+    praised = record.good is True and not corrected
+    return (not corrected, not judged, -seconds if judged else seconds, praised, *texts, record.left_aside)
 
 
 def _continued(found: Mapping[str, Record]) -> list[str]:
@@ -274,7 +281,12 @@ def add(converted: Converted, folder: Path) -> Imported:
             "messages",
             "conversations",
         ):  # a message that waits for its conversation is completed by a rerun
-            whole = pl.concat([converted.tables[table], there[table]]).unique(keys[table], keep="first", maintain_order=True)
+            whole = pl.concat([converted.tables[table], there[table]])
+            if table == "feedback":  # as in `_rank`; "negative" sorts before "positive"
+                uncorrected = pl.col("expected_response").is_null()
+                order = [uncorrected, -pl.col("created_at").dt.epoch("us"), pl.col("feedback_type"), pl.col("expected_response")]
+                whole = whole.sort(order, maintain_order=True)
+            whole = whole.unique(keys[table], keep="first", maintain_order=True)
             write_parquet(folder / f"{table}.parquet", whole.sort(keys[table]))
     return Imported(converted, new.height)
 

@@ -127,6 +127,37 @@ def test_preferences_and_labels_are_feedback(tmp_path: Path) -> None:
     assert sorted(given["feedback_type"].to_list()) == ["negative", "negative", "negative", "positive"]
 
 
+TURN = {"prompt": "¿Abren hoy?", "completion": "No lo sé."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ([{**TURN, "label": True}, {**TURN, "label": False}], ("negative", None)),
+        (
+            [{**TURN, "label": False, "timestamp": 1760000000}, {**TURN, "label": True, "timestamp": 1760000060}],
+            ("positive", None),
+        ),
+        ([{**TURN, "timestamp": 1760000000}, {**TURN, "label": True, "timestamp": 1760000060}], ("positive", None)),
+        (
+            [{**TURN, "label": True}, {"prompt": TURN["prompt"], "chosen": "Sí, hasta las dos.", "rejected": TURN["completion"]}],
+            ("negative", "Sí, hasta las dos."),
+        ),
+    ],
+)
+def test_of_rows_with_the_same_turns_the_feedback_counts_as_of_one_message(
+    tmp_path: Path, rows: list[dict[str, Any]], kept: tuple[str, str | None]
+) -> None:
+    for number, order in enumerate((rows, rows[::-1])):
+        made = imports.tables_of(((f"f:{n}", row) for n, row in enumerate(order)), ORIGIN)
+        assert made.tables["feedback"].select("feedback_type", "expected_response").rows() == [kept]
+        assert [problem.reason for problem in made.problems] == ["row_repeated"]
+        for row in order:  # the same rows, each imported by itself
+            imports.add(imports.tables_of(iter([("f:1", row)]), ORIGIN), tmp_path / str(number))
+        there = pl.read_parquet(tmp_path / str(number) / "feedback.parquet")
+        assert there.select("feedback_type", "expected_response").rows() == [kept]
+
+
 def test_json_that_is_no_call_stays_a_text() -> None:
     assert record_of({"instruction": "Datos", "output": '{"name": "Ana"}'}).turns[1][1] == '{"name": "Ana"}'
     assert parsed_call('{"tool_calls": broken') is None
