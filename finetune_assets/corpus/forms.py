@@ -17,6 +17,7 @@ A tool call is the text `{"tool_calls":[{"name":…,"arguments":{…}},…]}` of
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -42,9 +43,11 @@ REASONS: tuple[str, ...] = (
         "row_continued",
         "pair_equal",
         "pair_unlike",
+        "text_broken",
     ),
 )
 """Why a row is unusable."""
+_BROKEN = re.compile("[\0\ufffd\ud800-\udfff]")  # NUL, U+FFFD, lone surrogates: a run rejects each as `text_broken`
 LAST_SECOND = 4_102_444_800  # the year 2100: a larger timestamp counts something other than seconds
 LONG_NUMBER = 10**6  # whole numbers from here on become texts in arguments: a placeholder in their place leaves the JSON whole
 
@@ -103,7 +106,7 @@ def record_of(row: Any, form: str | None = None) -> Record:
     if "assistant" not in roles[roles.index("user") :]:
         raise Unusable("no_reply", "it holds no message of the assistant after one of the user")
     seconds = cells.get("timestamp")
-    return Record(
+    record = Record(
         tuple(turns),
         _label(cells.get("user_id")),
         _label(cells.get("intent")),
@@ -112,6 +115,17 @@ def record_of(row: Any, form: str | None = None) -> Record:
         correction,
         _thumb(cells.get("label")),
     )
+    _check_texts(record)
+    return record
+
+
+def _check_texts(record: Record) -> None:
+    """Raises Unusable for what a run would reject as `text_broken`."""
+    texts = [(f"the text of turn {number}", text) for number, (_, text) in enumerate(record.turns, start=1)]
+    texts += [("the chosen reply", record.correction or ""), ("its user_id", record.user_id or "")]
+    broken = next((what for what, text in texts if _BROKEN.search(text)), None)
+    if broken:
+        raise Unusable("text_broken", f"{broken} holds NUL, U+FFFD or half a surrogate pair: letters were lost; export it again")
 
 
 def form_of(*rows: Mapping[str, Any]) -> str:

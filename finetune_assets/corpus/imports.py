@@ -241,7 +241,7 @@ def _feedback(name: str, record: Record, origin: Origin, start: dt.datetime) -> 
 
 
 def _unread(problem: Problem, start: dt.datetime) -> dict[str, Any]:
-    return {"message_id": problem.place, "problem": f"{problem.reason}: {problem.detail}", "created_at": start}
+    return {"message_id": _clean(problem.place), "problem": f"{problem.reason}: {problem.detail}", "created_at": start}
 
 
 def _clean(text: str | None) -> str | None:

@@ -21,6 +21,7 @@ from finetune_assets.corpus.forms import REASONS, Unusable, parsed_call, record_
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.row_files import SUFFIXES
 from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.validation import validate
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus.exports import KEY, export, write
@@ -138,7 +139,7 @@ TURN = {"prompt": "¿Abren hoy?", "completion": "No lo sé."}
             [{**TURN, "label": False, "timestamp": 1760000000}, {**TURN, "label": True, "timestamp": 1760000060}],
             ("positive", None),
         ),
-        ([{**TURN, "timestamp": 1760000000}, {**TURN, "label": True, "timestamp": 1760000060}], ("positive", None)),
+        ([{**TURN, "timestamp": 10**9}, {**TURN, "label": True, "timestamp": 10**9 + 60}], ("positive", None)),
         (
             [{**TURN, "label": True}, {"prompt": TURN["prompt"], "chosen": "Sí, hasta las dos.", "rejected": TURN["completion"]}],
             ("negative", "Sí, hasta las dos."),
@@ -266,6 +267,45 @@ def test_a_file_of_any_kind_is_a_source(tmp_path: Path, suffix: str) -> None:
     assert own["user_text"].to_list().count("Mi correo es [EMAIL]") == 1
     assert counts["kept"]["conversations"] == 6
     assert counts["rejected_by_reason"]["messages"] == {"content_missing": 1}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_file_that_is_not_utf8_is_named_by_line(tmp_path: Path, suffix: str) -> None:
+    rows = [{"user": "¿Qué año?", "assistant": "2026"}, {"user": "Hola", "assistant": "Buenas"}]
+    path = tmp_path / f"chats{suffix}"
+    if suffix == ".csv":
+        text = "user,assistant\n" + "".join(f"{row['user']},{row['assistant']}\n" for row in rows)
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        text = f"[{','.join(lines)}]" if suffix == ".json" else "\n".join(lines)
+    path.write_bytes(text.encode("latin-1"))
+    made = imports.convert([(path.name, path)], ORIGIN)
+    line = 2 if suffix == ".csv" else 1
+    assert [(problem.place, problem.reason) for problem in made.problems] == [(f"chats{suffix}:{line}", "text_broken")]
+    assert "byte 0xBF is not UTF-8" in made.problems[0].detail
+    assert "save the file as UTF-8" in made.problems[0].detail
+    assert made.rows == 1
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(SourceError, match="UTF-16; save it as UTF-8"):
+        imports.convert([(path.name, path)], ORIGIN)
+
+
+def test_what_the_run_rejects_as_broken_text_is_unusable(tmp_path: Path) -> None:
+    rows = [
+        {"user": "NUL\0 aquí", "assistant": "Sí"},
+        {"user": "Medio emoji \ud83d", "assistant": "Sí"},
+        {"user": "Ya perdida: a\ufffdo", "assistant": "Sí"},
+        {"user": "De alguien", "assistant": "Sí", "user_id": "ana\0"},
+        {"prompt": "Corregida", "chosen": "S\ufffd", "rejected": "No"},
+        {"user": "Entera 💀", "assistant": "Sí"},
+    ]
+    folder = write_rows(tmp_path / "own", ".jsonl", rows).parent
+    made = imports.import_files([folder / "rows.jsonl"], tmp_path / "to", ORIGIN)
+    assert [(problem.place, problem.reason) for problem in made.converted.problems] == [
+        (f"rows.jsonl:{line}", "text_broken") for line in range(1, 6)
+    ]
+    valid = validate(read_source([str(tmp_path / "to")]))
+    assert (valid.conversations.height, valid.messages.height, valid.rejected.height) == (1, 2, 5)
 
 
 def test_again_adds_nothing_and_a_kill_between_two_writes_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
