@@ -69,6 +69,60 @@ def test_what_is_left_out_has_its_reason(repository: Path) -> None:
         choose_files(repository / "no", Repository())
 
 
+TREE = ("top.py", "src/top.py", "src/a/one.py", "src/a/b/two.py", "app/secrets/s1.py", "app/secrets/deep/s2.py", "vendor/v.py")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "named"),
+    [
+        (["src/**/*.py"], [], TREE[1:4]),
+        (["src/*.py"], [], TREE[1:2]),
+        (["src"], [], TREE[1:4]),
+        (["/top.py"], [], TREE[:1]),
+        (["top.py"], [], TREE[:2]),
+        (["*.py"], ["**/secrets/**"], (*TREE[:4], TREE[6])),
+        (["*.py"], ["app/secrets"], (*TREE[:4], TREE[6])),
+        (["*.py"], ["secrets/"], (*TREE[:4], TREE[6])),
+        (["*.py"], ["vendor/"], TREE[:6]),
+        (["*.py"], ["src/*", "!src/top.py", "app", "vendor"], TREE[:2]),
+    ],
+)
+def test_patterns_are_those_of_git(tmp_path: Path, include: list[str], exclude: list[str], named: tuple[str, ...]) -> None:
+    for name in TREE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(CODE, encoding="utf-8")
+    chosen = choose_files(tmp_path, Repository(include=include, exclude=exclude))
+    assert sorted(chosen.texts) == sorted(named)
+    assert not chosen.left_out
+
+
+def test_a_pattern_that_names_nothing_is_told(repository: Path, tmp_path: Path) -> None:
+    chosen = choose_files(repository, Repository(include=["*.md", "./app/*.py"], exclude=["nosuch/**", "secrets/**"]))
+    assert [(name, reason) for name, reason, _ in chosen.left_out] == [
+        ("include ./app/*.py", "pattern_unmatched"),
+        ("exclude nosuch/**", "pattern_unmatched"),
+        ("exclude secrets/**", "pattern_unmatched"),
+    ]
+    with pytest.raises(SourceError, match="exclude '!' is no pattern"):
+        choose_files(repository, Repository(exclude=["!"]))
+    command = [
+        "import",
+        str(repository),
+        "--exclude",
+        "tests",
+        "--exclude",
+        "nosuch",
+        "--to",
+        str(tmp_path / "to"),
+        "--tenant",
+        "a",
+    ]
+    for more in ([], ["--texts"]):
+        done = CliRunner().invoke(main, [*command, "--vertical", "code", "--date", "2026-10-21", *more])
+        assert done.exit_code == 0
+        assert "exclude nosuch: pattern_unmatched" in done.stderr
+
+
 def test_rows_and_texts(repository: Path, tmp_path: Path) -> None:
     chosen = choose_files(repository, Repository(exclude=["tests/**"]))
     made = dict(rows(chosen))
