@@ -32,7 +32,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_assets.corpus.forms import FORMS, Record, Unusable, record_of
-from finetune_assets.corpus.repositories import Chosen, Repository, choose_files, named_files, rows
+from finetune_assets.corpus.repositories import Chosen, Repository, choose_files, is_link, named_files, rows
 from finetune_assets.corpus.row_files import SUFFIXES, read_rows
 from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES, TIME
 from finetune_assets.errors import SourceError
@@ -332,7 +332,7 @@ def files_of(folder: Path, origin: Origin) -> list[Path]:
     """The files that a folder with a `source.yaml` is made from, sorted. Raises SourceError where there is none."""
     if origin.repository is not None:
         root = repository_of(folder, origin.repository)
-        return [root / name for name in named_files(root, origin.repository)]
+        return [root / name for name in named_files(root, origin.repository) if not is_link(root, name)]
     found = {path for pattern in origin.files for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")))
     if not files:

@@ -2,8 +2,8 @@
 
 `choose_files` leaves out what git does not track, what the patterns (git's own: those of a `.gitignore`) do not name, and, each
 with its reason: `deprecated` (a folder or file called so, or a first line that says it), `secret` (a key, token or password: the
-whole file stays out), `not_text`, `too_long`, `empty`. A pattern that names nothing is told (`pattern_unmatched`). Of the rest
-are made
+whole file stays out), `link` (it may lead out of the repository), `not_text`, `too_long`, `empty`. A pattern that names nothing
+is told (`pattern_unmatched`). Of the rest are made
 
 - instruction rows (`rows`), a source like any file of the form instruction/input/output: of Python every documented function,
   method and class (asked for by name, signature and docstring; answered by its source), of Markdown every section (asked for by
@@ -19,7 +19,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,7 +62,7 @@ def choose_files(root: Path, repository: Repository) -> Chosen:
     texts: dict[str, str] = {}
     names, left_out = _named(root, repository)
     for name in names:
-        text, problem = _read(root / name, name)
+        text, problem = _read(root, name)
         if problem is None:
             texts[name] = text
         else:
@@ -114,18 +114,26 @@ def _tracked(root: Path) -> list[str]:
         listed = done.stdout.decode("utf-8", "surrogateescape").split("\0") if done.returncode == 0 else []
     except FileNotFoundError:
         listed = []
-    names = [name for name in listed if name and (root / name).is_file()]
+    names = [name for name in listed if name and ((root / name).is_file() or is_link(root, name))]
     if not names:
-        found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        found = (path.relative_to(root) for path in root.rglob("*") if path.is_file() or path.is_symlink())
         names = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
     return sorted(names)
 
 
-def _read(path: Path, name: str) -> tuple[str, tuple[str, str] | None]:
+def is_link(root: Path, name: str) -> bool:
+    """Whether a file of a repository is a symbolic link, or stands below one."""
+    path = PurePosixPath(name)
+    return any((root / part).is_symlink() for part in (path, *path.parents[:-1]))
+
+
+def _read(root: Path, name: str) -> tuple[str, tuple[str, str] | None]:
+    if is_link(root, name):
+        return "", ("link", "a symbolic link is not followed")
     if _DEPRECATED_NAME.search(name):
         return "", ("deprecated", "its name says so")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = (root / name).read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         return "", ("not_text", "it is no UTF-8")
     return text, _problem(text)

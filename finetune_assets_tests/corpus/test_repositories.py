@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from finetune_assets.cli import main
+from finetune_assets.corpus import imports
 from finetune_assets.corpus.repositories import Repository, choose_files, rows, write_texts
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.corpus.validation import validate
@@ -121,6 +123,29 @@ def test_a_pattern_that_names_nothing_is_told(repository: Path, tmp_path: Path) 
         done = CliRunner().invoke(main, [*command, "--vertical", "code", "--date", "2026-10-21", *more])
         assert done.exit_code == 0
         assert "exclude nosuch: pattern_unmatched" in done.stderr
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_links_are_left_out(repository: Path, tmp_path: Path, tracked: bool) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "private.py").write_text(CODE, encoding="utf-8")
+    (repository / "app" / "more").mkdir()
+    (repository / "app" / "more" / "private.py").write_text(CODE, encoding="utf-8")
+    (repository / "app" / "link.py").symlink_to(outside / "private.py")
+    (repository / "app" / "gone.py").symlink_to(outside / "no.py")
+    subprocess.run(["git", "-C", str(repository), "add", "app"], check=True)
+    (repository / "app" / "more" / "private.py").unlink()
+    (repository / "app" / "more").rmdir()
+    (repository / "app" / "more").symlink_to(outside)  # after it was added: git still lists app/more/private.py
+    if not tracked:
+        (repository / ".git").rename(tmp_path / "git")
+    chosen = choose_files(repository, Repository(include=["app/*.py", "app/more"]))
+    links = {name for name, reason, _ in chosen.left_out if reason == "link"}
+    assert links == {"app/link.py", "app/gone.py", "app/more/private.py" if tracked else "app/more"}
+    assert sorted(chosen.texts) == ["app/broken.py", "app/prices.py"]
+    origin = imports.Origin(tenant="a", vertical="b", date=date(2026, 10, 21), repository=Repository(path=str(repository)))
+    assert not {"link.py", "gone.py", "private.py"} & {path.name for path in imports.files_of(repository, origin)}
 
 
 def test_rows_and_texts(repository: Path, tmp_path: Path) -> None:
