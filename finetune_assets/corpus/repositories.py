@@ -24,7 +24,8 @@ from pathlib import Path, PurePosixPath
 from pathspec import GitIgnoreSpec
 from pydantic import BaseModel, ConfigDict, Field
 
-from finetune_assets.corpus.personal_data import find, scrub_conversation
+from finetune_assets.corpus.code_secrets import first_secret
+from finetune_assets.corpus.personal_data import scrub_conversation
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import write_text
 
@@ -136,19 +137,19 @@ def _read(root: Path, name: str) -> tuple[str, tuple[str, str] | None]:
         text = (root / name).read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         return "", ("not_text", "it is no UTF-8")
-    return text, _problem(text)
+    return text, _problem(text, name.endswith(".py"))
 
 
-def _problem(text: str) -> tuple[str, str] | None:
+def _problem(text: str, python: bool) -> tuple[str, str] | None:
     """Reason and detail of the first rule that a file's text breaks."""
-    kinds = ", ".join(sorted({one.kind for one in find(text[:MAX_CHARS])} & {"secret", "url"}))
+    kind, line = first_secret(text[:MAX_CHARS], python) or ("", 0)
     deprecated = any(_DEPRECATED_HEAD.match(line) for line in text.splitlines()[:HEAD_LINES])
     rules = (
         (not text.strip(), "empty", "it holds no text"),
         ("\0" in text, "not_text", "it holds NUL"),
         (len(text) > MAX_CHARS, "too_long", f"{len(text):,} characters, at most {MAX_CHARS:,}"),
         (deprecated, "deprecated", f"one of its first {HEAD_LINES} lines says so"),
-        (bool(kinds), "secret", f"it holds a value of the kind {kinds}"),
+        (bool(kind), "secret", f"it holds a value of the kind {kind} (line {line})"),
     )
     return next(((reason, detail) for holds, reason, detail in rules if holds), None)
 

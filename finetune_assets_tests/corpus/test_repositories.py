@@ -148,6 +148,59 @@ def test_links_are_left_out(repository: Path, tmp_path: Path, tracked: bool) -> 
     assert not {"link.py", "gone.py", "private.py"} & {path.name for path in imports.files_of(repository, origin)}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'SECRET_KEY = "django-insecure-8#k2l!v9(qx&0)"',
+        "DB_PASSWORD: str = 'correcthorse'",
+        'self.api_key = "9f8e7d6c5b4a"',
+        "const accessToken = 'a81bc81b-dead-4e5d';",
+        'client = Client(auth_token="tok_1a2b3c4d")',
+        '{"client_secret": "Zm9vYmFyYmF6cXV4"}',
+        "# run it with password=hunter2hunter2",
+        "token = 'ghp_Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MGFiY2Rl'",
+        'KEY = os.environ.get("SECRET_KEY", "s3cr3t-default!")',
+        'if given == "x" or admin_password == "hunter2hunter2":',
+    ],
+)
+def test_a_value_assigned_to_a_secret_name_is_one(tmp_path: Path, line: str) -> None:
+    (tmp_path / "settings.py").write_text(f"import os\n{line}\n{CODE}", encoding="utf-8")
+    chosen = choose_files(tmp_path, Repository())
+    assert [(name, reason) for name, reason, _ in chosen.left_out] == [("settings.py", "secret")]
+    assert chosen.left_out[0][2].endswith("(line 2)")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'SECRET_KEY = os.environ["SECRET_KEY_2026"]',
+        'SECRET_KEY = "<your key, 32 characters>"',
+        'API_KEY = "YOUR_API_KEY_1"',
+        'api_key="${API_KEY_1}"',
+        'API_KEY = "OPENAI_API_KEY_2"',
+        'DB_PASSWORD = "************"',
+        'DB_PASSWORD = "change-me-1"',
+        'TOKEN_URL = "https://example.org/oauth2/token"',
+        'token_type = "bearer_2_legged"',
+        'tokenizer = "gpt2-medium-v2"',
+        'eos_token="<|endoftext_1|>"',
+        'max_tokens: "1024000000"',
+        'PRIVATE_KEY = "/etc/keys/server-1.pem"',
+        'password_field = "password_input1"',
+        'field_token = "csrfmiddlewaretoken"',
+        'auth_token = f"{prefix}-{number:08}"',
+        'the_secret = "ab1"',
+        "token = secrets.token_urlsafe(32)",
+        "user.password = new_password",
+        "token = hashlib.sha256(f'{name}1').hexdigest()[:40]",
+        'labels = {"db_password": "Enter your password 1"}',
+    ],
+)
+def test_names_and_placeholders_are_no_secrets(tmp_path: Path, line: str) -> None:
+    (tmp_path / "settings.py").write_text(f"import os\n{line}\n{CODE}", encoding="utf-8")
+    assert not choose_files(tmp_path, Repository()).left_out
+
+
 def test_rows_and_texts(repository: Path, tmp_path: Path) -> None:
     chosen = choose_files(repository, Repository(exclude=["tests/**"]))
     made = dict(rows(chosen))
