@@ -11,6 +11,13 @@ import click
 
 SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
 
+_LEFT_ASIDE = {
+    "system": "system messages",
+    "tools": "a list of tools",
+    "timestamp": "a timestamp that is no time since 2000 (seconds or milliseconds since 1970, or ISO 8601 with its zone)",
+    "label": "a label that is neither true nor false",
+}
+
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -90,7 +97,7 @@ def import_(  # noqa: PLR0913, PLR0917
     if as_json:
         print(json.dumps(told))
         return
-    aside = "".join(f" {rows} rows had {what} messages, left aside." for what, rows in converted.left_aside.items())
+    aside = "".join(f" {rows} rows had {_LEFT_ASIDE[what]}, left aside." for what, rows in converted.left_aside.items())
     print(
         f"{converted.read} rows read: {done.added} added to {folder}, {done.already_there} already there, "
         f"{len(converted.problems)} unusable.{aside}\nNext: FINETUNE_SOURCE={folder} finetune run --assistant NAME"

@@ -79,7 +79,7 @@ class Converted:
     tables: dict[str, pl.DataFrame]
     read: int
     problems: list[Problem]
-    left_aside: dict[str, int]  # `system`, `tools`: rows in which they stood
+    left_aside: dict[str, int]  # `system`, `tools`, `timestamp`, `label`: rows in which they stood
 
     @property
     def rows(self) -> int:

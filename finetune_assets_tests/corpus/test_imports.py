@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,38 @@ def test_a_file_of_any_kind_is_a_source(tmp_path: Path, suffix: str) -> None:
     assert own["user_text"].to_list().count("Mi correo es [EMAIL]") == 1
     assert counts["kept"]["conversations"] == 6
     assert counts["rejected_by_reason"]["messages"] == {"content_missing": 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1760000000,
+        1760000000.0,
+        "1760000000",
+        1760000000000,
+        "2025-10-09T08:53:20Z",
+        "2025-10-09 10:53:20+02:00",
+        datetime(2025, 10, 9, 8, 53, 20, tzinfo=UTC),
+    ],
+)
+def test_a_timestamp_is_read_in_every_writing(value: Any) -> None:
+    record = record_of({**FORMS["pair"], "timestamp": value})
+    assert (record.seconds, record.left_aside) == (1760000000, ())
+
+
+@pytest.mark.parametrize("value", [True, "2025-10-09T08:53:20", "ayer", 5, -1, 10**18, 10**400, float("nan"), [1], "20251009"])
+def test_a_timestamp_that_is_no_time_is_left_aside_and_counted(value: Any) -> None:
+    record = record_of({**FORMS["pair"], "timestamp": value})
+    assert (record.seconds, record.left_aside) == (None, ("timestamp",))
+
+
+def test_a_label_that_is_no_thumb_is_left_aside_and_counted(tmp_path: Path) -> None:
+    rows = [{**FORMS["pair"], "label": "maybe", "timestamp": "ayer"}, {"user": "Hola", "assistant": "Buenas", "label": "true"}]
+    made = imports.import_files([write_rows(tmp_path, ".jsonl", rows)], tmp_path / "to", ORIGIN)
+    assert made.converted.left_aside == {"label": 1, "timestamp": 1}
+    command = ["import", str(tmp_path / "rows.jsonl"), "--to", str(tmp_path / "to"), "--tenant", "clinic_a"]
+    done = CliRunner().invoke(main, [*command, "--vertical", "dental", "--date", "2026-10-21"])
+    assert "1 rows had a label that is neither true nor false, left aside." in done.stdout
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
