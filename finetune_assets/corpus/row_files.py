@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 import polars as pl
 
+from finetune_assets.corpus.files import check_separator
 from finetune_assets.corpus.forms import Unusable
 from finetune_assets.errors import SourceError
 
@@ -81,6 +82,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     with _text(path, "") as file:
         reader = csv.DictReader(file)
         try:
+            check_separator(path, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     yield reader.line_num, Unusable("not_an_object", "it has another number of fields than the header")

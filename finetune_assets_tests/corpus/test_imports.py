@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,19 @@ def test_a_label_that_is_no_thumb_is_left_aside_and_counted(tmp_path: Path) -> N
     command = ["import", str(tmp_path / "rows.jsonl"), "--to", str(tmp_path / "to"), "--tenant", "clinic_a"]
     done = CliRunner().invoke(main, [*command, "--vertical", "dental", "--date", "2026-10-21"])
     assert "1 rows had a label that is neither true nor false, left aside." in done.stdout
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_csv_of_another_separator_names_it(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"user{separator}assistant\nHola, buenas{separator}Sí, dígame\n", encoding="utf-8")
+    with pytest.raises(SourceError, match=f"separates its fields by {re.escape(repr(separator))}"):
+        imports.convert([("rows.csv", path)], ORIGIN)
+    folder = write(tmp_path / "export", export(), ".csv")
+    csv_text = (folder / "messages.csv").read_text(encoding="utf-8")
+    (folder / "messages.csv").write_text(csv_text.replace(",", separator), encoding="utf-8")
+    with pytest.raises(SourceError, match=f"messages.csv separates its fields by {re.escape(repr(separator))}"):
+        read_source([str(folder)])
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
