@@ -11,6 +11,13 @@ import click
 
 SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
 
+_LEFT_ASIDE = {
+    "system": "system messages",
+    "tools": "a list of tools",
+    "timestamp": "a timestamp that is no time since 2000 (seconds or milliseconds since 1970, or ISO 8601 with its zone)",
+    "label": "a label that is neither true nor false",
+}
+
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -25,8 +32,15 @@ SHOWN = 20  # unusable rows that are named on the terminal; the rest are counted
     help="Day of rows without a `timestamp`; its week is their partition.",
 )
 @click.option("--form", help="One of the forms of docs/data.md; default: found by each row's keys.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Of a repository: files to read; default **/*.py and **/*.md.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Of a repository: files to leave out.")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Of a repository: files to read, as in a .gitignore; default **/*.py and **/*.md.",
+)
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Of a repository: files and folders to leave out, as in a .gitignore."
+)
 @click.option("--texts", is_flag=True, help="Of a repository: write plain texts for the objective continued_pretraining.")
 @click.option("--strict", is_flag=True, help="Write nothing and end with 1 if a row is unusable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -61,15 +75,13 @@ def import_(  # noqa: PLR0913, PLR0917
         globs = {"include": list(include), "exclude": list(exclude)}
         chosen = choose_files(files[0], Repository.model_validate({name: value for name, value in globs.items() if value}))
         if texts:
-            print(f"{write_texts(chosen, folder)} texts written to {folder}, {len(chosen.left_out)} files left out.")
+            _tell([f"{name}: {reason}: {detail}" for name, reason, detail in chosen.left_out])
+            print(f"{write_texts(chosen, folder)} texts written to {folder}, {len(chosen.left_out)} left out.")
             return
         converted = convert_repository(chosen, origin)
     else:
         converted = convert([(path.name, path) for path in files], origin)
-    for problem in converted.problems[:SHOWN]:
-        print(f"{problem.place}: {problem.reason}: {problem.detail}", file=sys.stderr)
-    if len(converted.problems) > SHOWN:
-        print(f"… and {len(converted.problems) - SHOWN} more", file=sys.stderr)
+    _tell([f"{problem.place}: {problem.reason}: {problem.detail}" for problem in converted.problems])
     if strict and converted.problems:
         print(f"finetune: {len(converted.problems)} of {converted.read} rows are unusable; nothing was written.", file=sys.stderr)
         sys.exit(1)
@@ -85,11 +97,18 @@ def import_(  # noqa: PLR0913, PLR0917
     if as_json:
         print(json.dumps(told))
         return
-    aside = "".join(f" {rows} rows had {what} messages, left aside." for what, rows in converted.left_aside.items())
+    aside = "".join(f" {rows} rows had {_LEFT_ASIDE[what]}, left aside." for what, rows in converted.left_aside.items())
     print(
         f"{converted.read} rows read: {done.added} added to {folder}, {done.already_there} already there, "
         f"{len(converted.problems)} unusable.{aside}\nNext: FINETUNE_SOURCE={folder} finetune run --assistant NAME"
     )
+
+
+def _tell(problems: list[str]) -> None:
+    for problem in problems[:SHOWN]:
+        print(problem, file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"… and {len(problems) - SHOWN} more", file=sys.stderr)
 
 
 COMMANDS: list[click.Command] = [import_]

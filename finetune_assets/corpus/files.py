@@ -7,7 +7,7 @@ Messages never quote the file's content: it may be personal.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,18 @@ def _csv_columns(path: Path) -> list[str]:
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty, without even a header line. Export it again; a table without rows keeps its header.")
     try:
-        return pl.read_csv(path, n_rows=0, infer_schema=False, encoding="utf8-lossy").columns
+        columns = pl.read_csv(path, n_rows=0, infer_schema=False, encoding="utf8-lossy").columns
     except pl.exceptions.PolarsError as error:
         raise _no_csv(path, error) from None
+    check_separator(path, columns)
+    return columns
+
+
+def check_separator(path: Path, columns: Sequence[str]) -> None:
+    """Raises SourceError where the only column of a CSV is a header with another separator."""
+    other = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
+    if other:
+        raise SourceError(f"{path} separates its fields by {other!r}. Export it with a comma between fields and texts in quotes.")
 
 
 def _no_csv(path: Path, error: BaseException) -> SourceError:

@@ -5,18 +5,21 @@
     user/assistant              {"user": text, "assistant": text}
     instruction/input/output    {"instruction": text, "input"?: text, "output": text, or JSON tool calls}
     sharegpt                    {"conversations": [{"from", "value"}, …]}
-    request/response            {"request": a chat-completions request, "response": its answer, "timestamp"?: seconds}: a log
+    request/response            {"request": a chat-completions request, "response": its answer, "timestamp"?: a time}: a log
     chosen/rejected             {"prompt"?: text or messages, "chosen": text or messages, "rejected": …}: a reply corrected
 
-Beside them a row may have `user_id`, `intent` and `label` (true or false: a thumb for its last reply). Left aside are system
-messages and `tools` (an assistant's settings say both).
+Beside them a row may have `user_id`, `intent`, `timestamp` (seconds or milliseconds since 1970, or ISO 8601 with its zone) and
+`label` (true or false: a thumb for its last reply). Left aside, and counted, are system messages and `tools` (an assistant's
+settings say both), and a timestamp or label that is none.
 A tool call is the text `{"tool_calls":[{"name":…,"arguments":{…}},…]}` of the reply, a tool's answer the user's text
 `{"tool_result":…}`: so every rule for texts (personal data, lengths, near-duplicates) holds for them too.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -42,10 +45,12 @@ REASONS: tuple[str, ...] = (
         "row_continued",
         "pair_equal",
         "pair_unlike",
+        "text_broken",
     ),
 )
 """Why a row is unusable."""
-LAST_SECOND = 4_102_444_800  # the year 2100: a larger timestamp counts something other than seconds
+_BROKEN = re.compile("[\0\ufffd\ud800-\udfff]")  # NUL, U+FFFD, lone surrogates: a run rejects each as `text_broken`
+FIRST_SECOND, LAST_SECOND = 946_684_800, 4_102_444_800  # the years 2000 and 2100, beyond which a run takes no time
 LONG_NUMBER = 10**6  # whole numbers from here on become texts in arguments: a placeholder in their place leaves the JSON whole
 
 
@@ -65,7 +70,7 @@ class Record:
     turns: tuple[tuple[str, str], ...]
     user_id: str | None
     intent: str | None
-    left_aside: tuple[str, ...]  # "system", "tools"
+    left_aside: tuple[str, ...]  # "system", "tools", a "timestamp" or "label" that says nothing
     seconds: float | None = None  # since 1970, where the row said it
     correction: str | None = None  # what the last reply should have been
     good: bool | None = None  # the thumb for the last reply
@@ -102,16 +107,28 @@ def record_of(row: Any, form: str | None = None) -> Record:
         raise Unusable("no_user_turn", "it holds no message of a user")
     if "assistant" not in roles[roles.index("user") :]:
         raise Unusable("no_reply", "it holds no message of the assistant after one of the user")
-    seconds = cells.get("timestamp")
-    return Record(
+    seconds, good = _seconds(cells.get("timestamp")), _thumb(cells.get("label"))
+    left_aside |= {key for key, value in (("timestamp", seconds), ("label", good)) if key in cells and value is None}
+    record = Record(
         tuple(turns),
         _label(cells.get("user_id")),
         _label(cells.get("intent")),
         tuple(sorted(left_aside)),
-        float(seconds) if isinstance(seconds, int | float) and 0 < seconds < LAST_SECOND else None,
+        seconds,
         correction,
-        _thumb(cells.get("label")),
+        good,
     )
+    _check_texts(record)
+    return record
+
+
+def _check_texts(record: Record) -> None:
+    """Raises Unusable for what a run would reject as `text_broken`."""
+    texts = [(f"the text of turn {number}", text) for number, (_, text) in enumerate(record.turns, start=1)]
+    texts += [("the chosen reply", record.correction or ""), ("its user_id", record.user_id or "")]
+    broken = next((what for what, text in texts if _BROKEN.search(text)), None)
+    if broken:
+        raise Unusable("text_broken", f"{broken} holds NUL, U+FFFD or half a surrogate pair: letters were lost; export it again")
 
 
 def form_of(*rows: Mapping[str, Any]) -> str:
@@ -211,6 +228,23 @@ def _pair(row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if chosen[:-1] != rejected[:-1]:
         raise Unusable("pair_unlike", "chosen and rejected answer different conversations")
     return {**{key: value for key, value in row.items() if key not in ("chosen", "rejected")}, "messages": rejected}, better[1]
+
+
+def _seconds(value: Any) -> float | None:
+    """Since 1970, of a number of seconds or milliseconds (also as the text of a cell) or of a time with its zone; else null."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            try:
+                value = dt.datetime.fromisoformat(value.strip())
+            except ValueError:
+                return None
+    if isinstance(value, dt.datetime) and value.tzinfo is not None:
+        value = value.timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not FIRST_SECOND <= value < LAST_SECOND * 1000:
+        return None
+    return float(value) if value < LAST_SECOND else value / 1000 if value >= FIRST_SECOND * 1000 else None
 
 
 def _thumb(label: Any) -> bool | None:

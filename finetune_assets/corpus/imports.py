@@ -32,7 +32,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune_assets.corpus.forms import FORMS, Record, Unusable, record_of
-from finetune_assets.corpus.repositories import Chosen, Repository, choose_files, named_files, rows
+from finetune_assets.corpus.repositories import Chosen, Repository, choose_files, is_link, named_files, rows
 from finetune_assets.corpus.row_files import SUFFIXES, read_rows
 from finetune_assets.corpus.schema import FILE_NAMES, SOURCE, TABLES, TIME
 from finetune_assets.errors import SourceError
@@ -79,7 +79,7 @@ class Converted:
     tables: dict[str, pl.DataFrame]
     read: int
     problems: list[Problem]
-    left_aside: dict[str, int]  # `system`, `tools`: rows in which they stood
+    left_aside: dict[str, int]  # `system`, `tools`, `timestamp`, `label`: rows in which they stood
 
     @property
     def rows(self) -> int:
@@ -135,7 +135,7 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
             found[name], places[name] = record, place
             continue
         found[name], places[name], repeated = _first((found[name], places[name]), (record, place))
-        problems.append(Problem(repeated, "row_repeated", "another row has the same turns"))
+        problems.append(Problem(repeated, "row_repeated", "another row has the same turns, and counts"))
     for name in _continued(found):
         del found[name]
         problems.append(Problem(places[name], "row_continued", "another row begins with all of its turns, and goes on"))
@@ -159,13 +159,20 @@ def tables_of(given: Iterator[tuple[str, Any]], origin: Origin) -> Converted:
 
 
 def _first(one: tuple[Record, str], other: tuple[Record, str]) -> tuple[Record, str, str]:
-    """Of two rows with the same turns the earlier one and its place, and the other's place, whatever their order."""
-    keys = [
-        (record.seconds or 0.0, *(text or "" for text in (record.correction, record.user_id, record.intent)), record.good is None)
-        for record, _ in (one, other)
-    ]
-    (kept, place), (_, repeated) = (one, other) if keys[0] <= keys[1] else (other, one)
+    """Of two rows with the same turns the one that counts and its place, and the other's place, whatever their order."""
+    (kept, place), (_, repeated) = sorted((one, other), key=lambda each: _rank(each[0]))
     return kept, place, repeated
+
+
+def _rank(record: Record) -> tuple[Any, ...]:
+    """Feedback counts as that of one message does: a correction, else a thumb, of several the newest, at the same instant the bad
+    one. Of rows without feedback the earliest counts; a row without a `timestamp` is the oldest."""
+    corrected = record.correction is not None
+    judged = corrected or record.good is not None
+    seconds = record.seconds or 0.0
+    texts = (text or "" for text in (record.correction, record.user_id, record.intent))
+    praised = record.good is True and not corrected
+    return (not corrected, not judged, -seconds if judged else seconds, praised, *texts, record.left_aside)
 
 
 def _continued(found: Mapping[str, Record]) -> list[str]:
@@ -234,7 +241,7 @@ def _feedback(name: str, record: Record, origin: Origin, start: dt.datetime) -> 
 
 
 def _unread(problem: Problem, start: dt.datetime) -> dict[str, Any]:
-    return {"message_id": problem.place, "problem": f"{problem.reason}: {problem.detail}", "created_at": start}
+    return {"message_id": _clean(problem.place), "problem": f"{problem.reason}: {problem.detail}", "created_at": start}
 
 
 def _clean(text: str | None) -> str | None:
@@ -274,7 +281,12 @@ def add(converted: Converted, folder: Path) -> Imported:
             "messages",
             "conversations",
         ):  # a message that waits for its conversation is completed by a rerun
-            whole = pl.concat([converted.tables[table], there[table]]).unique(keys[table], keep="first", maintain_order=True)
+            whole = pl.concat([converted.tables[table], there[table]])
+            if table == "feedback":  # as in `_rank`; "negative" sorts before "positive"
+                uncorrected = pl.col("expected_response").is_null()
+                order = [uncorrected, -pl.col("created_at").dt.epoch("us"), pl.col("feedback_type"), pl.col("expected_response")]
+                whole = whole.sort(order, maintain_order=True)
+            whole = whole.unique(keys[table], keep="first", maintain_order=True)
             write_parquet(folder / f"{table}.parquet", whole.sort(keys[table]))
     return Imported(converted, new.height)
 
@@ -320,7 +332,7 @@ def files_of(folder: Path, origin: Origin) -> list[Path]:
     """The files that a folder with a `source.yaml` is made from, sorted. Raises SourceError where there is none."""
     if origin.repository is not None:
         root = repository_of(folder, origin.repository)
-        return [root / name for name in named_files(root, origin.repository)]
+        return [root / name for name in named_files(root, origin.repository) if not is_link(root, name)]
     found = {path for pattern in origin.files for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "_")))
     if not files:

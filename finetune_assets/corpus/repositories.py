@@ -1,8 +1,9 @@
 """A code repository as a source: which of its files are fit, and what an assistant can learn from them.
 
-`choose_files` leaves out what git does not track, what the globs do not name, and, each with its reason: `deprecated` (a folder
-or file called so, or a first line that says it), `secret` (a key, token or password: the whole file stays out), `not_text`,
-`too_long`, `empty`. Of the rest are made
+`choose_files` leaves out what git does not track, what the patterns (git's own: those of a `.gitignore`) do not name, and, each
+with its reason: `deprecated` (a folder or file called so, or a first line that says it), `secret` (a key, token or password: the
+whole file stays out), `link` (it may lead out of the repository), `not_text`, `too_long`, `empty`. A pattern that names nothing
+is told (`pattern_unmatched`). Of the rest are made
 
 - instruction rows (`rows`), a source like any file of the form instruction/input/output: of Python every documented function,
   method and class (asked for by name, signature and docstring; answered by its source), of Markdown every section (asked for by
@@ -20,9 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pathspec import GitIgnoreSpec
 from pydantic import BaseModel, ConfigDict, Field
 
-from finetune_assets.corpus.personal_data import find, scrub_conversation
+from finetune_assets.corpus.code_secrets import first_secret
+from finetune_assets.corpus.personal_data import scrub_conversation
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import write_text
 
@@ -41,25 +44,26 @@ class Repository(BaseModel):
 
     path: str = Field(default=".", description="The repository, relative to the folder of `source.yaml`.")
     include: list[str] = Field(
-        default_factory=lambda: ["**/*.py", "**/*.md"], description="Globs of files to read, relative to the repository."
+        default_factory=lambda: ["**/*.py", "**/*.md"], description="Files to read, as patterns of a .gitignore."
     )
-    exclude: list[str] = Field(default_factory=list, description="Globs of files to leave out.")
+    exclude: list[str] = Field(default_factory=list, description="Files and folders to leave out, as patterns of a .gitignore.")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Files that are fit, with their text, and (path, reason, detail) of those that are not; both sorted by path."""
+    """Files that are fit, with their text, and (path, reason, detail) of those that are not, by path, after patterns that name
+    nothing."""
 
     texts: dict[str, str]
     left_out: list[tuple[str, str, str]]
 
 
 def choose_files(root: Path, repository: Repository) -> Chosen:
-    """Reads the files that the globs name. Raises SourceError where there is no such folder, or nothing is named."""
+    """Reads the files that the patterns name. Raises SourceError where there is no such folder, or nothing is named."""
     texts: dict[str, str] = {}
-    left_out: list[tuple[str, str, str]] = []
-    for name in named_files(root, repository):
-        text, problem = _read(root / name, name)
+    names, left_out = _named(root, repository)
+    for name in names:
+        text, problem = _read(root, name)
         if problem is None:
             texts[name] = text
         else:
@@ -68,15 +72,40 @@ def choose_files(root: Path, repository: Repository) -> Chosen:
 
 
 def named_files(root: Path, repository: Repository) -> list[str]:
-    """The tracked files that the globs name, sorted. Raises SourceError where there is none."""
+    """The tracked files that the patterns name, sorted. Raises SourceError where there is none."""
+    return _named(root, repository)[0]
+
+
+def _named(root: Path, repository: Repository) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """The tracked files that the patterns name, and (pattern, reason, detail) of patterns that name nothing."""
     if not root.is_dir():
         raise SourceError(f"Repository {root} does not exist; correct `repository.path`.")
-    names = [name for name in _tracked(root) if _named(name, repository.include) and not _named(name, repository.exclude)]
+    tracked = _tracked(root)
+    unmatched = [
+        (f"{key} {pattern}", "pattern_unmatched", "it names no file that git tracks here; correct it, or take it out")
+        for key in ("include", "exclude")
+        if key in repository.model_fields_set
+        for pattern in getattr(repository, key)
+        if not _matched(tracked, key, [pattern.removeprefix("!")])
+    ]
+    names = _matched(tracked, "include", repository.include) - _matched(tracked, "exclude", repository.exclude)
     if not names:
         raise SourceError(
             f"Repository {root} holds no file that include {repository.include} names and exclude {repository.exclude} leaves."
         )
-    return names
+    return sorted(names), unmatched
+
+
+def _matched(names: Sequence[str], key: str, patterns: Sequence[str]) -> set[str]:
+    """The names that git would match: the last pattern that fits a name, or a folder above it, decides; `!` takes it back."""
+    for pattern in patterns:
+        try:
+            GitIgnoreSpec.from_lines([pattern])
+        except ValueError:
+            raise SourceError(
+                f"{key} {pattern!r} is no pattern; write it as in a .gitignore, `src/**/*.py` or `vendor/`."
+            ) from None
+    return set(GitIgnoreSpec.from_lines(patterns).match_files(names))
 
 
 def _tracked(root: Path) -> list[str]:
@@ -86,45 +115,41 @@ def _tracked(root: Path) -> list[str]:
         listed = done.stdout.decode("utf-8", "surrogateescape").split("\0") if done.returncode == 0 else []
     except FileNotFoundError:
         listed = []
-    names = [name for name in listed if name and (root / name).is_file()]
+    names = [name for name in listed if name and ((root / name).is_file() or is_link(root, name))]
     if not names:
-        found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        found = (path.relative_to(root) for path in root.rglob("*") if path.is_file() or path.is_symlink())
         names = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
     return sorted(names)
 
 
-def _named(name: str, globs: Sequence[str]) -> bool:
-    """`**/` may stand for no folder at all."""
-    path = PurePosixPath("/" + name)
-    return any(
-        path.match(f"/{glob}") or (glob.startswith("**/") and path.match(glob[3:])) or _below(name, glob) for glob in globs
-    )
+def is_link(root: Path, name: str) -> bool:
+    """Whether a file of a repository is a symbolic link, or stands below one."""
+    path = PurePosixPath(name)
+    return any((root / part).is_symlink() for part in (path, *path.parents[:-1]))
 
 
-def _below(name: str, glob: str) -> bool:
-    return glob.endswith("/**") and PurePosixPath(name).is_relative_to(glob[:-3])
-
-
-def _read(path: Path, name: str) -> tuple[str, tuple[str, str] | None]:
+def _read(root: Path, name: str) -> tuple[str, tuple[str, str] | None]:
+    if is_link(root, name):
+        return "", ("link", "a symbolic link is not followed")
     if _DEPRECATED_NAME.search(name):
         return "", ("deprecated", "its name says so")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = (root / name).read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         return "", ("not_text", "it is no UTF-8")
-    return text, _problem(text)
+    return text, _problem(text, name.endswith(".py"))
 
 
-def _problem(text: str) -> tuple[str, str] | None:
+def _problem(text: str, python: bool) -> tuple[str, str] | None:
     """Reason and detail of the first rule that a file's text breaks."""
-    kinds = ", ".join(sorted({one.kind for one in find(text[:MAX_CHARS])} & {"secret", "url"}))
+    kind, line = first_secret(text[:MAX_CHARS], python) or ("", 0)
     deprecated = any(_DEPRECATED_HEAD.match(line) for line in text.splitlines()[:HEAD_LINES])
     rules = (
         (not text.strip(), "empty", "it holds no text"),
         ("\0" in text, "not_text", "it holds NUL"),
         (len(text) > MAX_CHARS, "too_long", f"{len(text):,} characters, at most {MAX_CHARS:,}"),
         (deprecated, "deprecated", f"one of its first {HEAD_LINES} lines says so"),
-        (bool(kinds), "secret", f"it holds a value of the kind {kinds}"),
+        (bool(kind), "secret", f"it holds a value of the kind {kind} (line {line})"),
     )
     return next(((reason, detail) for holds, reason, detail in rules if holds), None)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from datetime import date
+import re
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from finetune_assets.corpus.forms import REASONS, Unusable, parsed_call, record_
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.row_files import SUFFIXES
 from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.validation import validate
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus.exports import KEY, export, write
@@ -125,6 +127,37 @@ def test_preferences_and_labels_are_feedback(tmp_path: Path) -> None:
     given = pl.read_parquet(store.corpus("feedback", "2026-10-19") / "part.parquet").sort("expected_response", nulls_last=True)
     assert given["expected_response"].to_list() == ["Sí, en la planta baja.", chosen, None, None]
     assert sorted(given["feedback_type"].to_list()) == ["negative", "negative", "negative", "positive"]
+
+
+TURN = {"prompt": "¿Abren hoy?", "completion": "No lo sé."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ([{**TURN, "label": True}, {**TURN, "label": False}], ("negative", None)),
+        (
+            [{**TURN, "label": False, "timestamp": 1760000000}, {**TURN, "label": True, "timestamp": 1760000060}],
+            ("positive", None),
+        ),
+        ([{**TURN, "timestamp": 10**9}, {**TURN, "label": True, "timestamp": 10**9 + 60}], ("positive", None)),
+        (
+            [{**TURN, "label": True}, {"prompt": TURN["prompt"], "chosen": "Sí, hasta las dos.", "rejected": TURN["completion"]}],
+            ("negative", "Sí, hasta las dos."),
+        ),
+    ],
+)
+def test_of_rows_with_the_same_turns_the_feedback_counts_as_of_one_message(
+    tmp_path: Path, rows: list[dict[str, Any]], kept: tuple[str, str | None]
+) -> None:
+    for number, order in enumerate((rows, rows[::-1])):
+        made = imports.tables_of(((f"f:{n}", row) for n, row in enumerate(order)), ORIGIN)
+        assert made.tables["feedback"].select("feedback_type", "expected_response").rows() == [kept]
+        assert [problem.reason for problem in made.problems] == ["row_repeated"]
+        for row in order:  # the same rows, each imported by itself
+            imports.add(imports.tables_of(iter([("f:1", row)]), ORIGIN), tmp_path / str(number))
+        there = pl.read_parquet(tmp_path / str(number) / "feedback.parquet")
+        assert there.select("feedback_type", "expected_response").rows() == [kept]
 
 
 def test_json_that_is_no_call_stays_a_text() -> None:
@@ -235,6 +268,90 @@ def test_a_file_of_any_kind_is_a_source(tmp_path: Path, suffix: str) -> None:
     assert own["user_text"].to_list().count("Mi correo es [EMAIL]") == 1
     assert counts["kept"]["conversations"] == 6
     assert counts["rejected_by_reason"]["messages"] == {"content_missing": 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1760000000,
+        1760000000.0,
+        "1760000000",
+        1760000000000,
+        "2025-10-09T08:53:20Z",
+        "2025-10-09 10:53:20+02:00",
+        datetime(2025, 10, 9, 8, 53, 20, tzinfo=UTC),
+    ],
+)
+def test_a_timestamp_is_read_in_every_writing(value: Any) -> None:
+    record = record_of({**FORMS["pair"], "timestamp": value})
+    assert (record.seconds, record.left_aside) == (1760000000, ())
+
+
+@pytest.mark.parametrize("value", [True, "2025-10-09T08:53:20", "ayer", 5, -1, 10**18, 10**400, float("nan"), [1], "20251009"])
+def test_a_timestamp_that_is_no_time_is_left_aside_and_counted(value: Any) -> None:
+    record = record_of({**FORMS["pair"], "timestamp": value})
+    assert (record.seconds, record.left_aside) == (None, ("timestamp",))
+
+
+def test_a_label_that_is_no_thumb_is_left_aside_and_counted(tmp_path: Path) -> None:
+    rows = [{**FORMS["pair"], "label": "maybe", "timestamp": "ayer"}, {"user": "Hola", "assistant": "Buenas", "label": "true"}]
+    made = imports.import_files([write_rows(tmp_path, ".jsonl", rows)], tmp_path / "to", ORIGIN)
+    assert made.converted.left_aside == {"label": 1, "timestamp": 1}
+    command = ["import", str(tmp_path / "rows.jsonl"), "--to", str(tmp_path / "to"), "--tenant", "clinic_a"]
+    done = CliRunner().invoke(main, [*command, "--vertical", "dental", "--date", "2026-10-21"])
+    assert "1 rows had a label that is neither true nor false, left aside." in done.stdout
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_csv_of_another_separator_names_it(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"user{separator}assistant\nHola, buenas{separator}Sí, dígame\n", encoding="utf-8")
+    with pytest.raises(SourceError, match=f"separates its fields by {re.escape(repr(separator))}"):
+        imports.convert([("rows.csv", path)], ORIGIN)
+    folder = write(tmp_path / "export", export(), ".csv")
+    csv_text = (folder / "messages.csv").read_text(encoding="utf-8")
+    (folder / "messages.csv").write_text(csv_text.replace(",", separator), encoding="utf-8")
+    with pytest.raises(SourceError, match=f"messages.csv separates its fields by {re.escape(repr(separator))}"):
+        read_source([str(folder)])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_file_that_is_not_utf8_is_named_by_line(tmp_path: Path, suffix: str) -> None:
+    rows = [{"user": "¿Qué año?", "assistant": "2026"}, {"user": "Hola", "assistant": "Buenas"}]
+    path = tmp_path / f"chats{suffix}"
+    if suffix == ".csv":
+        text = "user,assistant\n" + "".join(f"{row['user']},{row['assistant']}\n" for row in rows)
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        text = f"[{','.join(lines)}]" if suffix == ".json" else "\n".join(lines)
+    path.write_bytes(text.encode("latin-1"))
+    made = imports.convert([(path.name, path)], ORIGIN)
+    line = 2 if suffix == ".csv" else 1
+    assert [(problem.place, problem.reason) for problem in made.problems] == [(f"chats{suffix}:{line}", "text_broken")]
+    assert "byte 0xBF is not UTF-8" in made.problems[0].detail
+    assert "save the file as UTF-8" in made.problems[0].detail
+    assert made.rows == 1
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(SourceError, match="UTF-16; save it as UTF-8"):
+        imports.convert([(path.name, path)], ORIGIN)
+
+
+def test_what_the_run_rejects_as_broken_text_is_unusable(tmp_path: Path) -> None:
+    rows = [
+        {"user": "NUL\0 aquí", "assistant": "Sí"},
+        {"user": "Medio emoji \ud83d", "assistant": "Sí"},
+        {"user": "Ya perdida: a\ufffdo", "assistant": "Sí"},
+        {"user": "De alguien", "assistant": "Sí", "user_id": "ana\0"},
+        {"prompt": "Corregida", "chosen": "S\ufffd", "rejected": "No"},
+        {"user": "Entera 💀", "assistant": "Sí"},
+    ]
+    folder = write_rows(tmp_path / "own", ".jsonl", rows).parent
+    made = imports.import_files([folder / "rows.jsonl"], tmp_path / "to", ORIGIN)
+    assert [(problem.place, problem.reason) for problem in made.converted.problems] == [
+        (f"rows.jsonl:{line}", "text_broken") for line in range(1, 6)
+    ]
+    valid = validate(read_source([str(tmp_path / "to")]))
+    assert (valid.conversations.height, valid.messages.height, valid.rejected.height) == (1, 2, 5)
 
 
 def test_again_adds_nothing_and_a_kill_between_two_writes_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
