@@ -36,7 +36,8 @@ State = dict[str, Any]
 class Part:
     """One file, or one table (or week of it) of a database.
 
-    An equal `state` (JSON) says that the content is the same; with `always` it does not, and the part is read to find out.
+    An equal `state` (JSON) and `mapping` say that the rows are the same; with `always` they do not, and the part is read to
+    find out.
     `digest` tells whether a file of another state holds the same bytes. `rows`: how many a database counted.
     """
 
