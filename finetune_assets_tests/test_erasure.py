@@ -423,7 +423,7 @@ def test_the_command(world: World) -> None:
         cwd=ROOT,
         env={**os.environ, "FINETUNE_HOME": str(home), "FINETUNE_USER_KEY": KEY.decode()},
     )
-    while process.poll() is None and not list((home / "datasets").rglob(TOMBSTONE)):
+    while process.poll() is None and not list((home / "datasets").glob(f"*/*/{TOMBSTONE}")):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

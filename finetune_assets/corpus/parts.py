@@ -347,9 +347,12 @@ def _request_files(folder: Path, name: str, mapping: SourceTablesMapping) -> lis
         return files
     if not imported and not any(_table_files(folder, table, _names(table, mapping)) for table in TABLES):
         raise _empty(folder, mapping)
-    there = [path for path in sorted(folder.iterdir()) if path.is_file() or any(map(_visible, path.iterdir()))]
+    with told(folder):
+        if (folder / name).is_dir() and not any(map(_visible, (folder / name).iterdir())):
+            return []  # nobody has asked so far
+        there = sorted(path.name for path in folder.iterdir())
     expected = _expected(REQUESTS, mapping)
-    _check_no_requests(str(folder), [path.name for path in there], name, own.table is not None and not imported, expected)
+    _check_no_requests(str(folder), there, name, own.table is not None and not imported, expected)
     return []
 
 

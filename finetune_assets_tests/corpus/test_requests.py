@@ -59,6 +59,8 @@ def test_no_table_of_requests_asks_for_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "files", export(1))
     (folder / "erasure_requests").mkdir()  # where nobody has asked so far
     assert read_requests([str(folder), database(tmp_path)], SourceMapping()) == Requests()
+    (folder / "gdpr").mkdir()
+    assert read_requests([str(folder)], mapped(table="gdpr")) == Requests()
 
 
 @pytest.mark.parametrize(
