@@ -131,6 +131,7 @@ class Plan:
         tables = ("conversations", "messages", "feedback", "examples", "rejected")
         return {
             "subject": self.subject,
+            "found": not self.empty,
             "rows": {table: found.count(table) for table in tables},
             "weeks": sorted({week for weeks in found.rows.values() for week in weeks}),
             "datasets": [{"assistant": a, "fingerprint": f, "rows": n} for a, f, n in self.datasets],

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from finetune_assets import erasure
 from finetune_assets.assets.metadata import sample_table
 from finetune_assets.assistants import Assistant
+from finetune_assets.cli import main
 from finetune_assets.corpus.erasure import Erased, find_traces, key_check, user_subject
 from finetune_assets.corpus.examples import build_examples
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
@@ -422,7 +423,7 @@ def test_the_command(world: World) -> None:
         cwd=ROOT,
         env={**os.environ, "FINETUNE_HOME": str(home), "FINETUNE_USER_KEY": KEY.decode()},
     )
-    while process.poll() is None and not list((home / "datasets").rglob(TOMBSTONE)):
+    while process.poll() is None and not list((home / "datasets").glob(f"*/*/{TOMBSTONE}")):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -469,6 +470,32 @@ def test_a_request_that_names_nobody_stops_the_read(tmp_path: Path) -> None:
     ask(source, {"user_id": GONE}, {"user_id": "  ", "requested_at": "2026-10-01"})
     with pytest.raises(SourceError, match="row 2 names neither"):
         SourceResource(urls=[str(source)]).requests()
+
+
+def test_an_id_that_nobody_has_is_told(world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    source = world.store.home.parent / "source"
+    for name, value in {"HOME": world.store.home, "USER_KEY": KEY.decode(), "SOURCE": source}.items():
+        monkeypatch.setenv(f"FINETUNE_{name}", str(value))
+    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
+
+    def told(*words: str) -> str:
+        main(["erase", *words], standalone_mode=False)
+        return "".join(capfd.readouterr())
+
+    mistyped = told("--user", GONE[:-1], "--yes")
+    assert "nothing of this subject is in the store." in mistyped
+    assert "Nor has the source a conversation of it. Is the id mistyped?" in mistyped
+    assert "Nothing was found, and nothing erased." in mistyped
+    assert "Erased." not in mistyped
+    assert '"found": false' in told("--conversation", "nowhere", "--dry-run", "--json")
+    ask(source, {"user_id": GONE})
+    assert "Erased." in told("--user", GONE, "--yes")
+    assert "it was erased before" in (again := told("--user", GONE, "--yes"))
+    assert "mistyped" not in again
+    monkeypatch.setenv("FINETUNE_HOME", str(world.store.home.parent / "fresh"))
+    assert "The source has 3 conversation(s) of it, which no build has read." in told("--user", GONE, "--yes")
+    monkeypatch.setenv("FINETUNE_SOURCE", str(source / "nowhere"))
+    assert "cannot be told: Source" in told("--user", "ana", "--yes")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import click
 
 from finetune_assets.cli.console import quiet
 from finetune_assets.environment import Environment
-from finetune_assets.errors import DataError, SettingsError
+from finetune_assets.errors import DataError, SettingsError, SourceError
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -106,6 +106,8 @@ def _erase(console: Console, who: tuple[str | None, str | None], dry_run: bool, 
         for subject in subjects:
             plan = look(store, ledger, subject, key)
             _show(console, plan)
+            if plan.empty and not requests and not plan.begun:
+                console.print(_in_source(subject, key), markup=False)
             if dry_run:
                 outcomes.append({**plan.as_dict(), "state": "planned"})
                 continue
@@ -155,8 +157,7 @@ def _check_idle(instance: dg.DagsterInstance) -> None:
 def _show(console: Console, plan: Plan) -> None:
     facts = plan.as_dict()
     if plan.empty:
-        again = "; it was erased before" if plan.begun else ""
-        console.print(f"{plan.subject}: nothing of this subject is in the store{again}. Later builds leave it out.")
+        console.print(f"{plan.subject}: nothing of this subject is in the store{'; it was erased before' if plan.begun else ''}.")
         return
     console.print(f"[bold]{plan.subject}[/]: this destroys for good")
     rows = ", ".join(f"{n} {name}" for name, n in facts["rows"].items() if n)
@@ -181,6 +182,21 @@ def _show(console: Console, plan: Plan) -> None:
         )
 
 
+def _in_source(subject: str, key: bytes) -> str:
+    """What is said of a subject that the store does not know: a person not yet read, or an id that was mistyped."""
+    from finetune_assets.corpus.erasure import conversations_in
+    from finetune_assets.corpus.sources import read_source
+    from finetune_assets.resources import SourceResource
+
+    try:
+        found = conversations_in(read_source(SourceResource().addresses()), subject, key)
+    except (SourceError, SettingsError) as error:
+        return f"Whether the source has something of it cannot be told: {error}"
+    if found:
+        return f"The source has {found} conversation(s) of it, which no build has read."
+    return "Nor has the source a conversation of it. Is the id mistyped?"
+
+
 def _confirmed(console: Console, plan: Plan) -> bool:
     if not sys.stdin.isatty():
         raise SettingsError("This destroys data and there is nobody to ask; add --yes, or look first with --dry-run.")
@@ -195,7 +211,10 @@ def _told(console: Console, outcome: dict[str, Any]) -> None:
             console.print(f"Data set {one['fingerprint']} of {one['assistant']} is a tombstone now; in its place: {then}")
     for name in outcome["retrain_due"]:
         console.print(f"Retrain due: finetune run --assistant {name} (the weekly schedule and the feedback sensor know)")
-    console.print("Erased. No later build reads these rows, even if the source still holds them.")
+    if outcome["found"]:
+        console.print("Erased. No later build reads these rows, even if the source still holds them.")
+    else:
+        console.print("Nothing was found, and nothing erased. No later build reads rows of this id, should the source have some.")
 
 
 @click.command()

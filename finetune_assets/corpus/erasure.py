@@ -99,6 +99,21 @@ def _without(tables: Tables, subjects: Collection[str], key: bytes) -> Tables:
     )
 
 
+def conversations_in(source: SourceTables, subject: str, key: bytes) -> int:
+    """How many conversations of a subject a source has. Raises SourceError."""
+    users, hashes = _parted([subject])
+    found = 0
+    try:
+        for part in source.of("conversations"):
+            for frame, _ in part.read():
+                theirs = _hits(_stripped(frame, "user_id"), users, lambda user: {user_subject(user, key)})
+                theirs |= _hits(_stripped(frame, "conversation_id"), hashes, partial(conversation_subjects, key=key))
+                found += int(theirs.sum())
+    finally:
+        source.close()
+    return found
+
+
 def _parted(subjects: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
     users = frozenset(subject for subject in subjects if subject.startswith("u_"))
     return users, frozenset(subjects) - users

@@ -1,6 +1,6 @@
 """What the source held when it was last looked at: for each row hashes of its ids and content, and its week. No text, no id.
 
-    <home>/corpus/index/parts.json      each part's state, rows, and the file with its rows
+    <home>/corpus/index/parts.json      each part's state, mapping (digest), rows, and the file with its rows
     <home>/corpus/index/<hash>.parquet  rows of a part: id, conversation, message (hashes), week, digest (of the whole row); of
                                         feedback also whether it has a text
     <home>/corpus/index/touched.json    weeks that changed rows may concern, until they are rebuilt or found equal
@@ -331,7 +331,8 @@ def _entry(folder: _Folder, part: Part, spool: Spool, new: dict[str, pl.DataFram
     old = folder.known.get(part.key)
     if old is not None and not folder.whole(part.key):
         old = None
-    if old is not None and not full and not part.always:
+    same_mapping = old is not None and old.get("mapping", "") == part.mapping.digest  # indexes of before do not say
+    if old is not None and same_mapping and not full and not part.always:
         if old["state"] == part.state:
             return old
         if part.digest is not None and old["digest"] == part.digest():
@@ -352,6 +353,7 @@ def _entry(folder: _Folder, part: Part, spool: Spool, new: dict[str, pl.DataFram
         "table": part.table,
         "state": part.state,
         "digest": digest,
+        "mapping": part.mapping.digest,
         "rows": rows.height,
         "bytes": int(size),
         "unknown": unknown,

@@ -19,6 +19,8 @@ text as it is written (`yes`, `1` and `2026-01-05` too), but for a constant `nul
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +62,12 @@ class TableMapping(BaseModel):
     def source_name(self, column: str) -> str:
         """What the source calls a declared column."""
         return self.columns.get(column, column)
+
+    @property
+    def digest(self) -> str:
+        """Tells two mappings apart; empty where nothing is mapped."""
+        given = self.model_dump(exclude_defaults=True)
+        return hashlib.blake2b(json.dumps(given, sort_keys=True).encode(), digest_size=8).hexdigest() if given else ""
 
 
 Tables = dict[TableName, TableMapping]

@@ -36,7 +36,8 @@ State = dict[str, Any]
 class Part:
     """One file, or one table (or week of it) of a database.
 
-    An equal `state` (JSON) says that the content is the same; with `always` it does not, and the part is read to find out.
+    An equal `state` (JSON) and `mapping` say that the rows are the same; with `always` they do not, and the part is read to
+    find out.
     `digest` tells whether a file of another state holds the same bytes. `rows`: how many a database counted.
     """
 
@@ -75,6 +76,28 @@ def _require(table: str, place: str, columns: set[str], mapping: TableMapping) -
         raise SourceError(
             f"{place} (table {table}) lacks the column(s) {', '.join(missing)}; required are {', '.join(required)}. "
             "FINETUNE_SOURCE_MAPPING maps other names (`columns`), and says what a source has not (`constants: {NAME: null}`)."
+        )
+    if table == REQUESTS:
+        _require_who(place, columns, mapping)
+
+
+def _require_who(place: str, columns: set[str], mapping: TableMapping) -> None:
+    """A table of requests says by a column whom to forget; one that only looks like it would be passed over in silence."""
+    has = f"its columns are {', '.join(sorted(columns)) or 'none'}"
+    missing = sorted(set(mapping.columns.values()) - columns)
+    if missing:
+        raise SourceError(
+            f"{place} (table {REQUESTS}) lacks the column(s) {', '.join(missing)}, which FINETUNE_SOURCE_MAPPING names; {has}. "
+            "Correct `columns` there."
+        )
+    ids = [mapping.source_name(name) for name in ("user_id", "conversation_id") if name not in mapping.constants]
+    near = {name.casefold() for name in ids if name not in columns}
+    alike = sorted(name for name in columns if name.strip().casefold() in near)
+    if alike or not columns & set(ids):
+        wrong = f"has {', '.join(alike)}, written otherwise than" if alike else "has no column"
+        raise SourceError(
+            f"{place} (table {REQUESTS}) {wrong} {' or '.join(ids)}, so its rows name nobody who can be forgotten; {has}. Rename "
+            "one, or map it (FINETUNE_SOURCE_MAPPING, `columns`); fields of a CSV have commas between them."
         )
 
 
@@ -154,19 +177,30 @@ def file_digest(file: Path) -> str:
 
 def _files(folder: Path, mapping: SourceTablesMapping) -> dict[str, list[Path]]:
     """The files of each table in a folder, sorted by name. Raises SourceError."""
-    expected = ", ".join(_expected(table, mapping) for table in TABLES)
-    if not folder.exists():
-        raise SourceError(f"Source {folder} does not exist; set FINETUNE_SOURCE to a folder that holds {expected}.")
-    if not folder.is_dir():
-        raise SourceError(f"Source {folder} is a file; give the folder that holds {expected}.")
+    _check_folder(folder, mapping)
     found = {table: _table_files(folder, table, _names(table, mapping)) for table in TABLES}
     if not any(found.values()):
-        raise SourceError(f"Source {folder} is empty: it holds none of {expected}.")
+        raise _empty(folder, mapping)
     missing = [table for table in TABLES if not found[table]]
     if missing:
         names = " and ".join(_expected(table, mapping) for table in missing)
         raise SourceError(f"Source {folder} lacks {', '.join(missing)}: expected {names}. Export it too, then run again.")
     return found
+
+
+def _check_folder(folder: Path, mapping: SourceTablesMapping) -> None:
+    if not folder.exists():
+        raise SourceError(f"Source {folder} does not exist; set FINETUNE_SOURCE to a folder that holds {_all(mapping)}.")
+    if not folder.is_dir():
+        raise SourceError(f"Source {folder} is a file; give the folder that holds {_all(mapping)}.")
+
+
+def _empty(folder: Path, mapping: SourceTablesMapping) -> SourceError:
+    return SourceError(f"Source {folder} is empty: it holds none of {_all(mapping)}.")
+
+
+def _all(mapping: SourceTablesMapping) -> str:
+    return ", ".join(_expected(table, mapping) for table in TABLES)
 
 
 def _names(table: str, mapping: SourceTablesMapping) -> tuple[str, ...]:
@@ -185,7 +219,7 @@ def _table_files(folder: Path, table: str, names: Sequence[str]) -> list[Path]:
         places += [[path] for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
         if (folder / name).is_dir():
             inside = [path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-            places.append(sorted(path for path in inside if not path.name.startswith((".", "_"))))
+            places.append(sorted(filter(_visible, inside)))
     places = [files for files in places if files]
     if len(places) > 1:
         given = ", ".join(str(files[0].relative_to(folder)) for files in places)
@@ -214,8 +248,7 @@ def _locate(database: Database, mapping: SourceTablesMapping) -> list[_Located]:
     for table in TABLES:
         names = [name for name in reversed(_names(table, mapping)) if name in there]
         if not names:
-            wanted = _names(table, mapping)[-1]
-            problems.append(f"Source {database.place} lacks the table {wanted}; it has {', '.join(there) or 'none'}.")
+            problems.append(str(_lacking(database.place, _names(table, mapping)[-1], there)))
             continue
         located = _Located(database, table, names[0], database.columns(names[0]), mapping.of(table))
         try:
@@ -283,10 +316,66 @@ def _table_part(
 
 
 def request_parts(source: Path | Database, mapping: SourceTablesMapping) -> list[Part]:
-    """The parts of the table of erasure requests; none where a source has no such table."""
-    names = _names(REQUESTS, mapping)
+    """The parts of the table of erasure requests; none where a source has no such table.
+
+    Raises SourceError where a source is not there, a mapped table is not, or one is there that would not be read.
+    """
+    own, [name] = mapping.of(REQUESTS), _names(REQUESTS, mapping)
     if isinstance(source, Path):
-        return [_file_part(REQUESTS, file, mapping.of(REQUESTS)) for file in _table_files(source, REQUESTS, names)]
-    if names[0] not in source.tables():
+        return [_file_part(REQUESTS, file, own) for file in _request_files(source, name, mapping)]
+    there = source.tables()
+    if name not in there:
+        if not any(one in there for table in TABLES for one in _names(table, mapping)):
+            raise _lacking(source.place, _names("conversations", mapping)[-1], there)
+        _check_no_requests(source.place, there, name, mapped=own.table is not None)
         return []
-    return [_table_part(_Located(source, REQUESTS, names[0], source.columns(names[0]), mapping.of(REQUESTS)))]
+    columns = source.columns(name)
+    _require(REQUESTS, f"{source.place} {name}", set(columns), own)
+    return [_table_part(_Located(source, REQUESTS, name, columns, own))]
+
+
+def _request_files(folder: Path, name: str, mapping: SourceTablesMapping) -> list[Path]:
+    _check_folder(folder, mapping)
+    imported = (folder / SETTINGS).is_file()  # no export: what is mapped for every source is not its
+    own = mapping.of(REQUESTS)
+    files = _table_files(folder, REQUESTS, [name])
+    for file in files:
+        columns = columns_of(file)
+        if columns is not None:
+            _require(REQUESTS, str(file), set(columns), own)
+    if files:
+        return files
+    if not imported and not any(_table_files(folder, table, _names(table, mapping)) for table in TABLES):
+        raise _empty(folder, mapping)
+    with told(folder):
+        if (folder / name).is_dir() and not any(map(_visible, (folder / name).iterdir())):
+            return []  # nobody has asked so far
+        there = sorted(path.name for path in folder.iterdir())
+    expected = _expected(REQUESTS, mapping)
+    _check_no_requests(str(folder), there, name, own.table is not None and not imported, expected)
+    return []
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith((".", "_"))
+
+
+def _check_no_requests(place: str, there: Sequence[str], name: str, mapped: bool, expected: str = "") -> None:
+    """A table of requests that is there under nearly its name, or is said to be there, was not meant to be passed over."""
+    if mapped:
+        raise _lacking(
+            place,
+            f"{name}, which FINETUNE_SOURCE_MAPPING names as {REQUESTS}",
+            there,
+            " Correct `table` there; where not every source has it, write it under `sources`.",
+        )
+    alike = [one for one in there if f"{one.casefold()}.".startswith(f"{name.casefold()}.")]
+    if alike:
+        raise SourceError(
+            f"Source {place} holds {', '.join(alike)}, which is not read as the table of requests to be forgotten: expected is "
+            f"{expected or name}. Rename it, or map it (FINETUNE_SOURCE_MAPPING, {REQUESTS}: `table`)."
+        )
+
+
+def _lacking(place: str, name: str, there: Sequence[str], mend: str = "") -> SourceError:
+    return SourceError(f"Source {place} lacks the table {name}; it has {', '.join(there[:50]) or 'none'}.{mend}")

@@ -38,9 +38,10 @@ class Requests:
 
 
 def read_requests(sources: Sequence[str], mapping: SourceMapping | None = None) -> Requests:
-    """The requests of all sources. Raises SourceError for a table that cannot be read, or has a row that names nobody: a request
-    that is passed over in silence would be worse."""
+    """The requests of all sources. Raises SourceError for a source or table that cannot be read, one that is not there under
+    the name it is said to have, and for a row that names nobody: a request that is passed over in silence would be worse."""
     mapping = read_mapping(Environment.read().source_mapping) if mapping is None else mapping
+    mapping.check_used([shown(source) for source in sources])
     users, talks = set[str](), set[str]()
     for source in sources:
         own = mapping.of(shown(source))
@@ -55,7 +56,7 @@ def read_requests(sources: Sequence[str], mapping: SourceMapping | None = None) 
 
 
 def _add(part: Part, users: set[str], talks: set[str]) -> None:
-    for frame, _ in part.read():
+    for frame, unknown in part.read():
         ids = [_ids(frame[name]) for name in ("user_id", "conversation_id")]
         for row, (user, talk) in enumerate(zip(*ids, strict=True), start=1):
             if user:
@@ -63,9 +64,10 @@ def _add(part: Part, users: set[str], talks: set[str]) -> None:
             elif talk:
                 talks.add(talk)
             else:
+                unread = f" (columns that are not read: {', '.join(unknown)})" if unknown else ""
                 raise SourceError(
-                    f"{part.place}: row {row} names neither a user_id nor a conversation_id, so nobody can be forgotten for it. "
-                    "Complete or delete the row; other names of columns can be mapped (FINETUNE_SOURCE_MAPPING)."
+                    f"{part.place}: row {row} names neither a user_id nor a conversation_id, so nobody can be forgotten for it"
+                    f"{unread}. Complete or delete the row; other names of columns can be mapped (FINETUNE_SOURCE_MAPPING)."
                 )
 
 

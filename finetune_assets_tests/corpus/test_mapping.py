@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from finetune_assets.corpus.mapping import read_mapping
+from finetune_assets.corpus.examples import build_examples
+from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
+from finetune_assets.corpus.mapping import SourceMapping, read_mapping
+from finetune_assets.corpus.parts import Part
+from finetune_assets.corpus.schema import TABLES
 from finetune_assets.corpus.sources import read_source
 from finetune_assets.errors import SettingsError, SourceError
-from finetune_assets_tests.corpus.exports import export, write
+from finetune_assets.storage import Store, read_json, write_json
+from finetune_assets_tests.corpus.exports import KEY, at, export, made, write
+from finetune_assets_tests.corpus.test_index import week_of
 
 MAPPING = """
 tables:
@@ -100,3 +108,84 @@ def test_a_source_that_no_address_holds_and_a_file_that_is_not_there(tmp_path: P
     mapping = read_mapping(mapping_file(tmp_path, MAPPING))
     with pytest.raises(SettingsError, match="names other, which is in no source's address"):
         read_source([str(write(tmp_path / "usual", export()))], mapping)
+
+
+WRONG = "tables: {messages: {values: {role: {ai: assistant}}}, conversations: {constants: {tenant_id: aurora}}}"
+
+
+def said_by_ai(folder: Path) -> Path:
+    """Two weeks of an export whose assistant is called `AI`, and whose tenant is not in it."""
+    tables = {name: [*week_of(0)[name], *week_of(1)[name]] for name in TABLES}
+    write(folder, tables)
+    messages = pl.read_parquet(folder / "messages.parquet")
+    roles = pl.col("role").replace({"assistant": "AI"})
+    messages.with_columns(roles).write_parquet(folder / "messages.parquet")
+    conversations = pl.read_parquet(folder / "conversations.parquet")
+    conversations.drop("tenant_id").write_parquet(folder / "conversations.parquet")
+    return folder
+
+
+def as_sqlite(folder: Path) -> str:
+    path = folder.with_suffix(".sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        for table in TABLES:
+            frame = pl.read_parquet(folder / f"{table}.parquet")
+            times = [pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S+00:00") for name in frame.columns if name.endswith("_at")]
+            connection.execute(f"CREATE TABLE {table} ({', '.join(frame.columns)})")
+            marks = ", ".join("?" * frame.width)
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", frame.with_columns(times).rows())
+        connection.commit()
+    return f"sqlite:///{path}"
+
+
+def update(store: Store, source: str, mapping: SourceMapping) -> list[str]:
+    opened = read_source([source], mapping)
+    weeks = stale_weeks(store, opened).stale
+    ingest_conversations(store, opened, weeks, KEY)
+    ingest_feedback(store, opened, weeks, KEY)
+    build_examples(store, weeks)
+    return weeks
+
+
+@pytest.mark.parametrize("kind", ["folder", "sqlite"])
+def test_a_corrected_mapping_is_noticed(tmp_path: Path, kind: str) -> None:
+    folder = said_by_ai(tmp_path / "source")
+    source, store = str(folder) if kind == "folder" else as_sqlite(folder), Store(tmp_path / "home")
+    wrong = read_mapping(mapping_file(tmp_path, WRONG))
+    assert len(update(store, source, wrong)) == 2
+    assert update(store, source, wrong) == []
+    right = read_mapping(mapping_file(tmp_path, WRONG.replace("ai:", "AI:")))
+    assert len(update(store, source, right)) == 2
+    tenant = read_mapping(mapping_file(tmp_path, WRONG.replace("ai:", "AI:").replace("aurora", "boreal")))
+    assert len(update(store, source, tenant)) == 2
+    whole = Store(tmp_path / "whole")
+    update(whole, source, tenant)
+    assert made(store.home) == made(whole.home)
+
+
+def test_only_the_weeks_of_rows_that_a_changed_mapping_changes_are_made_again(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "home"), said_by_ai(tmp_path / "source")
+    path = folder / "messages.parquet"
+    messages = pl.read_parquet(path)
+    late = (pl.col("created_at") >= at(weeks=1)) & (pl.col("role") == "AI")
+    messages.with_columns(pl.when(late).then(pl.lit("bot")).otherwise("role").alias("role")).write_parquet(path)
+    text = WRONG.replace("ai:", "AI:")
+    update(store, str(folder), read_mapping(mapping_file(tmp_path, text)))
+    other = read_mapping(mapping_file(tmp_path, text.replace("{AI:", "{bot: assistant, AI:")))
+    assert update(store, str(folder), other) == [at(weeks=1).strftime("%Y-%m-%d")]
+
+
+def test_an_index_of_before_keeps_its_parts_where_nothing_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = Store(tmp_path / "home"), write(tmp_path / "source", export())
+    update(store, str(folder), SourceMapping())
+    path = store.home / "corpus" / "index" / "parts.json"
+    held = read_json(path)
+    for entry in held["parts"].values():
+        del entry["mapping"]
+    write_json(path, held)
+
+    def read(part: Part) -> None:
+        pytest.fail(f"{part.place} was read")
+
+    monkeypatch.setattr(Part, "read", read)
+    assert update(store, str(folder), SourceMapping()) == []

@@ -269,3 +269,17 @@ def test_tool_calls_of_a_jsonb_column(tmp_path: Path, postgres: Server) -> None:
         '{"tool_result":{"name":"hours","content":"mensaje 2"}}',
     ]
     assert found["role"].to_list() == ["user", "assistant", "user", "assistant"]
+
+
+def test_a_corrected_mapping_reaches_weeks_behind_the_look_back(
+    tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: dict[str, list[Any]] = export(2)
+    tables["messages"][4:] = [row | {"created_at": at(weeks=9)} for row in tables["messages"][4:]]
+    url = postgres.fill("mapped", write(tmp_path / "files", tables))
+    postgres.execute("mapped", "UPDATE messages SET role = 'AI' WHERE role = 'assistant'")
+    for role in ("ai", "AI"):
+        mapping = SourceMapping.model_validate({"tables": {"messages": {"values": {"role": {role: "assistant"}}}}})
+        store = build(tmp_path / "home", read_source([url], mapping))
+    assert made(store.home) == made(build(tmp_path / "fresh", read_source([url], mapping)).home)
+    assert "role_unknown" not in "".join(made(store.home).values())
