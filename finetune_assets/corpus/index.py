@@ -32,6 +32,7 @@ from finetune_assets.corpus.parts import TIMES, Part
 from finetune_assets.corpus.schema import TABLES
 from finetune_assets.corpus.sources import SourceTables, Tables, empty
 from finetune_assets.corpus.spool import Spool, compact
+from finetune_assets.corpus.vanished import LEAST, held, refuse_much
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
@@ -130,6 +131,11 @@ class Snapshot:
         """The mask's rows, and those that share an id with one of them."""
         ids, at = self.rows[table]["id"], self._twins[table]
         return mask.clone().scatter(_sharing(ids, at, ids.gather(at.filter(mask.gather(at)))), True)
+
+    @cached_property
+    def held(self) -> pl.DataFrame:
+        """See `vanished.held`."""
+        return held(self.rows["conversations"], self.rows["messages"])
 
     def load(self, wanted: dict[str, pl.DataFrame]) -> Tables:
         """The typed rows. Raises SourceError where the source no longer holds them."""
@@ -273,7 +279,7 @@ def unmark(store: Store, table: str, weeks: Iterable[str], generation: int) -> N
 def look(store: Store, source: SourceTables, memory: int, full: bool = False) -> Snapshot:
     """Brings the index up to date with the source, once per source object; `full` trusts no state and reads everything.
 
-    Raises SourceError, and then nothing has changed.
+    Raises SourceError, also where much of what is stored would vanish (see `vanished`), and then nothing has changed.
     """
     done: dict[Path, Snapshot] = source.snapshots
     if store.home not in done or full:
@@ -304,6 +310,8 @@ def _look(folder: _Folder, store: Store, source: SourceTables, memory_full: tupl
         before = {table: _known_rows(folder, [*new, *gone], table) for table in TABLES}
         after = {table: _of_table(new, entries, table) for table in TABLES}
         everything = not folder.known
+        if everything or _lost(before, rows) >= LEAST:
+            refuse_much(store, source, held(rows["conversations"], rows["messages"]), folder.seed)
         touched = {*_weeks(*rows.values()), *stored_weeks(store)} if everything else _touched(before, after, rows)
         if touched:
             folder.mark(touched, generation)
@@ -396,6 +404,15 @@ def _touched(before: dict[str, pl.DataFrame], after: dict[str, pl.DataFrame], ro
     about = _any_of(f, message=pl.concat([twins_m["id"], _any_of(m, conversation=whole)["id"]]).unique())
     concerned = [_any_of(c, id=whole), _any_of(f, conversation=whole), about, twins_m, twins_f, *changed.values()]
     return _weeks(*concerned)
+
+
+def _lost(before: dict[str, pl.DataFrame], rows: dict[str, pl.DataFrame]) -> int:
+    """At most so many conversations of parts that changed lost their row, or all of their messages."""
+    gone: list[pl.DataFrame] = []
+    for table, name in (("conversations", "id"), ("messages", "conversation")):
+        now = rows[table].select(id=name)
+        gone.append(before[table].select(id=name).drop_nulls().join(now, on="id", how="anti"))
+    return pl.concat(gone)["id"].n_unique()
 
 
 def _weeks(*frames: pl.DataFrame) -> set[str]:
