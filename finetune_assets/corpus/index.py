@@ -265,6 +265,15 @@ def marks(folder: Path) -> Marks:
     return _read(folder / "touched.json")
 
 
+def known_ids(store: Store, table: str, ids: pl.Series, parts: tuple[str, ...]) -> pl.Series:
+    """Which ids are those of rows in parts whose keys begin so, as the source was last looked at."""
+    if not parts or not (store.home / "corpus" / "index" / "parts.json").exists():
+        return pl.repeat(False, len(ids), eager=True)
+    folder = _Folder(store)
+    found = _known_rows(folder, [key for key in folder.known if key.startswith(parts)], table)["id"]
+    return _in(ids.str.strip_chars().hash(folder.seed), found)
+
+
 def unmark(store: Store, table: str, weeks: Iterable[str], generation: int) -> None:
     """Takes weeks off the touched ones that were rebuilt, or found equal, at a generation of the index."""
     folder = store.home / "corpus" / "index"
