@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import polars as pl
 import pytest
 
 from finetune_assets.assets.corpus import raw_conversations
+from finetune_assets.automation.retrain import stale_range
 from finetune_assets.corpus.erasure import Erased, conversation_subject, user_subject
 from finetune_assets.corpus.ingest import ingest_conversations, ingest_feedback, stale_weeks
 from finetune_assets.corpus.sources import SourceTables, read_source
 from finetune_assets.errors import SettingsError, SourceError
+from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
 from finetune_assets.storage import Store
 from finetune_assets_tests.corpus.exports import (
     KEY,
@@ -166,7 +169,9 @@ def test_a_share_is_between_0_and_1(value: str, store: Store, tmp_path: Path, mo
 
 
 @pytest.mark.filterwarnings("ignore:AssetExecutionContext.:DeprecationWarning")  # inside Dagster
-def test_workers_of_a_run_stop_too_and_the_log_says_what_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_run_and_the_schedule_stop_too_and_the_log_says_what_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FINETUNE_USER_KEY", "one key")
     home, folder = tmp_path / "home", tmp_path / "source"
     assert weeks.build(home, export(folder, range(5)), [raw_conversations])[0].success
@@ -175,6 +180,9 @@ def test_workers_of_a_run_stop_too_and_the_log_says_what_went(tmp_path: Path, mo
     monkeypatch.setenv("FINETUNE_WEEK_WORKERS", "2")
     done, _ = weeks.build(home, folder, [raw_conversations])
     assert "60 of 100 stored conversations" in str(done.get_step_failure_events()[0].step_failure_data.error)
+    own = SourceResource(urls=[str(folder)]), StoreResource(home=str(home)), LedgerResource(url=f"sqlite:///{home}.db")
+    with pytest.raises(SourceError, match="60 of 100"):
+        stale_range(*own, datetime.date(2026, 10, 20))
     assert everything_under(home / "corpus") == before
     monkeypatch.setenv("FINETUNE_MAX_VANISHED", "1")
     done, log = weeks.build(home, folder, [raw_conversations])
