@@ -40,6 +40,8 @@ class Environment:
     lookback_weeks: int = 4
     memory_gb: float = 2.0
     source_seconds: float = 600.0
+    max_vanished: float = 0.5
+    """Share of the stored conversations that may go in one run because the source no longer holds them."""
     workers: Workers = field(default_factory=Workers)
     report_to: tuple[str, ...] = ()
     """Experiment trackers that trainings report to, by transformers' names."""
@@ -70,6 +72,7 @@ class Environment:
             lookback_weeks=int(_number(variables, "FINETUNE_LOOKBACK_WEEKS", 4, least=0)),
             memory_gb=_number(variables, "FINETUNE_MEMORY_GB", 2.0, least=0.5),
             source_seconds=_number(variables, "FINETUNE_SOURCE_SECONDS", 600.0, least=1),
+            max_vanished=_number(variables, "FINETUNE_MAX_VANISHED", 0.5, least=0, most=1),
             workers=Workers.read(variables, ROOT),
             report_to=tuple(name.strip() for name in (variables.get("FINETUNE_REPORT_TO") or "").split(",") if name.strip()),
         )
@@ -141,14 +144,14 @@ def _cron(text: str) -> str:
     return text
 
 
-def _number(variables: Mapping[str, str], name: str, default: float, least: float) -> float:
+def _number(variables: Mapping[str, str], name: str, default: float, least: float, most: float = 1e6) -> float:
     text = variables.get(name) or str(default)
     try:
         number = float(text)
     except ValueError:
         raise SettingsError(f"{name}={text!r} is no number; write e.g. {default}.") from None
-    if not least <= number < 1e6:
-        raise SettingsError(f"{name}={text} makes no sense; write at least {least}.")
+    if not least <= number <= most:
+        raise SettingsError(f"{name}={text} makes no sense; write {least:g} to {most:,.0f}.")
     return number
 
 

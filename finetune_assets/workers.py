@@ -34,6 +34,7 @@ NEEDS = {"ray": ("dagster_ray", "ray"), "kubernetes": ("dagster_k8s", "kubernete
 PASSED_ON = (
     *("HF_HUB_OFFLINE", "FINETUNE_HOME", "FINETUNE_MEMORY_GB", "FINETUNE_LOOKBACK_WEEKS", "FINETUNE_FIRST_WEEK"),
     *("FINETUNE_ASSISTANTS", "FINETUNE_SOURCE_MAPPING", "FINETUNE_SOURCE_SECONDS", "FINETUNE_PRESIDIO"),
+    "FINETUNE_MAX_VANISHED",
 )
 """Settings that a worker elsewhere must share; none is a secret."""
 

@@ -35,6 +35,10 @@ def _result(context: dg.AssetExecutionContext, store: StoreResource, table: str,
         if rejected is not None:
             metadata["rejected_sample"] = rejected
         context.add_asset_metadata(metadata, partition_key=week)
+        if gone := numbers.get("vanished"):
+            context.log.warning(
+                f"{gone:,} stored conversations of week {week} are no longer in the source, and went from the store."
+            )
         context.log.info(f"{table} of week {week}: {numbers['kept']} kept of {numbers['read']} read")
     return Result()
 

@@ -11,7 +11,7 @@ import dagster as dg
 
 from finetune_assets.assets.corpus import raw_conversations, rlhf_feedback
 from finetune_assets.assets.metadata import records_table
-from finetune_assets.corpus.watch import Table, Watched, age_days, live, recent_rows, watch_freshness, watch_volume
+from finetune_assets.corpus.watch import Table, Watched, age_days, recent_rows, watch, watch_freshness, watch_volume
 from finetune_assets.environment import Environment
 from finetune_assets.registry import erasures
 from finetune_assets.resources import LedgerResource, SourceResource, StoreResource
@@ -26,16 +26,14 @@ def _now() -> dt.datetime:
 
 
 def _volume(store: StoreResource, source: SourceResource, table: Table) -> dg.AssetCheckResult:
-    now = _now()
-    watched = watch_volume(recent_rows(store.store, table), live(source.addresses(), now))
+    watched = watch(store.store, table, source.addresses(), _now(), watch_volume)
     return _result(watched, "the running week and the one before it have as many rows as usual", {})
 
 
 def _freshness(store: StoreResource, source: SourceResource, table: Table) -> dg.AssetCheckResult:
     now, most = _now(), Environment.read().fresh_days
-    rows = recent_rows(store.store, table)
-    watched = watch_freshness(rows, live(source.addresses(), now))
-    age = age_days(rows, now)
+    watched = watch(store.store, table, source.addresses(), now, watch_freshness)
+    age = age_days(recent_rows(store.store, table), now)
     metadata: dict[str, Any] = {} if age is None else {"days_since_newest_row": round(age, 2)}
     if most is not None and (age is None or age > most):
         told = "There is no row" if age is None else f"The newest row is {age:.1f} days old"

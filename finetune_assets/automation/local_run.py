@@ -29,6 +29,7 @@ from finetune_assets.automation.retrain import ACTIVE, enrolled
 from finetune_assets.corpus.ingest import ingest_undated, stale_weeks
 from finetune_assets.corpus.losses import losses
 from finetune_assets.corpus.sources import read_source
+from finetune_assets.corpus.vanished import told
 from finetune_assets.environment import Environment
 from finetune_assets.errors import DataError, FinetuneError, LedgerError, ModelUnavailable, SettingsError, UnknownAssistant
 from finetune_assets.registry import Ledger
@@ -253,7 +254,11 @@ class LocalRun:
         if not weeks:
             self.say(f"Corpus is up to date ({len(stale.all_weeks)} weeks).")
             return
-        self.say(f"Corpus: {len(weeks)} of {len(stale.all_weeks)} weeks to read, {min(weeks)} to {max(weeks)}.")
+        if stale.gone:
+            number = sum(stale.gone.values())
+            self.say(f"{number:,} stored conversations of {told(stale.gone)}: no longer in the source, they go from the store.")
+        known = {*stale.all_weeks, *stale.vanished}
+        self.say(f"Corpus: {len(weeks)} of {len(known)} weeks to read, {min(weeks)} to {max(weeks)}.")
         keep_source(self.environment.sources, erased, tables)  # what was read to find stale weeks is not read again
         try:
             self._execute("prepare_corpus", CORPUS, None, {RANGE_START: min(weeks), RANGE_END: max(weeks)})

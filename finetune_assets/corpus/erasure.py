@@ -74,7 +74,15 @@ class Erased:
 
     def leave_out(self, source: SourceTables) -> SourceTables:
         """The source without their rows."""
-        return source.without(partial(_without, subjects=self.subjects, key=self.key)) if self.subjects else source
+        if not self.subjects:
+            return source
+        return source.without(partial(_without, subjects=self.subjects, key=self.key), self.theirs)
+
+    def theirs(self, stored: pl.DataFrame) -> pl.Series:
+        """Which stored conversations are theirs, by user or id."""
+        users, hashes = _parted(self.subjects)
+        of_talks = _hits(stored["conversation_id"], hashes, partial(conversation_subjects, key=self.key))
+        return _in(stored["user"], users) | of_talks
 
 
 def _without(tables: Tables, subjects: Collection[str], key: bytes) -> Tables:

@@ -32,6 +32,7 @@ from finetune_assets.corpus.parts import TIMES, Part
 from finetune_assets.corpus.schema import TABLES
 from finetune_assets.corpus.sources import SourceTables, Tables, empty
 from finetune_assets.corpus.spool import Spool, compact
+from finetune_assets.corpus.vanished import LEAST, held, refuse_much
 from finetune_assets.errors import SourceError
 from finetune_assets.storage import Store, read_json, write_json, write_parquet
 
@@ -130,6 +131,11 @@ class Snapshot:
         """The mask's rows, and those that share an id with one of them."""
         ids, at = self.rows[table]["id"], self._twins[table]
         return mask.clone().scatter(_sharing(ids, at, ids.gather(at.filter(mask.gather(at)))), True)
+
+    @cached_property
+    def held(self) -> pl.DataFrame:
+        """See `vanished.held`."""
+        return held(self.rows["conversations"], self.rows["messages"])
 
     def load(self, wanted: dict[str, pl.DataFrame]) -> Tables:
         """The typed rows. Raises SourceError where the source no longer holds them."""
@@ -259,6 +265,15 @@ def marks(folder: Path) -> Marks:
     return _read(folder / "touched.json")
 
 
+def known_ids(store: Store, table: str, ids: pl.Series, parts: tuple[str, ...]) -> pl.Series:
+    """Which ids are those of rows in parts whose keys begin so, as the source was last looked at."""
+    if not parts or not (store.home / "corpus" / "index" / "parts.json").exists():
+        return pl.repeat(False, len(ids), eager=True)
+    folder = _Folder(store)
+    found = _known_rows(folder, [key for key in folder.known if key.startswith(parts)], table)["id"]
+    return _in(ids.str.strip_chars().hash(folder.seed), found)
+
+
 def unmark(store: Store, table: str, weeks: Iterable[str], generation: int) -> None:
     """Takes weeks off the touched ones that were rebuilt, or found equal, at a generation of the index."""
     folder = store.home / "corpus" / "index"
@@ -273,7 +288,7 @@ def unmark(store: Store, table: str, weeks: Iterable[str], generation: int) -> N
 def look(store: Store, source: SourceTables, memory: int, full: bool = False) -> Snapshot:
     """Brings the index up to date with the source, once per source object; `full` trusts no state and reads everything.
 
-    Raises SourceError, and then nothing has changed.
+    Raises SourceError, also where much of what is stored would vanish (see `vanished`), and then nothing has changed.
     """
     done: dict[Path, Snapshot] = source.snapshots
     if store.home not in done or full:
@@ -304,6 +319,8 @@ def _look(folder: _Folder, store: Store, source: SourceTables, memory_full: tupl
         before = {table: _known_rows(folder, [*new, *gone], table) for table in TABLES}
         after = {table: _of_table(new, entries, table) for table in TABLES}
         everything = not folder.known
+        if everything or (_of_old(folder.known, source.parts) and _lost(before, rows) >= LEAST):
+            refuse_much(store, source, held(rows["conversations"], rows["messages"]), folder.seed)
         touched = {*_weeks(*rows.values()), *stored_weeks(store)} if everything else _touched(before, after, rows)
         if touched:
             folder.mark(touched, generation)
@@ -401,6 +418,20 @@ def _touched(before: dict[str, pl.DataFrame], after: dict[str, pl.DataFrame], ro
     freed = _any_of(said, conversation=changed["conversations"]["id"])  # set aside in weeks of their own, or no longer
     concerned = [_any_of(c, id=whole), _any_of(f, conversation=whole), about, freed, twins_m, twins_f, *changed.values()]
     return _weeks(*concerned)
+
+
+def _of_old(known: Iterable[str], parts: Iterable[Part]) -> bool:
+    """Whether the source has a folder or database of before. Wholly other addresses are other data: they may take the place."""
+    return not {Path(key).parent for key in known}.isdisjoint(Path(part.key).parent for part in parts)
+
+
+def _lost(before: dict[str, pl.DataFrame], rows: dict[str, pl.DataFrame]) -> int:
+    """At most so many conversations of parts that changed lost their row, or all of their messages."""
+    gone: list[pl.DataFrame] = []
+    for table, name in (("conversations", "id"), ("messages", "conversation")):
+        now = rows[table].select(id=name)
+        gone.append(before[table].select(id=name).drop_nulls().join(now, on="id", how="anti"))
+    return pl.concat(gone)["id"].n_unique()
 
 
 def _weeks(*frames: pl.DataFrame) -> set[str]:

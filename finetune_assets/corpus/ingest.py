@@ -35,6 +35,7 @@ from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.staleness import ASSETS, GROUP_SHARE, Staleness, counts_of, part_digest, stale_weeks, week_digests
 from finetune_assets.corpus.undated import MEMBERS, write_undated
 from finetune_assets.corpus.validation import Validated, validate
+from finetune_assets.corpus.vanished import vanished
 from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, write_json, write_parquet
 
@@ -46,7 +47,8 @@ Counts = dict[str, dict[str, Any]]
 def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str], key: bytes) -> Counts:
     """Writes `corpus/conversations` of some weeks (Mondays, YYYY-MM-DD) and the tenants; gives the numbers of each week.
 
-    Rows are read, judged and written in groups of weeks that fit the memory setting.
+    Rows are read, judged and written in groups of weeks that fit the memory setting. `vanished` in the numbers, where it is
+    there: stored conversations that the source no longer holds.
     """
     counts: Counts = {}
     for group, valid, snapshot in _groups(store, source, "conversations", weeks):
@@ -57,7 +59,10 @@ def ingest_conversations(store: Store, source: SourceTables, weeks: Sequence[str
             messages, judged_texts, allowed_in(conversations, source.contacts), regions_in(conversations, source.regions)
         )
         parts = _split(_stored_conversations(conversations, scrubbed.messages, key), group, CONVERSATIONS)
+        gone = vanished(store, source, snapshot.held, group, snapshot.seed)
         counts |= _write(store, "conversations", _Judged(valid, snapshot, group, parts, scrubbed.found, source), key)
+        for week, number in gone.items():
+            counts[week] = {**counts[week], "vanished": number}
     if weeks:
         ingest_undated(store, source, "conversations", key)
     write_tenants(store, source)

@@ -41,16 +41,24 @@ class SourceTables:
         self.snapshots: dict[Path, Any] = {}  # of `index.look`, by home
         self.contacts: dict[str, frozenset[str]] = {}  # tenant -> its own public numbers and addresses, which scrubbing leaves
         self.regions: dict[str, tuple[str, ...]] = {}  # see `scrubbing.Regions`
+        self._theirs: Callable[[pl.DataFrame], pl.Series] | None = None
 
-    def without(self, leave_out: Callable[[Tables], Tables]) -> SourceTables:
-        """The same source less what a function leaves out; it gets whole conversations with all that is said of them."""
+    def without(
+        self, leave_out: Callable[[Tables], Tables], theirs: Callable[[pl.DataFrame], pl.Series] | None = None
+    ) -> SourceTables:
+        """The same source less what a function leaves out; it gets whole conversations with all that is said of them. `theirs`
+        knows such rows again where they are stored."""
         source = SourceTables(self.parts, self._databases, leave_out)
-        source.contacts, source.regions = self.contacts, self.regions
+        source.contacts, source.regions, source._theirs = self.contacts, self.regions, theirs
         return source
 
     def left(self, tables: Tables) -> Tables:
         """Rows of the source less those that are left out."""
         return tables if self._leave_out is None else self._leave_out(tables)
+
+    def erased(self, stored: pl.DataFrame) -> pl.Series:
+        """Which stored conversations (conversation_id, user) are of people who are left out."""
+        return pl.repeat(False, stored.height, eager=True) if self._theirs is None else self._theirs(stored)
 
     def close(self) -> None:
         """Gives connections back."""

@@ -23,6 +23,7 @@ from finetune_assets.corpus.schema import CODE_VERSIONS
 from finetune_assets.corpus.scrubbing import PLACEHOLDER, long_texts, own_digest
 from finetune_assets.corpus.sources import SourceTables
 from finetune_assets.corpus.validation import Validated, validate
+from finetune_assets.corpus.vanished import vanished
 from finetune_assets.environment import Environment
 from finetune_assets.storage import Store, read_json
 
@@ -46,6 +47,7 @@ class Staleness:
     examples: list[str]
     vanished: list[str]
     all_weeks: list[str]  # every week with source rows
+    gone: dict[str, int]  # of stale weeks, stored conversations that the source no longer holds
     state: str  # equal for an equal source
 
     @property
@@ -84,6 +86,7 @@ def stale_weeks(store: Store, source: SourceTables, full: bool = False) -> Stale
         examples=sorted({*stale_examples(store), *(set(all_weeks) - set(store.weeks("examples")))}),
         vanished=sorted(week for week in stored - set(all_weeks) if week in stale["conversations"] or week in stale["feedback"]),
         all_weeks=all_weeks,
+        gone=vanished(store, source, snapshot.held, stale["conversations"], snapshot.seed),
         state=snapshot.state,
     )
 

@@ -6,8 +6,9 @@ Only stored rows of the last weeks are read, so the cost does not grow with the 
   is still running is compared with as much of the others. Counts are compared as 2 √(n + 3/8) (Anscombe, Biometrika 35, 1948:
   a Poisson count then has standard deviation 1), by median and median absolute deviation. A finding is 4 deviations away, and
   half or less, or 1.75 times or more: so neither a quiet tenant nor a tiny change of a busy one is one.
-- A folder of exports is a picture of the past: what it is compared with is where it ends. The last weeks in which the rows of
-  all tenants together fell are its ragged end, and no finding. A database is compared with the clock, and has no such end.
+- A database is compared with the clock. A folder of exports is a picture of the past: it is compared with where its conversations
+  end, feedback too. Its last weeks with next to no rows (a twentieth of the usual number, or up to 3) are stragglers behind that
+  end, and no finding. Where there are both, tenants that have conversations in a database are compared with the clock.
 - Freshness: the time since a tenant's newest row beside the longest gap that it had in those weeks. Of n past gaps and the
   present one each is equally likely the longest, so a finding is twice as long.
 """
@@ -15,7 +16,7 @@ Only stored rows of the last weeks are read, so the cost does not grow with the 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,18 +24,22 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from finetune_assets.corpus.databases import address
 from finetune_assets.corpus.imports import SETTINGS
+from finetune_assets.corpus.index import known_ids
 from finetune_assets.corpus.schema import KINDS, TIME
 from finetune_assets.storage import Store
 
 Table = Literal["conversations", "feedback"]
 TIMES: dict[Table, str] = {"conversations": "started_at", "feedback": "created_at"}
+IDS: dict[Table, str] = {"conversations": "conversation_id", "feedback": "feedback_id"}
 HISTORY = 12  # weeks before the judged one
 LEAST_WEEKS = 6  # of history; with fewer nothing is judged
 LEAST_GAPS = 20
 FAR = 4.0  # deviations
 FELL, ROSE = 0.5, 1.75  # times the median
 LATE, STOPPED = 2.0, 4.0  # times the longest gap
+RAGGED, STRAGGLERS = 0.05, 3  # share of the median, and rows, of a week behind the end of an export
 HOUR, WEEK = dt.timedelta(hours=1), dt.timedelta(weeks=1)
 
 
@@ -73,16 +78,32 @@ class Watched:
 
 
 def recent_rows(store: Store, table: Table, weeks: int = HISTORY + 2) -> pl.DataFrame:
-    """tenant_id and `at` of the rows of the newest stored weeks."""
+    """tenant_id, id and `at` of the rows of the newest stored weeks."""
     column = TIMES[table]
     files = [store.corpus(table, week) / "part.parquet" for week in store.weeks(table)]
     files = [file for file in files if file.exists()][-weeks:]
     if not files:
-        return pl.DataFrame(schema={"tenant_id": pl.String, "at": TIME})
+        return pl.DataFrame(schema={"tenant_id": pl.String, "id": pl.String, "at": TIME})
     rows = pl.scan_parquet(files, hive_partitioning=False)
     if table == "conversations":
         rows = rows.filter(pl.col("kind") == KINDS[0])
-    return rows.select("tenant_id", at=column).drop_nulls().collect()
+    return rows.select("tenant_id", id=IDS[table], at=column).drop_nulls().collect()
+
+
+def watch(store: Store, table: Table, sources: Sequence[str], now: dt.datetime, judge_rows: Callable[..., Watched]) -> Watched:
+    """`watch_volume` or `watch_freshness` of the stored rows, those of databases by the clock, the others by where they end."""
+    rows, talks = recent_rows(store, table), recent_rows(store, "conversations")
+    databases, folders = feeds(sources)
+    if databases and not folders:
+        return judge_rows(rows, now)
+    held = known_ids(store, "conversations", talks["id"], tuple(f"{address(one)} " for one in databases))
+    live = talks["tenant_id"].filter(held).unique().implode()
+    by_clock = judge_rows(rows.filter(pl.col("tenant_id").is_in(live)), now)
+    ended = end_of_export(talks.filter(~pl.col("tenant_id").is_in(live)))
+    by_end = judge_rows(rows.filter(~pl.col("tenant_id").is_in(live)), ended)
+    findings = sorted([*by_clock.findings, *by_end.findings], key=lambda one: not one.error)
+    judged, tenants = by_clock.judged + by_end.judged, by_clock.tenants + by_end.tenants
+    return Watched(findings, judged, tenants, ended if by_end.tenants else now)
 
 
 def watch_volume(rows: pl.DataFrame, as_of: dt.datetime | None = None) -> Watched:
@@ -160,13 +181,13 @@ def watch_freshness(rows: pl.DataFrame, as_of: dt.datetime | None = None) -> Wat
 
 
 def end_of_export(rows: pl.DataFrame) -> dt.datetime | None:
-    """The newest row before the ragged end; null without rows."""
+    """The newest row before the stragglers; null without rows."""
     whole = rows.select(pl.lit("all").alias("tenant_id"), "at")
     while isinstance(newest := whole["at"].max(), dt.datetime):
         monday = _monday(newest)
         counts = weekly_counts(whole, monday, newest)["all"]
         found = judge(counts[:-1], counts[-1]) if len(counts) > LEAST_WEEKS else None
-        if found is None or found[0] == "rose":
+        if found is None or counts[-1] > max(STRAGGLERS, RAGGED * float(np.median(counts[:-1]))):
             return newest
         whole = whole.filter(pl.col("at") < monday)
     return None
@@ -178,13 +199,10 @@ def age_days(rows: pl.DataFrame, now: dt.datetime) -> float | None:
     return (now - newest) / dt.timedelta(days=1) if isinstance(newest, dt.datetime) else None
 
 
-def live(sources: Sequence[str], now: dt.datetime) -> dt.datetime | None:
-    """The time to compare with: the clock for databases, null (its end) where a folder of exports is among the sources.
-
-    A folder with a `source.yaml` holds imported rows, which are no feed.
-    """
-    feeds = [source for source in sources if "://" in source or not (Path(source) / SETTINGS).exists()]
-    return now if feeds and all("://" in source for source in feeds) else None
+def feeds(sources: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The databases and the folders of exports. A folder with a `source.yaml` holds imported rows, which are no feed."""
+    databases = [source for source in sources if "://" in source]
+    return databases, [source for source in sources if "://" not in source and not (Path(source) / SETTINGS).exists()]
 
 
 def _monday(time: dt.datetime) -> dt.datetime:
