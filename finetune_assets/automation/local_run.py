@@ -238,8 +238,8 @@ class LocalRun:
         if not stale.all_weeks:
             for table in ("conversations", "feedback"):
                 ingest_undated(self.store, tables, table, StoreResource().key)
-            told = "\n".join(loss.sentence for loss in losses(self.store))
-            raise DataError(f"No row of the source has a usable time, so there is no week to read.\n{told}")
+            reasons = "\n".join(loss.sentence for loss in losses(self.store))
+            raise DataError(f"No row of the source has a usable time, so there is no week to read.\n{reasons}")
         first = self.environment.first_week.isoformat()
         early = [week for week in stale.all_weeks if week < first]
         if early:
